@@ -1,0 +1,193 @@
+"""ISIC-2017 as downloaded: which images, masks and labels a split has, joined by image id."""
+import csv
+
+from dataset.errors import InputError
+from dataset.images import EXTENSIONS
+from dataset.layout import ADDED
+
+CLASSES = ('nevus', 'melanoma', 'keratosis')   # index = class number of mask-CN
+MASK_SUFFIX = '_segmentation'
+COLUMNS = ('image_id', 'melanoma', 'seborrheic_keratosis')
+
+
+def find_images(folder):
+    """{image id: path} of a folder's pictures, sorted by id; superpixel files are ignored.
+
+    Raises InputError when the folder is missing or empty, or when one id has two files.
+    """
+    return _by_id(folder, lambda stem: None if stem.endswith('_superpixels') else stem, 'pictures')
+
+
+def find_masks(folder):
+    """{image id: path} of a folder's `<id>_segmentation.png` files, sorted by id."""
+    return _by_id(folder, lambda stem: stem.removesuffix(MASK_SUFFIX)
+                  if stem.endswith(MASK_SUFFIX) else None, 'masks')
+
+
+def _by_id(folder, id_of, kind):
+    if not folder.is_dir():
+        raise InputError(f'No folder of {kind}', [f'{folder}: is missing'],
+                         'see step 0 of the README for where the data go')
+    found, faults = {}, []
+    for path in sorted(folder.iterdir()):
+        image_id = id_of(path.stem) if path.suffix.lower() in EXTENSIONS else None
+        if image_id is None or path.name.startswith('.'):
+            continue
+        if image_id in found:
+            faults.append(f'{image_id}: {found[image_id].name} and {path.name} have the same id')
+        found[image_id] = path
+    if faults:
+        raise InputError(f'{folder}: duplicate ids', faults, 'keep one file for each id')
+    if not found:
+        raise InputError(f'{folder}: holds no {kind}', remedy='see step 0 of the README')
+    return found
+
+
+def read_labels(path):
+    """{image id: class number} of a challenge csv (columns image_id, melanoma, seborrheic_keratosis).
+
+    Nevus = neither. Values are 0 or 1, also written 0.0 or 1.0. Raises InputError with every
+    missing column, unreadable value, contradiction and duplicate.
+    """
+    remedy = f'the file needs the columns {", ".join(COLUMNS)} with 0 or 1 in the last two'
+    try:
+        with open(path, encoding='utf-8-sig', newline='') as file:
+            rows = list(csv.DictReader(file, skipinitialspace=True))
+    except FileNotFoundError:
+        raise InputError('A label file is missing', [f'{path}: is missing'],
+                         'download it (README, step 0)') from None
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise InputError('A label file cannot be read', [f'{path}: {error}'], remedy) from None
+    header = rows[0].keys() if rows else ()
+    missing = [name for name in COLUMNS if name not in header]
+    if missing:
+        raise InputError('A label file is not usable',
+                         [f'{path}: has no column {name}' if rows else f'{path}: has no rows'
+                          for name in missing], remedy)
+    labels, faults = {}, []
+    for number, row in enumerate(rows, start=2):
+        image_id = (row['image_id'] or '').strip()
+        where = f'{path}, line {number}'
+        flags = [_flag(row[name]) for name in COLUMNS[1:]]
+        if not image_id or None in flags:
+            faults.append(f'{where}: id {image_id!r}, melanoma {row[COLUMNS[1]]!r}, '
+                          f'seborrheic_keratosis {row[COLUMNS[2]]!r}')
+        elif all(flags):
+            faults.append(f'{where}: {image_id} is melanoma and seborrheic keratosis at once')
+        elif image_id in labels:
+            faults.append(f'{where}: {image_id} is listed twice')
+        else:
+            labels[image_id] = 1 if flags[0] else 2 if flags[1] else 0
+    if faults:
+        raise InputError('A label file is not usable', faults, remedy)
+    return labels
+
+
+def _flag(text):
+    """'0', '0.0', '1', '1.0' -> 0 or 1; None for anything else."""
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return int(value) if value in (0.0, 1.0) else None
+
+
+def classification_images(layout, split):
+    """Pictures and classes of a split, joined by id: sorted list of (image id, path, class number).
+
+    The extra training images join when their folder exists. Raises InputError for every picture
+    without a label and every id that both training folders hold; labels without picture are fine.
+    """
+    pairs, faults = {}, []
+    parts = [split]
+    if split == 'Training' and layout.originals(ADDED).is_dir():
+        parts.append(ADDED)
+    for part in parts:
+        images = find_images(layout.originals(part) / 'Images')
+        labels = read_labels(layout.labels(part))
+        for image_id, path in images.items():
+            if image_id in pairs:
+                faults.append(f'{image_id}: in {pairs[image_id][0].parent} and in {path.parent}')
+            elif image_id not in labels:
+                faults.append(f'{path}: {image_id} has no row in {layout.labels(part)}')
+            else:
+                pairs[image_id] = (path, labels[image_id])
+    if faults:
+        raise InputError(f'{split}: pictures and labels do not fit together', faults,
+                         'complete the label file, or move the pictures away')
+    return [(image_id, *pairs[image_id]) for image_id in sorted(pairs)]
+
+
+def segmentation_images(layout, split, skip_unpaired=False):
+    """Pictures and masks of a split: (sorted list of (image id, image path, mask path), left out).
+
+    A picture without a mask, or a mask without a picture, is an InputError that lists all of
+    them; with skip_unpaired they are left out and returned as the second value (lines of text).
+    """
+    folder = layout.originals(split)
+    images, masks = find_images(folder / 'Images'), find_masks(folder / 'Annotation')
+    unpaired = [f'{images[image_id]}: has no mask {image_id}{MASK_SUFFIX}.png in {folder / "Annotation"}'
+                for image_id in images if image_id not in masks]
+    unpaired += [f'{masks[image_id]}: has no picture {image_id}.* in {folder / "Images"}'
+                 for image_id in masks if image_id not in images]
+    if unpaired and not skip_unpaired:
+        raise InputError(f'{split}: pictures and masks do not pair up', unpaired,
+                         'add what is missing, or leave these out with --SKIP_UNPAIRED=True')
+    return [(image_id, images[image_id], masks[image_id])
+            for image_id in images if image_id in masks], unpaired
+
+
+def read_list(path, folder):
+    """Read a list file of step 1: [(path, second word)], paths below `folder`.
+
+    The second word is text: a class number, or the mask's path relative to `folder`.
+    Raises InputError for a missing or empty list and for each malformed line or missing file.
+    """
+    script = 'dataset/list_seg.py' if path.stem.endswith('_seg') else 'dataset/list_cls.py'
+    remedy = f'make the list anew: python {script}'
+    if not path.is_file():
+        raise InputError('A list of step 1 is missing', [f'{path}: is missing'], remedy)
+    entries, faults = [], []
+    text = path.read_text(encoding='utf-8-sig', errors='replace')
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.split()
+        if len(words) != 2:
+            faults.append(f'{path}, line {number}: {line[:80]!r} is not "file label"')
+        elif not (folder / words[0]).is_file():
+            faults.append(f'{path}, line {number}: {folder / words[0]} is missing')
+        else:
+            entries.append((folder / words[0], words[1]))
+    if not entries and not faults:
+        faults.append(f'{path}: is empty')
+    if faults:
+        raise InputError('A list of step 1 cannot be used', faults, remedy)
+    return entries
+
+
+def read_segmentation_list(layout, split):
+    """[(image path, mask path)] of a split's segmentation list; masks are checked to exist."""
+    folder, path = layout.segmentation(split), layout.segmentation_list(split)
+    pairs = [(image, folder / mask) for image, mask in read_list(path, folder)]
+    missing = [f'{mask}: is missing' for _, mask in pairs if not mask.is_file()]
+    if missing:
+        raise InputError(f'{path}: masks are missing', missing, 'python dataset/list_seg.py')
+    return pairs
+
+
+def read_classification_list(layout, split):
+    """[(crop path, class number)] of a split's classification list."""
+    path = layout.classification_list(split)
+    entries = read_list(path, layout.crops(split))
+    faults = [f'{path}: {crop.name} has the class {label!r}, not 0, 1 or 2'
+              for crop, label in entries if label not in ('0', '1', '2')]
+    if faults:
+        raise InputError('A list of step 1 cannot be used', faults, 'python dataset/list_cls.py')
+    return [(crop, int(label)) for crop, label in entries]
+
+
+def image_id_of(crop):
+    """Image id of a crop's path: `ISIC_0000001_15_3.png` and `ISIC_0000001.png` -> ISIC_0000001."""
+    stem = crop.stem
+    head, _, number = stem.rpartition('_')
+    base, _, count = head.rpartition('_')
+    return base if base and number.isdigit() and count in ('9', '15') else stem

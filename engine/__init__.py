@@ -1,0 +1,1 @@
+"""What all stages share: settings, checkpoints, distribution, logging, metrics, evaluation."""

@@ -1,0 +1,193 @@
+"""A script's upper-case constants are its settings; this module documents and overrides them.
+
+    cfg = settings.resolve(globals())      # in main(); then cfg.BATCH_SIZE, cfg.ROOT, ...
+
+Order of precedence, weakest first: the constants at the file's top, the script's table in
+`recipes/<RECIPE>.toml`, the command line (`--NAME=value`). Nothing is executed: values are
+literals of the constant's own type.
+"""
+import ast
+import difflib
+import io
+import sys
+import tokenize
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+from dataset.errors import InputError
+
+RECIPES = Path(__file__).resolve().parent.parent / 'recipes'
+
+
+class Settings(SimpleNamespace):
+    """The resolved constants as attributes; `vars(cfg)` is the dict that is stored with a run."""
+
+
+def resolve(namespace, argv=None, choices=None, positive=()):
+    """Resolve a script's constants against its recipe and the command line; print what changed.
+
+    namespace : dict                  the script's globals()
+    argv : list of str                overrides; default: the command line
+    choices : dict name -> tuple      values that a constant may take
+    positive : iterable of names      numbers that must be greater than zero
+    Returns Settings. Raises InputError that names every bad override; `--help` prints and exits.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    script = Path(namespace['__file__'])
+    constants = read_constants(script)
+    values = {name: namespace[name] for name in constants}
+    if any(argument in ('-h', '--help') for argument in argv):
+        print(describe(namespace['__doc__'], script, constants, values))
+        sys.exit(0)
+
+    command_line, faults = _split_arguments(argv, values)
+    recipe = command_line.get('RECIPE', values.get('RECIPE', 'default'))
+    layers = [(f'recipes/{recipe}.toml', _read_recipe(recipe, script.stem, faults)),
+              ('command line', command_line)]
+    changed = {}
+    for source, overrides in layers:
+        for name, given in overrides.items():
+            try:
+                values[name] = convert(name, given, values)
+                changed[name] = source
+            except ValueError as error:
+                faults.append(f'{source}: {error}')
+    for name, allowed in (choices or {}).items():
+        if values[name] not in allowed:
+            faults.append(f'{name}={values[name]!r}: must be one of {", ".join(map(repr, allowed))}')
+    for name in positive:
+        if not values[name] > 0:
+            faults.append(f'{name}={values[name]!r}: must be greater than zero')
+    if faults:
+        raise InputError(f'{script.name}: settings that cannot be used', faults,
+                         f'python {_shown(script)} --help lists every constant')
+    for name, source in changed.items():
+        print(f'{name} = {values[name]!r}   # {source}')
+    return Settings(**values)
+
+
+def read_constants(script):
+    """{NAME: (group, comment)} of a script's upper-case constants, in the file's order.
+
+    A group is the nearest banner comment above (`# --- title`); the comment is the one behind
+    the value. Both are read from the source, so that the file top is the only documentation.
+    """
+    source = Path(script).read_text(encoding='utf-8')
+    comments = {token.start[0]: token.string.lstrip('# ').strip()
+                for token in tokenize.generate_tokens(io.StringIO(source).readline)
+                if token.type == tokenize.COMMENT}
+    banners = {line: text.strip('- ') for line, text in comments.items() if text.startswith('---')}
+    constants = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            break
+        if not isinstance(node, ast.Assign) or len(node.targets) != 1:
+            continue
+        name = getattr(node.targets[0], 'id', '')
+        if name.isupper():
+            group = next((banners[line] for line in sorted(banners, reverse=True)
+                          if line < node.lineno), '')
+            constants[name] = (group, comments.get(node.end_lineno, ''))
+    return constants
+
+
+def describe(documentation, script, constants, values):
+    """The text of --help: the script's docstring, then each constant with default and comment."""
+    lines = [(documentation or '').strip(), '', 'Settings (--NAME=value):']
+    shown = ''
+    for name, (group, comment) in constants.items():
+        if group and group != shown:
+            lines += ['', f'  {group}']
+            shown = group
+        lines.append(f'    --{name}={_literal(values[name])}'.ljust(44) + f' {comment}')
+    return '\n'.join(lines)
+
+
+def convert(name, given, values):
+    """`given` (command-line text or a TOML value) as the type that constant `name` has."""
+    if name not in values:
+        near = difflib.get_close_matches(name.upper(), values, n=1, cutoff=0.4)
+        raise ValueError(f'{name} is not a setting' + (f'; did you mean {near[0]}?' if near else ''))
+    default = values[name]
+    if isinstance(default, str):
+        if not isinstance(given, str):
+            raise ValueError(f'{name}={given!r}: must be text')
+        return given
+    if isinstance(given, str):
+        try:
+            given = ast.literal_eval(given.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            raise ValueError(f'{name}={given}: must be {_kind(default)}') from None
+    return _cast(name, given, default)
+
+
+def _cast(name, given, default):
+    """Check a literal against the default's type; the only conversions are int -> float, list -> tuple."""
+    number = isinstance(given, (int, float)) and not isinstance(given, bool)
+    if isinstance(default, bool) and isinstance(given, bool):
+        return given
+    if isinstance(default, tuple):
+        items = given if isinstance(given, (tuple, list)) else (given,)
+        like = default[0] if default else items[0] if items else 0
+        return tuple(_cast(name, item, like) for item in items)
+    if type(default) is int and type(given) is int:
+        return given
+    if type(default) is float and number and given == given:
+        return float(given)
+    if type(default) is str and type(given) is str:
+        return given
+    raise ValueError(f'{name}={given!r}: must be {_kind(default)}')
+
+
+def _kind(default):
+    if isinstance(default, tuple):
+        return f'a list such as {_literal(default)}'
+    return {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'text'}[type(default)]
+
+
+def _split_arguments(argv, values):
+    """Command-line words -> ({NAME: text}, faults)."""
+    overrides, faults = {}, []
+    for argument in argv:
+        name, equals, text = argument.removeprefix('--').partition('=')
+        if not argument.startswith('--') or not equals:
+            near = difflib.get_close_matches(name.upper(), values, n=1, cutoff=0.6)
+            hint = f' (--{near[0]}=value?)' if near else ''
+            faults.append(f'{argument}: overrides are written --NAME=value{hint}')
+        elif name in overrides:
+            faults.append(f'--{name} is given twice')
+        else:
+            overrides[name] = text
+    return overrides, faults
+
+
+def _read_recipe(recipe, script, faults):
+    """The table of `script` in a recipe file ({} where it has none; 'default' has no file)."""
+    if recipe == 'default':
+        return {}
+    known = sorted(path.stem for path in RECIPES.glob('*.toml'))
+    if recipe not in known:
+        faults.append(f'RECIPE={recipe!r}: must be one of default, {", ".join(known)}')
+        return {}
+    path = RECIPES / f'{recipe}.toml'
+    try:
+        tables = tomllib.loads(path.read_text(encoding='utf-8'))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        faults.append(f'{path.name}: not valid TOML: {error}')
+        return {}
+    table = tables.get(script, {})
+    if not isinstance(table, dict):
+        faults.append(f'{path.name}: {script} must be a table, [{script}]')
+        return {}
+    return table
+
+
+def _literal(value):
+    if isinstance(value, tuple):
+        return ','.join(str(item) for item in value)
+    return str(value)
+
+
+def _shown(script):
+    return f'dataset/{script.name}' if script.parent.name == 'dataset' else script.name
