@@ -1,0 +1,1 @@
+"""The networks, their losses, class activation maps and weight names; knows no files."""

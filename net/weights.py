@@ -1,0 +1,181 @@
+"""From public weight files to our parameter names, with exact checks of what does and does not load.
+
+Everything here works on state dicts (name -> tensor); files are opened in `engine.checkpoints`.
+"""
+import torch
+from torch import nn
+
+# ImageNet Xception (Cadene's names) -> mask-CN. The released code filtered these names away and
+# trained two thirds of mask-CN from random weights.
+EXIT_FLOW = {'block12.skip': 'residual.0', 'block12.skipbn': 'residual.1',
+             'block12.rep.1': 'SepConv1.1', 'block12.rep.2': 'SepConv1.2',
+             'block12.rep.4': 'SepConv2.1', 'block12.rep.5': 'SepConv2.2',
+             'conv3': 'SepConv3.0', 'bn3': 'SepConv3.1', 'conv4': 'SepConv4.0', 'bn4': 'SepConv4.1'}
+CLASSIFIERS = ('fc.', 'last_linear.', 'classifier.')
+
+
+def strip_prefixes(state):
+    """Remove the `module.` and `_orig_mod.` that DistributedDataParallel and torch.compile add."""
+    def clean(name):
+        while name.startswith(('module.', '_orig_mod.')):
+            name = name.partition('.')[2]
+        return name
+    return {clean(name): tensor for name, tensor in state.items()}
+
+
+def load(network, state, missing=(), ignored=()):
+    """Load `state` and demand that exactly the parameters beginning with `missing` keep their values.
+
+    missing, ignored : prefixes of names; `ignored` ones in `state` are dropped before loading.
+    Raises ValueError that names what is missing, unexpected or of another shape.
+    """
+    state = {name: tensor for name, tensor in strip_prefixes(state).items()
+             if not name.startswith(tuple(ignored))}
+    own = network.state_dict()
+    problems = [f'{name} is missing' for name in own
+                if name not in state and not name.startswith(tuple(missing))]
+    problems += [f'{name} is not a parameter of {type(network).__name__}'
+                 for name in state if name not in own]
+    problems += [f'{name} should not be in the file' for name in state
+                 if missing and name in own and name.startswith(tuple(missing))]
+    problems += [f'{name} has shape {tuple(state[name].shape)} instead of {tuple(own[name].shape)}'
+                 for name in own if name in state and state[name].shape != own[name].shape]
+    if problems:
+        more = f' (and {len(problems) - 5} more)' if len(problems) > 5 else ''
+        raise ValueError('; '.join(problems[:5]) + more)
+    network.load_state_dict(state, strict=False)
+
+
+def load_voc(network, state):
+    """Load DeepLabv3+ trained on PASCAL VOC (21 classes): everything but the last 1x1 convolution."""
+    load(network, state, missing=('cls_conv.',), ignored=('cls_conv.', 'module.cls_conv.'))
+
+
+def load_coarse_into_enhanced(network, state):
+    """Initialise enhanced-SN from coarse-SN: everything but the E-layer (section III-C)."""
+    load(network, state, missing=('cam_conv.',))
+
+
+def load_imagenet_xception(network, state, exit_flow=True):
+    """Load the ImageNet Xception into mask-CN: everything but the classifier.
+
+    The filters of a 4th input channel are the mean of the RGB filters.
+    exit_flow : False leaves the exit flow random, as the released code's name filter did
+    """
+    state = {_maskcn_name(name): tensor.float() if tensor.is_floating_point() else tensor
+             for name, tensor in strip_prefixes(state).items()}
+    rgb = state['conv1.weight']   # (32, 3, 3, 3)
+    extra = network.conv1.in_channels - rgb.shape[1]
+    if extra > 0:
+        state['conv1.weight'] = torch.cat([rgb, rgb.mean(1, keepdim=True).expand(-1, extra, -1, -1)], 1)
+    missing, ignored = ['cls.'], list(CLASSIFIERS)
+    if not exit_flow:
+        random = sorted({target.partition('.')[0] + '.' for target in EXIT_FLOW.values()})
+        missing, ignored = missing + random, ignored + random
+    load(network, _with_counters(network, state), missing=missing, ignored=ignored)
+
+
+def _maskcn_name(name):
+    for source, target in EXIT_FLOW.items():
+        if name.startswith(source + '.'):
+            return target + name[len(source):]
+    return name
+
+
+def _with_counters(network, state):
+    """Add `num_batches_tracked` = 0 where an older file has none."""
+    counters = {name: tensor for name, tensor in network.state_dict().items()
+                if name.endswith('num_batches_tracked')
+                and name.removesuffix('num_batches_tracked') + 'running_mean' in state}
+    return {**{name: torch.zeros_like(tensor) for name, tensor in counters.items()}, **state}
+
+
+def transplant_xception(network, state, images):
+    """Start coarse-SN's 65-layer encoder from the 36-layer ImageNet Xception (our own, not the paper's).
+
+    Where layers correspond they are copied; blocks 12..19 repeat 4..11 with their last batch
+    norm at zero, so that they start as the identity. The source has no batch norm between
+    depthwise and pointwise convolution, so ours is set from data to be the identity.
+
+    network : deeplabv3plus; state : names of `xception-43020ad28.pth`
+    images : (B, 3, H, W) in [0, 1] of training pictures, on the network's device
+    Raises ValueError when the file lacks a needed tensor.
+    """
+    source = {name: tensor.float() for name, tensor in strip_prefixes(state).items()}
+    encoder = network.backbone
+    identities = []   # batch norms that must become the identity
+    try:
+        _copy_stem(encoder, source)
+        for number, sepconv, place, norm in _transplanted_sepconvs():
+            target = getattr(encoder, number)
+            target = getattr(target, sepconv) if sepconv else target
+            _copy(target.depthwise, source, f'{place}.conv1')
+            _copy(target.pointwise, source, f'{place}.pointwise')
+            _copy(target.bn2, source, norm)
+            identities.append(target.bn1)
+        for number, place in (('block1', 'block1'), ('block2', 'block2'), ('block3', 'block3'),
+                              ('block20', 'block12')):
+            _copy(getattr(encoder, number).skip, source, f'{place}.skip')
+            _copy(getattr(encoder, number).skipbn, source, f'{place}.skipbn')
+    except KeyError as error:
+        raise ValueError(f'{error.args[0]} is missing: not an ImageNet Xception') from None
+    for number in range(12, 20):
+        last = getattr(encoder, f'block{number}').sepconv3.bn2
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    _calibrate(encoder, identities, images)
+
+
+def _transplanted_sepconvs():
+    """(our block, our sepconv, source convolution, source batch norm) of each copied layer."""
+    rows = []
+    for number in (1, 2, 3):
+        first = 0 if number == 1 else 1   # the source's block1 has no leading ReLU
+        rows += [(f'block{number}', f'sepconv{k + 1}', f'block{number}.rep.{first + 3 * k}',
+                  f'block{number}.rep.{first + 3 * k + 1}') for k in (0, 1)]
+    for number in range(4, 20):
+        origin = number if number < 12 else number - 8
+        rows += [(f'block{number}', f'sepconv{k + 1}', f'block{origin}.rep.{1 + 3 * k}',
+                  f'block{origin}.rep.{2 + 3 * k}') for k in (0, 1, 2)]
+    rows += [('block20', f'sepconv{k + 1}', f'block12.rep.{1 + 3 * k}', f'block12.rep.{2 + 3 * k}')
+             for k in (0, 1)]
+    return rows + [('conv3', '', 'conv3', 'bn3'), ('conv5', '', 'conv4', 'bn4')]
+
+
+def _copy_stem(encoder, source):
+    for name in ('conv1', 'bn1', 'conv2', 'bn2'):
+        _copy(getattr(encoder, name), source, name)
+    # The source reads 2x - 1 where ours reads x: w * (2x - 1) = 2w * x - sum(w).
+    with torch.no_grad():
+        encoder.bn1.running_mean += encoder.conv1.weight.sum((1, 2, 3))
+        encoder.conv1.weight *= 2
+
+
+def _copy(layer, source, place):
+    for name, tensor in layer.state_dict().items():
+        if name != 'num_batches_tracked':
+            getattr(layer, name).data.copy_(source[f'{place}.{name}'])
+
+
+def _calibrate(encoder, identities, images):
+    """Set each batch norm to weight = std, bias = mean of its input, in one forward pass in order."""
+    def become_identity(norm, inputs):
+        variance, mean = torch.var_mean(inputs[0].float(), (0, 2, 3), correction=0)
+        norm.weight.copy_((variance + norm.eps).sqrt())
+        norm.bias.copy_(mean)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+
+    norms = [layer for layer in encoder.modules() if isinstance(layer, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    hooks = [norm.register_forward_pre_hook(become_identity) for norm in identities]
+    was_training = encoder.training
+    for norm in norms:
+        norm.momentum = 0.0   # the copied running statistics stay
+    with torch.no_grad():
+        encoder.train()(images)
+    encoder.train(was_training)
+    for hook in hooks:
+        hook.remove()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
