@@ -2,12 +2,15 @@
 import contextlib
 import os
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from tqdm import tqdm
 
 from dataset.errors import InputError
+
+ABANDONED_AFTER = 600   # seconds; no file of step 1 takes that long to write
 
 
 @contextlib.contextmanager
@@ -28,8 +31,19 @@ def replacing(path):
         with open(temporary, 'rb+') as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)   # a full disk is reported without a name or a temporary one
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder):
+    """Remove temporary files that killed runs left in `folder`; a present run's are younger."""
+    for path in Path(folder).glob('.*-*'):
+        with contextlib.suppress(OSError):   # gone meanwhile, or a folder
+            if time.time() - path.stat().st_ctime > ABANDONED_AFTER:
+                path.unlink()
 
 
 def _umask():
@@ -56,11 +70,11 @@ def for_all(work, items, description, workers=0, summary='', remedy=''):
 
     Threads suffice: Pillow, OpenCV and NumPy release the interpreter lock while they work.
     Every item is tried; the InputErrors of all bad ones are raised together as one.
-    workers : int, 0 = one for each core.
+    workers : int, 0 or less = one for each core.
     """
     items = list(items)
     results, faults = [None] * len(items), {}
-    pool = ThreadPoolExecutor(workers or os.cpu_count())
+    pool = ThreadPoolExecutor(workers if workers > 0 else os.cpu_count())
     try:
         futures = {pool.submit(work, item): number for number, item in enumerate(items)}
         for future in tqdm(as_completed(futures), total=len(futures), desc=description,

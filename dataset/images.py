@@ -1,4 +1,5 @@
 """Reading and writing pictures: RGB images, binary masks, and the faults that they can have."""
+import struct
 import warnings
 
 import cv2
@@ -12,6 +13,11 @@ FORMATS = ('JPEG', 'PNG', 'BMP')
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp')
 ORIENTATION = 0x0112   # EXIF tag
 LEAST_SIDE = 16        # pixels; anything smaller is not a photograph of a lesion
+# What Pillow raises on a damaged file; the last two on a damaged EXIF block.
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, MemoryError, TypeError, struct.error)
+
+# `open_image` measures the size itself: warnings.catch_warnings is not safe in threads.
+warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 
 
 def open_image(path):
@@ -20,16 +26,18 @@ def open_image(path):
     A picture with a declared size beyond Pillow's bomb limit (89 megapixels) is refused.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('error', Image.DecompressionBombWarning)
-            return Image.open(path, formats=FORMATS)
+        image = Image.open(path, formats=FORMATS)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise _fault(path, 'declares more than 89 megapixels') from None
     except FileNotFoundError:
         raise _fault(path, 'is missing') from None
-    except (OSError, SyntaxError, ValueError, EOFError):
+    except UNREADABLE:
         reason = 'is empty' if path_size(path) == 0 else 'is not a readable jpg, png or bmp'
         raise _fault(path, reason) from None
+    if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        image.close()
+        raise _fault(path, 'declares more than 89 megapixels')
+    return image
 
 
 def path_size(path):
@@ -71,49 +79,57 @@ def _decoded(image, path):
     try:
         image.load()
         return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError):
+    except UNREADABLE:
         raise _fault(path, 'is damaged: it cannot be decoded to its end') from None
+
+
+def _orientation(image):
+    """EXIF orientation 1..8; values outside mean upright, as viewers take them."""
+    value = image.getexif().get(ORIENTATION, 1)
+    return value if value in range(1, 9) else 1
 
 
 def image_size(path):
     """(width, height) in pixels from the header, EXIF orientation applied."""
     with open_image(path) as image:
         width, height = image.size
-        turned = path.suffix.lower() in ('.jpg', '.jpeg') and image.getexif().get(ORIENTATION, 1) > 4
+        # Asking a png for its EXIF block would decode the whole picture.
+        turned = path.suffix.lower() in ('.jpg', '.jpeg') and _orientation(image) > 4
     return (height, width) if turned else (width, height)
 
 
 def inspect_image(path):
     """Decode a photograph completely and list what training must not meet.
 
-    Returns ((width, height) or None, list of faults). Checked: readable to the end, 8-bit RGB,
-    upright by its EXIF tag, at least 16 px on a side.
+    Returns ((width, height) as seen or None, list of faults). Checked: readable to the end,
+    8-bit RGB, upright by its EXIF tag, at least 16 px on a side.
     """
     try:
         with open_image(path) as image:
             size, mode = image.size, image.mode
-            turned = image.getexif().get(ORIENTATION, 1) != 1
-            image.draft('RGB', (size[0] // 8, size[1] // 8))   # decodes every byte, to fewer pixels
+            least = (max(1, size[0] // 8), max(1, size[1] // 8))
+            image.draft('RGB', least)   # reads every byte, but makes fewer pixels of them
             _decoded(image, path)
+            orientation = _orientation(image)
     except InputError as error:
         return None, error.faults
     faults = []
     if mode != 'RGB':
         faults.append(f'{path}: colour mode is {mode}, not 8-bit RGB')
-    if turned:
+    if orientation != 1:
         faults.append(f'{path}: is rotated by its EXIF tag; store the pixels upright')
     if min(size) < LEAST_SIDE:
         faults.append(f'{path}: is {size[0]}x{size[1]} px, too small to be a photograph')
-    return size, faults
+    return (size[::-1] if orientation > 4 else size), faults
 
 
 def inspect_mask(path):
-    """Decode a mask and list its faults. Returns ((width, height) or None, list of faults)."""
+    """Decode a mask. Returns ((width, height) or None, its lesion pixels, list of faults)."""
     try:
         mask = read_mask(path)
     except InputError as error:
-        return None, error.faults
-    return (mask.shape[1], mask.shape[0]), []
+        return None, 0, error.faults
+    return (mask.shape[1], mask.shape[0]), cv2.countNonZero(mask), []
 
 
 def resize_rgb(image, size, box=None):
@@ -127,7 +143,7 @@ def resize_rgb(image, size, box=None):
 
 
 def resize_mask(mask, size):
-    """Nearest-neighbour resize of an (H, W) mask to size = (width, height), pixel centres aligned."""
+    """Nearest-neighbour resize of an (H, W) mask to (width, height), pixel centres aligned."""
     return cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
 
 

@@ -1,5 +1,6 @@
 """ISIC-2017 as downloaded: which images, masks and labels a split has, joined by image id."""
 import csv
+import os
 
 from dataset.errors import InputError
 from dataset.images import EXTENSIONS
@@ -15,72 +16,98 @@ def find_images(folder):
 
     Raises InputError when the folder is missing or empty, or when one id has two files.
     """
-    return _by_id(folder, lambda stem: None if stem.endswith('_superpixels') else stem, 'pictures')
+    return _sound(folder, *scan_folder(folder, 'pictures'))
 
 
 def find_masks(folder):
-    """{image id: path} of a folder's `<id>_segmentation.png` files, sorted by id."""
-    return _by_id(folder, lambda stem: stem.removesuffix(MASK_SUFFIX)
-                  if stem.endswith(MASK_SUFFIX) else None, 'masks')
+    """{image id: path} of a folder's `<id>_segmentation.png` files, sorted by id.
+
+    Raises InputError like `find_images`.
+    """
+    return _sound(folder, *scan_folder(folder, 'masks'))
 
 
-def _by_id(folder, id_of, kind):
-    if not folder.is_dir():
-        raise InputError(f'No folder of {kind}', [f'{folder}: is missing'],
-                         'see step 0 of the README for where the data go')
-    found, faults = {}, []
-    for path in sorted(folder.iterdir()):
-        image_id = id_of(path.stem) if path.suffix.lower() in EXTENSIONS else None
-        if image_id is None or path.name.startswith('.'):
-            continue
-        if image_id in found:
-            faults.append(f'{image_id}: {found[image_id].name} and {path.name} have the same id')
-        found[image_id] = path
+def _sound(folder, found, faults):
     if faults:
-        raise InputError(f'{folder}: duplicate ids', faults, 'keep one file for each id')
-    if not found:
-        raise InputError(f'{folder}: holds no {kind}', remedy='see step 0 of the README')
+        raise InputError(f'{folder} cannot be used', faults,
+                         'one file for each id; step 0 of the README says where the data go')
     return found
 
 
+def scan_folder(folder, kind):
+    """({image id: path} sorted by id, list of faults) of a folder; kind: 'pictures' or 'masks'."""
+    if not folder.is_dir():
+        return {}, [f'{folder}: is missing']
+    found, faults = {}, []
+    for path in sorted(folder.iterdir()):
+        image_id = _image_id(path.stem, kind)
+        if path.suffix.lower() not in EXTENSIONS or image_id is None or path.name.startswith('.'):
+            continue
+        if image_id in found:
+            faults.append(f'{image_id}: {found[image_id]} and {path.name} have the same id')
+        else:
+            found[image_id] = path
+    if not found:
+        faults.append(f'{folder}: holds no {kind}')
+    return dict(sorted(found.items())), faults
+
+
+def _image_id(stem, kind):
+    """The id in a file's stem; None for a file of another kind."""
+    if kind == 'masks':
+        return stem.removesuffix(MASK_SUFFIX) if stem.endswith(MASK_SUFFIX) else None
+    return None if stem.endswith('_superpixels') else stem
+
+
 def read_labels(path):
-    """{image id: class number} of a challenge csv (columns image_id, melanoma, seborrheic_keratosis).
+    """{image id: class number} of a challenge csv, its columns being COLUMNS.
 
     Nevus = neither. Values are 0 or 1, also written 0.0 or 1.0. Raises InputError with every
     missing column, unreadable value, contradiction and duplicate.
     """
-    remedy = f'the file needs the columns {", ".join(COLUMNS)} with 0 or 1 in the last two'
+    labels, faults = scan_labels(path)
+    if faults:
+        raise InputError('A label file cannot be used', faults,
+                         f'the file (README, step 0) needs the columns {", ".join(COLUMNS)}, '
+                         'with 0 or 1 in the last two')
+    return labels
+
+
+def scan_labels(path):
+    """({image id: class number}, list of faults) of a label csv; an unusable row has None."""
     try:
         with open(path, encoding='utf-8-sig', newline='') as file:
             rows = list(csv.DictReader(file, skipinitialspace=True))
     except FileNotFoundError:
-        raise InputError('A label file is missing', [f'{path}: is missing'],
-                         'download it (README, step 0)') from None
+        return {}, [f'{path}: is missing']
     except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise InputError('A label file cannot be read', [f'{path}: {error}'], remedy) from None
-    header = rows[0].keys() if rows else ()
-    missing = [name for name in COLUMNS if name not in header]
+        return {}, [f'{path}: cannot be read: {error}']
+    if not rows:
+        return {}, [f'{path}: has no rows']
+    missing = [name for name in COLUMNS if name not in rows[0]]
     if missing:
-        raise InputError('A label file is not usable',
-                         [f'{path}: has no column {name}' if rows else f'{path}: has no rows'
-                          for name in missing], remedy)
+        return {}, [f'{path}: has no column {name}' for name in missing]
+    return _classes(path, rows)
+
+
+def _classes(path, rows):
+    """Turn the rows of a label csv into `scan_labels`' two values."""
     labels, faults = {}, []
     for number, row in enumerate(rows, start=2):
         image_id = (row['image_id'] or '').strip()
         where = f'{path}, line {number}'
         flags = [_flag(row[name]) for name in COLUMNS[1:]]
-        if not image_id or None in flags:
+        usable = bool(image_id) and None not in flags and not all(flags)
+        if image_id in labels:
+            faults.append(f'{where}: {image_id} is listed twice')
+        elif not image_id or None in flags:
             faults.append(f'{where}: id {image_id!r}, melanoma {row[COLUMNS[1]]!r}, '
                           f'seborrheic_keratosis {row[COLUMNS[2]]!r}')
-        elif all(flags):
+        elif not usable:
             faults.append(f'{where}: {image_id} is melanoma and seborrheic keratosis at once')
-        elif image_id in labels:
-            faults.append(f'{where}: {image_id} is listed twice')
-        else:
-            labels[image_id] = 1 if flags[0] else 2 if flags[1] else 0
-    if faults:
-        raise InputError('A label file is not usable', faults, remedy)
-    return labels
+        if image_id:
+            labels[image_id] = flags[0] + 2 * flags[1] if usable else None
+    return labels, faults
 
 
 def _flag(text):
@@ -109,13 +136,18 @@ def classification_images(layout, split):
             if image_id in pairs:
                 faults.append(f'{image_id}: in {pairs[image_id][0].parent} and in {path.parent}')
             elif image_id not in labels:
-                faults.append(f'{path}: {image_id} has no row in {layout.labels(part)}')
+                faults.append(unlabelled(image_id, path, layout.labels(part)))
             else:
                 pairs[image_id] = (path, labels[image_id])
     if faults:
         raise InputError(f'{split}: pictures and labels do not fit together', faults,
                          'complete the label file, or move the pictures away')
     return [(image_id, *pairs[image_id]) for image_id in sorted(pairs)]
+
+
+def unlabelled(image_id, path, labels):
+    """The line that reports a picture without a label."""
+    return f'{path}: {image_id} has no row in {labels}'
 
 
 def segmentation_images(layout, split, skip_unpaired=False):
@@ -126,15 +158,20 @@ def segmentation_images(layout, split, skip_unpaired=False):
     """
     folder = layout.originals(split)
     images, masks = find_images(folder / 'Images'), find_masks(folder / 'Annotation')
-    unpaired = [f'{images[image_id]}: has no mask {image_id}{MASK_SUFFIX}.png in {folder / "Annotation"}'
-                for image_id in images if image_id not in masks]
-    unpaired += [f'{masks[image_id]}: has no picture {image_id}.* in {folder / "Images"}'
-                 for image_id in masks if image_id not in images]
-    if unpaired and not skip_unpaired:
-        raise InputError(f'{split}: pictures and masks do not pair up', unpaired,
+    left_out = unpaired(folder, images, masks)
+    if left_out and not skip_unpaired:
+        raise InputError(f'{split}: pictures and masks do not pair up', left_out,
                          'add what is missing, or leave these out with --SKIP_UNPAIRED=True')
     return [(image_id, images[image_id], masks[image_id])
-            for image_id in images if image_id in masks], unpaired
+            for image_id in images if image_id in masks], left_out
+
+
+def unpaired(folder, images, masks):
+    """Lines that report pictures without a mask and masks without a picture ({id: path} each)."""
+    lines = [f'{path}: has no mask {image_id}{MASK_SUFFIX}.png in {folder / "Annotation"}'
+             for image_id, path in images.items() if image_id not in masks]
+    return lines + [f'{path}: has no picture {image_id}.* in {folder / "Images"}'
+                    for image_id, path in masks.items() if image_id not in images]
 
 
 def read_list(path, folder):
@@ -153,7 +190,7 @@ def read_list(path, folder):
         words = line.split()
         if len(words) != 2:
             faults.append(f'{path}, line {number}: {line[:80]!r} is not "file label"')
-        elif not (folder / words[0]).is_file():
+        elif not os.path.isfile(folder / words[0]):   # Path.is_file raises on overlong names
             faults.append(f'{path}, line {number}: {folder / words[0]} is missing')
         else:
             entries.append((folder / words[0], words[1]))

@@ -6,7 +6,8 @@ ADDED = 'Training_Add'   # the paper's 1320 extra classification images; optiona
 
 # A crop or mask list is named after the data it lists.
 SEGMENTATION_LISTS = {split: f'{split}_seg.txt' for split in SPLITS}
-CLASSIFICATION_LISTS = {'Training': 'Training_Add_cls.txt', 'Validation': 'Validation_crop9_cls.txt',
+CLASSIFICATION_LISTS = {'Training': 'Training_Add_cls.txt',
+                        'Validation': 'Validation_crop9_cls.txt',
                         'Testing': 'Testing_crop9_cls.txt'}
 CROP_FOLDERS = {'Training': 'Training_Add_resize_crop_cls',
                 'Validation': 'Validation_resize_crop9_cls',

@@ -1,7 +1,11 @@
 """How every script starts and ends: exit codes, and messages instead of tracebacks."""
+import errno
 import sys
 
 from dataset.errors import InputError
+
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Interrupted(Exception):
@@ -16,11 +20,17 @@ class Interrupted(Exception):
 
 
 def launch(main):
-    """Run `main()`; exit with 0, 2 (bad input, message on stderr) or 128 + signal."""
+    """Run `main()`; exit with 0, 2 (bad input or a full disk, said on stderr) or 128 + signal."""
     try:
         main()
     except InputError as error:
         print(f'\nerror: {error}', file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        print(f'\nerror: {error.filename or "a file"} cannot be written or read: {error.strerror}\n'
+              'Remedy: make room or grant access, then run the same command again', file=sys.stderr)
         sys.exit(2)
     except Interrupted as interruption:
         print(f'\n{interruption}; run the same command again to go on', file=sys.stderr)

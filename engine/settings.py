@@ -55,7 +55,8 @@ def resolve(namespace, argv=None, choices=None, positive=()):
                 faults.append(f'{source}: {error}')
     for name, allowed in (choices or {}).items():
         if values[name] not in allowed:
-            faults.append(f'{name}={values[name]!r}: must be one of {", ".join(map(repr, allowed))}')
+            listed = ', '.join(map(repr, allowed))
+            faults.append(f'{name}={values[name]!r}: must be one of {listed}')
     for name in positive:
         if not values[name] > 0:
             faults.append(f'{name}={values[name]!r}: must be greater than zero')
@@ -108,7 +109,8 @@ def convert(name, given, values):
     """`given` (command-line text or a TOML value) as the type that constant `name` has."""
     if name not in values:
         near = difflib.get_close_matches(name.upper(), values, n=1, cutoff=0.4)
-        raise ValueError(f'{name} is not a setting' + (f'; did you mean {near[0]}?' if near else ''))
+        hint = f'; did you mean {near[0]}?' if near else ''
+        raise ValueError(f'{name} is not a setting{hint}')
     default = values[name]
     if isinstance(default, str):
         if not isinstance(given, str):
@@ -117,13 +119,13 @@ def convert(name, given, values):
     if isinstance(given, str):
         try:
             given = ast.literal_eval(given.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             raise ValueError(f'{name}={given}: must be {_kind(default)}') from None
     return _cast(name, given, default)
 
 
 def _cast(name, given, default):
-    """Check a literal against the default's type; the only conversions are int -> float, list -> tuple."""
+    """Check a literal against the default's type; only int -> float and list -> tuple convert."""
     number = isinstance(given, (int, float)) and not isinstance(given, bool)
     if isinstance(default, bool) and isinstance(given, bool):
         return given
@@ -143,7 +145,8 @@ def _cast(name, given, default):
 def _kind(default):
     if isinstance(default, tuple):
         return f'a list such as {_literal(default)}'
-    return {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'text'}[type(default)]
+    kinds = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'text'}
+    return kinds[type(default)]
 
 
 def _split_arguments(argv, values):
@@ -168,7 +171,7 @@ def _read_recipe(recipe, script, faults):
         return {}
     known = sorted(path.stem for path in RECIPES.glob('*.toml'))
     if recipe not in known:
-        faults.append(f'RECIPE={recipe!r}: must be one of default, {", ".join(known)}')
+        faults.append(f'RECIPE={recipe!r}: must be one of {", ".join(["default", *known])}')
         return {}
     path = RECIPES / f'{recipe}.toml'
     try:

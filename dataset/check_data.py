@@ -1,0 +1,157 @@
+"""Check the downloaded data before training: every file, mask and label, all faults at once.
+
+Reads   everything below dataset/data (superpixel files and metadata csv files are ignored).
+Writes  nothing; prints a table of the splits, notes that need no action, and every fault.
+        Exit code 0 without faults, 2 with faults.
+
+    python dataset/check_data.py
+
+Costs TIMING.
+"""
+import hashlib
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # for `python dataset/...`
+
+from dataset import extraction, files, images, isic   # noqa: E402
+from dataset.errors import InputError   # noqa: E402
+from dataset.layout import ADDED, SPLITS, Layout   # noqa: E402
+from engine import script, settings   # noqa: E402
+
+# --- Where
+ROOT = '.'              # folder with dataset/data below it (released: the repository)
+RECIPE = 'default'      # default, or a file of recipes/
+
+# --- Data
+SKIP_UNPAIRED = False   # pictures without a mask and masks without a picture are notes, not faults
+
+# --- Machine
+NUM_WORKERS = 0         # threads; 0 = one for each core
+
+
+def main():
+    cfg = settings.resolve(globals())
+    layout = Layout(cfg.ROOT)
+    faults, notes = [], []
+    parts = {}
+    for part in (*SPLITS, ADDED):
+        if layout.originals(part).is_dir():
+            parts[part] = survey(layout, part, cfg.SKIP_UNPAIRED, faults, notes)
+        elif part == 'Training':
+            faults.append(f'{layout.originals(part)}: is missing')
+        else:
+            notes.append(f'{part}: {layout.originals(part)} is absent')
+    faults += shared_ids(parts)
+    inspect_parts(parts, cfg.NUM_WORKERS, faults, notes)
+    notes += identical_pictures(parts)
+    print('\n'.join(table(parts)))
+    extraction.print_lines('notes', notes)
+    if faults:
+        raise InputError(f'{len(faults)} faults in {layout.data}', faults,
+                         'replace, correct or remove what is listed')
+    print('no faults')
+
+
+def survey(layout, part, skip_unpaired, faults, notes):
+    """List one split's files and labels without opening pictures.
+
+    Appends to `faults` and `notes` (lists of str). Returns a namespace: images, masks
+    {image id: path}, labels {image id: class number or None}, inspected (empty dict).
+    """
+    folder = layout.originals(part)
+    pictures, found = isic.scan_folder(folder / 'Images', 'pictures')
+    labels, label_faults = isic.scan_labels(layout.labels(part))
+    faults += found + label_faults
+    masks = {}
+    if part != ADDED:   # the extra images serve classification alone
+        masks, found = isic.scan_folder(folder / 'Annotation', 'masks')
+        faults += found
+        if pictures and masks:
+            (notes if skip_unpaired else faults).extend(isic.unpaired(folder, pictures, masks))
+    faults += [f'{path}: a name with spaces cannot be listed'
+               for path in (*pictures.values(), *masks.values()) if len(path.name.split()) != 1]
+    if labels:
+        faults += [isic.unlabelled(image_id, pictures[image_id], layout.labels(part))
+                   for image_id in pictures if image_id not in labels]
+    unused = len(labels.keys() - pictures.keys())
+    if unused:
+        notes.append(f'{part}: {unused} labels have no picture')
+    return SimpleNamespace(images=pictures, masks=masks, labels=labels, inspected={})
+
+
+def shared_ids(parts):
+    """Faults: one image id in two splits, which leaks training images into a test."""
+    owners, faults = {}, []
+    for content in parts.values():
+        for image_id, path in content.images.items():
+            if image_id in owners:
+                faults.append(f'{image_id}: is in two splits, {owners[image_id]} and {path}')
+            owners.setdefault(image_id, path)
+    return faults
+
+
+def inspect_parts(parts, workers, faults, notes):
+    """Open every picture and mask; fills `inspected` {image id: result of `inspect`}."""
+    items = [(content, image_id) for content in parts.values()
+             for image_id in sorted(content.images.keys() | content.masks.keys())]
+    results = files.for_all(
+        lambda item: inspect(item[0].images.get(item[1]), item[0].masks.get(item[1])),
+        items, 'pictures and masks', workers)
+    for (content, image_id), result in zip(items, results, strict=True):
+        content.inspected[image_id] = result
+        faults += result.faults
+        notes += result.notes
+
+
+def inspect(image, mask):
+    """Decode a picture and its mask (paths or None) and compare them.
+
+    Returns a namespace: size (width, height) or None, digest of the picture's bytes or None,
+    faults and notes (lists of str).
+    """
+    size = mask_size = digest = None
+    faults, notes = [], []
+    if image:
+        size, found = images.inspect_image(image)
+        faults += found
+    if size:   # unreadable pictures have no twins
+        with open(image, 'rb') as file:
+            digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    if mask:
+        mask_size, lesion, found = images.inspect_mask(mask)
+        faults += found
+    if size and mask_size and size != mask_size:
+        faults.append(extraction.size_fault(image, size, mask, mask_size))
+    if mask_size and lesion in (0, mask_size[0] * mask_size[1]):
+        notes.append(f'{mask}: the mask is {"full" if lesion else "empty"}')
+    return SimpleNamespace(size=size, digest=digest, faults=faults, notes=notes)
+
+
+def identical_pictures(parts):
+    """Notes: pictures with the same bytes under different ids (the official split has some)."""
+    groups = {}
+    for part, content in parts.items():
+        for image_id, result in content.inspected.items():
+            if result.digest:
+                groups.setdefault(result.digest, []).append((image_id, part))
+    return ['identical pictures: ' + ' = '.join(f'{image_id} ({part})' for image_id, part in group)
+            for group in groups.values() if len({image_id for image_id, _ in group}) > 1]
+
+
+def table(parts):
+    """Lines of the summary: counts by split and class, smallest and largest picture in pixels."""
+    rows = [('', 'pictures', 'masks', *isic.CLASSES, 'smallest', 'largest')]
+    for part, content in parts.items():
+        classes = [content.labels.get(image_id) for image_id in content.images]
+        sizes = sorted((result.size for result in content.inspected.values() if result.size),
+                       key=lambda size: size[0] * size[1])
+        ends = [f'{size[0]}x{size[1]}' for size in (sizes[0], sizes[-1])] if sizes else ['-', '-']
+        rows.append((part, len(content.images), len(content.masks),
+                     *(classes.count(number) for number in range(len(isic.CLASSES))), *ends))
+    return [''.join(f'{cell!s:>{12}}' for cell in row) for row in rows]
+
+
+if __name__ == '__main__':
+    script.launch(main)

@@ -1,0 +1,312 @@
+"""Step 1's shared work: cut the classification crops, limit the segmentation pictures, list both.
+
+Every output takes over the modification time of the picture it was made from, and its folder keeps
+a record of the settings. A later run therefore redoes what is missing, what has another time than
+its source, and everything when the settings differ; a kill at any moment costs the files in work.
+"""
+import json
+import os
+import shutil
+
+from dataset import crops, files, images, isic
+from dataset.errors import InputError
+from dataset.layout import SPLITS
+
+RECORD = 'extraction.json'
+VERSION = 1                # raise it when the same settings give other pixels than before
+TICK = 10_000_000          # nanoseconds; the coarsest time stamp of a usual file system (exFAT)
+
+# Pixels of the short side down to which a jpg may be decoded at 1/2, 1/4 or 1/8: the smallest crop
+# (0.2 of it, rounded to whole pixels) still covers 224.
+CROP_COVER = int((crops.SIDE + 1) / min(crops.SCALES_9 + crops.SCALES_15))
+
+CLS_TRAIN = 'extractPatch_cls_train.py'
+CLS_VAL_TEST = 'extractPatch_cls_val_test.py'
+SEG_TRAIN = 'extractPatch_seg_train.py'
+
+
+def extract_crops(layout, split, workers=0):
+    """Bring the 224 px crops of a split up to date, in `layout.crops(split)`.
+
+    workers : int, 0 = all cores. Prints what was done. Raises InputError with every picture that
+    has no label or cannot be decoded; the crops of the others are complete then.
+    """
+    pictures = isic.classification_images(layout, split)
+    folder = layout.crops(split)
+    _begin(folder, crop_settings())
+
+    def cut(entry):
+        image_id, source, label = entry
+        return _cut_crops(source, folder, image_id, crops.scales_of(label, split == 'Training'))
+
+    _report(f'{split} crops', folder, files.for_all(
+        cut, pictures, f'{split} crops', workers, remedy='replace or remove these pictures'))
+
+
+def _cut_crops(source, folder, image_id, scales):
+    """Write the crops of one picture that are not up to date. Returns (written, all)."""
+    names = crops.crop_names(image_id, scales)
+    stamp = _modified(source)
+    outdated = {name for name in names if not _is_current(folder / name, stamp)}
+    if outdated:
+        image, (width, height), divisor = read_reduced(source, CROP_COVER)
+        boxes = crops.crop_boxes(width, height, scales)
+        for name, box in zip(names, boxes, strict=True):
+            if name in outdated:
+                crop = images.resize_rgb(image, (crops.SIDE, crops.SIDE),
+                                         [edge / divisor for edge in box])
+                images.write_png(folder / name, crop)
+                os.utime(folder / name, ns=(stamp, stamp))
+    return len(outdated), len(names)
+
+
+def read_reduced(path, cover):
+    """Decode a picture, a large jpg to 1/2, 1/4 or 1/8 of its sides (both stay >= `cover` px).
+
+    Returns (H, W, 3) uint8, the original's (width, height), and the divisor 1, 2, 4 or 8.
+    Edges of the original, divided by it, are edges of the decoded picture: a decoder rounds the
+    last partial pixel up, so the divisor is exact while the ratio of the sizes is not.
+    """
+    size = images.image_size(path)
+    image = images.read_rgb(path, cover=cover)
+    divisor = round(max(size) / max(image.shape[:2]))
+    return image, size if divisor > 1 else image.shape[1::-1], divisor
+
+
+def prepare_segmentation(layout, max_side, skip_unpaired=False, workers=0):
+    """Bring the training pictures and masks with a limited long side up to date.
+
+    max_side : int, pixels. Larger pictures are resized (bicubic) to png, their masks to nearest;
+    the others are copied byte for byte. Sizes are compared before anything is written.
+    Raises InputError with every unpaired, unequal, damaged or non-binary file.
+    """
+    pairs, left_out = isic.segmentation_images(layout, 'Training', skip_unpaired)
+    print_lines('left out', left_out)
+    sizes = files.for_all(_common_size, pairs, 'Training sizes', workers,
+                          'Pictures and masks cannot be used', 'replace or remove these pairs')
+    folder = layout.segmentation('Training')
+    for part in ('Images', 'Annotation'):
+        _begin(folder / part, segmentation_settings(max_side))
+
+    def limit(entry):
+        (_, image, mask), size = entry
+        return _limit(folder, image, mask, size, limited(size, max_side))
+
+    _report('Training pictures and masks', folder, files.for_all(
+        limit, zip(pairs, sizes, strict=True), 'Training pictures', workers,
+        remedy='replace or remove these files'))
+
+
+def _common_size(entry):
+    """(width, height) in pixels of a picture and its mask; InputError when they differ."""
+    _, image, mask = entry
+    size, mask_size = images.image_size(image), images.image_size(mask)
+    if size != mask_size:
+        raise InputError('Sizes differ', [size_fault(image, size, mask, mask_size)])
+    return size
+
+
+def size_fault(image, size, mask, mask_size):
+    """The line that reports a mask of another size than its picture."""
+    return (f'{mask}: is {mask_size[0]}x{mask_size[1]} px, '
+            f'its picture {image.name} is {size[0]}x{size[1]} px')
+
+
+def limited(size, max_side):
+    """(width, height) with the long side at most `max_side` px, proportions kept."""
+    factor = min(1, max_side / max(size))
+    return tuple(max(1, round(side * factor)) for side in size)
+
+
+def prepared_names(image, mask, resized):
+    """Paths of a prepared picture and its mask relative to `layout.segmentation('Training')`.
+
+    What is copied keeps its file name, what is resized becomes png.
+    """
+    if resized:
+        return f'Images/{image.stem}.png', f'Annotation/{mask.stem}.png'
+    return f'Images/{image.name}', f'Annotation/{mask.name}'
+
+
+def _limit(folder, image, mask, size, target):
+    """Write one prepared picture and mask where they are not up to date. Returns (written, all)."""
+    names = prepared_names(image, mask, target != size)
+    written = 0
+    readers = (_resized_image, _resized_mask)
+    for source, name, reader in zip((image, mask), names, readers, strict=True):
+        stamp = _modified(source)
+        if _is_current(folder / name, stamp):
+            continue
+        pixels = reader(source, target)   # also what is copied is decoded: damage must not pass
+        if target == size:
+            with files.replacing(folder / name) as temporary:
+                shutil.copyfile(source, temporary)
+        else:
+            images.write_png(folder / name, pixels)
+        os.utime(folder / name, ns=(stamp, stamp))
+        written += 1
+    return written, 2
+
+
+def _resized_image(path, target):
+    image, (width, height), divisor = read_reduced(path, min(target))
+    return images.resize_rgb(image, target, (0, 0, width / divisor, height / divisor))
+
+
+def _resized_mask(path, target):
+    return images.resize_mask(images.read_mask(path), target)
+
+
+# Up to date or not
+
+def crop_settings():
+    """What the pixels of a crop folder depend on, besides the pictures."""
+    return {'version': VERSION, 'side': crops.SIDE, 'cover': CROP_COVER,
+            'scales_9': list(crops.SCALES_9), 'scales_15': list(crops.SCALES_15)}
+
+
+def segmentation_settings(max_side):
+    """What the pixels of the prepared segmentation pictures depend on, besides the originals."""
+    return {'version': VERSION, 'max_side': max_side}
+
+
+def recorded(folder):
+    """The settings that a folder's outputs were made with; {} where there are none."""
+    try:
+        settings = json.loads((folder / RECORD).read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _begin(folder, settings):
+    """Ready an output folder: drop what a killed run left, outdate all of it on other settings.
+
+    The old outputs get the present time, which no source has; only then is the record replaced.
+    A kill in between repeats this, so a new record never vouches for an old picture.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files.remove_abandoned(folder)
+    if recorded(folder) != settings:
+        for path in folder.iterdir():
+            if path.is_file():
+                os.utime(path)
+        files.write_text(folder / RECORD, json.dumps(settings) + '\n')
+
+
+def _modified(source):
+    """Modification time in nanoseconds."""
+    try:
+        return source.stat().st_mtime_ns
+    except OSError as error:
+        raise InputError('A picture cannot be used', [f'{source}: {error.strerror}']) from None
+
+
+def _is_current(output, stamp):
+    """True when `output` exists and carries its source's modification time `stamp` (ns)."""
+    try:
+        return abs(output.stat().st_mtime_ns - stamp) < TICK
+    except OSError:
+        return False
+
+
+def _report(what, folder, counts):
+    total = sum(count for _, count in counts)
+    written = sum(count for count, _ in counts)
+    print(f'{what}: {total - written} of {total} were up to date, {written} written to {folder}')
+
+
+def print_lines(title, lines):
+    """Print lines below a title with their number; nothing when there are none."""
+    if lines:
+        print('\n'.join([f'{title} ({len(lines)}):', *(f'  {line}' for line in lines)]))
+
+
+# Lists
+
+def classification_lines(layout, split):
+    """Lines "crop class" of a split, sorted by id. Raises InputError for crops not up to date."""
+    folder, training = layout.crops(split), split == 'Training'
+    command = _command(layout, CLS_TRAIN if training else CLS_VAL_TEST, '' if training else split)
+    pictures = isic.classification_images(layout, split)
+    if recorded(folder) != crop_settings():
+        raise InputError(f'{split}: no crops', [f'{folder}: holds no crops of these settings'],
+                         command)
+    lines, faults = [], []
+    for image_id, source, label in pictures:
+        names = crops.crop_names(image_id, crops.scales_of(label, training))
+        faults += _not_current(source, folder, names)
+        lines += [f'{name} {label}' for name in names]
+    if faults:
+        raise InputError(f'{split}: crops are not up to date', faults, command)
+    return lines
+
+
+def segmentation_lines(layout, split, skip_unpaired=False):
+    """Lines "Images/x Annotation/y" of a split, sorted by id, relative to `layout.segmentation`.
+
+    Raises InputError for unpaired files and for prepared training pictures not up to date.
+    """
+    pairs, left_out = isic.segmentation_images(layout, split, skip_unpaired)
+    print_lines(f'{split}, left out', left_out)
+    if split != 'Training':
+        return [f'Images/{image.name} Annotation/{mask.name}' for _, image, mask in pairs]
+    folder, command = layout.segmentation(split), _command(layout, SEG_TRAIN)
+    record = recorded(folder / 'Images')
+    max_side = record.get('max_side')
+    if record != segmentation_settings(max_side) or recorded(folder / 'Annotation') != record:
+        raise InputError(f'{split}: no pictures', [f'{folder}: holds no prepared pictures'],
+                         command)
+    sizes = files.for_all(_common_size, pairs, 'Training sizes')
+    lines, faults = [], []
+    for (_, image, mask), size in zip(pairs, sizes, strict=True):
+        names = prepared_names(image, mask, limited(size, max_side) != size)
+        for source, name in zip((image, mask), names, strict=True):
+            faults += _not_current(source, folder, [name])
+        lines.append(' '.join(names))
+    if faults:
+        raise InputError(f'{split}: prepared pictures are not up to date', faults, command)
+    return lines
+
+
+def _not_current(source, folder, names):
+    """One line for a picture with missing or outdated outputs, else none."""
+    stamp = _modified(source)
+    outdated = [name for name in names if not _is_current(folder / name, stamp)]
+    if not outdated:
+        return []
+    more = f' and {len(outdated) - 1} more' if len(outdated) > 1 else ''
+    return [f'{folder / outdated[0]}{more}: missing, or not made from the present {source}']
+
+
+def _command(layout, script, split=''):
+    root = '' if str(layout.root) == '.' else f' --ROOT={layout.root}'
+    return f'python dataset/{script}{root}' + (f' --SPLIT={split}' if split else '')
+
+
+def write_lists(layout, lines_of, path_of):
+    """Rewrite the list of every split on disk (Training must be), or none when one has faults.
+
+    lines_of, path_of : functions of the split's name -> list of str, path of the list.
+    Raises one InputError with the faults of all splits.
+    """
+    texts, faults, remedies = {}, [], []
+    for split in SPLITS:
+        if split != 'Training' and not layout.originals(split).is_dir():
+            print(f'{split}: {layout.originals(split)} is absent, no list is written')
+            continue
+        try:
+            lines = texts[path_of(split)] = lines_of(split)
+        except InputError as error:
+            faults += error.faults or [error.summary]
+            remedies.append(error.remedy)
+            continue
+        faults += [f'{split}: {line!r}: names with spaces cannot be listed; rename the files'
+                   for line in lines if len(line.split()) != 2]
+        faults += [] if lines else [f'{split}: no picture is left to list']
+    if faults:
+        raise InputError('No list was written', faults,
+                         '; '.join(dict.fromkeys(filter(None, remedies))))
+    for path, lines in texts.items():
+        files.write_text(path, '\n'.join(lines) + '\n')
+        print(f'{path}: {len(lines)} lines')

@@ -1,0 +1,34 @@
+"""List the classification crops of every split with their classes: step 1 of the README.
+
+Reads   the images and csv files below dataset/data, and the crops that extractPatch_cls_train.py
+        and extractPatch_cls_val_test.py made; crops that are missing or outdated are refused.
+Writes  dataset/ISIC/{Training_Add,Validation_crop9,Testing_crop9}_cls.txt, a line "crop class"
+        each: 0 nevus, 1 melanoma, 2 seborrheic keratosis. Validation and Testing may be absent.
+
+    python dataset/list_cls.py
+
+Costs TIMING.
+"""
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # for `python dataset/...`
+
+from dataset import extraction   # noqa: E402
+from dataset.layout import Layout   # noqa: E402
+from engine import script, settings   # noqa: E402
+
+# --- Where
+ROOT = '.'             # folder with dataset/data below it (released: the repository)
+RECIPE = 'default'     # default, or a file of recipes/
+
+
+def main():
+    layout = Layout(settings.resolve(globals()).ROOT)
+    extraction.write_lists(layout, partial(extraction.classification_lines, layout),
+                           layout.classification_list)
+
+
+if __name__ == '__main__':
+    script.launch(main)

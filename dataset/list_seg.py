@@ -1,0 +1,40 @@
+"""List the segmentation images of every split with their masks: step 1 of the README.
+
+Reads   the images and masks below dataset/data, and for training those that
+        extractPatch_seg_train.py made; if they are missing or outdated they are refused.
+Writes  dataset/ISIC/{Training,Validation,Testing}_seg.txt, a line "Images/x Annotation/y" each,
+        relative to dataset/seg_data/Training_resize_seg or the split's folder in dataset/data.
+        Validation and Testing may be absent.
+
+    python dataset/list_seg.py
+
+Costs TIMING.
+"""
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # for `python dataset/...`
+
+from dataset import extraction   # noqa: E402
+from dataset.layout import Layout   # noqa: E402
+from engine import script, settings   # noqa: E402
+
+# --- Where
+ROOT = '.'              # folder with dataset/data below it (released: the repository)
+RECIPE = 'default'      # default, or a file of recipes/
+
+# --- Data
+SKIP_UNPAIRED = False   # leave out pictures without a mask and masks without a picture
+
+
+def main():
+    cfg = settings.resolve(globals())
+    layout = Layout(cfg.ROOT)
+    extraction.write_lists(
+        layout, partial(extraction.segmentation_lines, layout, skip_unpaired=cfg.SKIP_UNPAIRED),
+        layout.segmentation_list)
+
+
+if __name__ == '__main__':
+    script.launch(main)

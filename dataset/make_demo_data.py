@@ -1,0 +1,216 @@
+"""Draw a small synthetic data set in ISIC-2017's form, to try the whole pipeline without downloads.
+
+Reads    nothing
+Writes   <ROOT>/dataset/data/ as the ISIC-2017 downloads are laid out when unpacked: three splits
+         with Images/ and Annotation/ and a label csv for each, a metadata csv and superpixel
+         pictures (which the readers ignore), and demo_data.json, the settings it was drawn with
+Command  python dataset/make_demo_data.py --ROOT=demo
+Cost     4 s and 12 MB for the default 210 pictures on 2 cores (55 pictures a second)
+
+The same settings give the same bytes. A second run draws only what is missing; with other settings
+all that this script drew is removed and drawn anew. A folder that holds pictures or tables of any
+other origin is refused and left as it is.
+"""
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import cv2
+import numpy as np
+
+from dataset import files, images, isic, synthetic
+from dataset.errors import InputError
+from dataset.layout import LABEL_FILES, SPLITS, Layout
+from engine import script, settings
+
+# --- Folders
+ROOT = 'demo'              # experiment root; the data go to <ROOT>/dataset/data
+RECIPE = 'default'         # table of recipes/<RECIPE>.toml that replaces constants below
+
+# --- Data set
+SEED = 2017                # whole number >= 0; the same seed gives the same bytes
+TRAINING_IMAGES = 120      # pictures; 3 or more, and every class occurs
+VALIDATION_IMAGES = 30     # pictures, likewise
+TESTING_IMAGES = 60        # pictures, likewise
+MELANOMA_SHARE = 0.3       # of a split's pictures
+KERATOSIS_SHARE = 0.3      # of a split's pictures; the rest are nevi
+MAX_SIDE = 768             # pixels, long side of the largest pictures; 64 or more
+
+# --- Machine
+NUM_WORKERS = 0            # threads; 0 = one for each core
+
+
+def main():
+    cfg = settings.resolve(globals(), positive=('TRAINING_IMAGES', 'VALIDATION_IMAGES',
+                                                'TESTING_IMAGES', 'MELANOMA_SHARE',
+                                                'KERATOSIS_SHARE'))
+    check(cfg)
+    layout = Layout(cfg.ROOT)
+    record = {name: getattr(cfg, name) for name in RECORDED} | {'VERSION': synthetic.VERSION}
+    claim(layout, record)
+    plan = [(split, *entry) for split in SPLITS for entry in entries(record, split)]
+    missing = [entry for entry in plan
+               if not all(path.exists() for path in picture_paths(layout, *entry[:2]))]
+    files.for_all(lambda entry: draw_picture(layout, record, *entry), missing, 'Drawing',
+                  cfg.NUM_WORKERS)
+    write_tables(layout, record)
+    write_superpixels(layout, record)
+    counts = [sum(entry[-1] == label for entry in plan) for label in range(len(isic.CLASSES))]
+    print(f'{layout.data}: {len(plan)} pictures ({len(missing)} drawn now): '
+          + ', '.join(f'{count} {name}' for name, count in zip(isic.CLASSES, counts, strict=True)))
+
+
+# Below main(), where settings.resolve does not look: these are fixed, not settings.
+RECORD = 'demo_data.json'
+RECORDED = ('SEED', 'TRAINING_IMAGES', 'VALIDATION_IMAGES', 'TESTING_IMAGES', 'MELANOMA_SHARE',
+            'KERATOSIS_SHARE', 'MAX_SIDE')
+METADATA = 'ISIC-2017_Training_Data_metadata.csv'
+MOST = 100_000             # pictures of a split: each split has its own range of numbers
+FIRST_ID = 9_000_000       # far above ISIC-2017's own ids
+SUPERPIXELS = 2            # training pictures that have such a file
+JPEG_QUALITY = 90
+
+
+def check(cfg):
+    """Raise InputError for every setting whose value makes no data set."""
+    faults = [f'{name}={getattr(cfg, name)}: must be at most {MOST}'
+              for name in RECORDED if name.endswith('_IMAGES') and getattr(cfg, name) > MOST]
+    if cfg.SEED < 0:
+        faults.append(f'SEED={cfg.SEED}: must not be negative')
+    if cfg.MAX_SIDE < 64:
+        faults.append(f'MAX_SIDE={cfg.MAX_SIDE}: must be at least 64')
+    if cfg.MELANOMA_SHARE + cfg.KERATOSIS_SHARE >= 1:
+        faults.append(f'MELANOMA_SHARE={cfg.MELANOMA_SHARE} and KERATOSIS_SHARE='
+                      f'{cfg.KERATOSIS_SHARE}: together they must leave a share for nevi')
+    if cfg.NUM_WORKERS < 0:
+        faults.append(f'NUM_WORKERS={cfg.NUM_WORKERS}: must not be negative')
+    if faults:
+        raise InputError('Settings that cannot be used', faults,
+                         'python dataset/make_demo_data.py --help lists every constant')
+
+
+def class_sequence(count, shares):
+    """Class number of each of `count` pictures, a list.
+
+    shares : 3 numbers, sum 1. The first three pictures are one of each class; from then on the
+    class that lacks most comes next, so that every beginning of the list keeps the shares.
+    """
+    sequence = list(range(len(shares)))
+    drawn = np.ones(len(shares))
+    for total in range(len(shares) + 1, count + 1):
+        sequence.append(int(np.argmax(np.multiply(shares, total) - drawn)))
+        drawn[sequence[-1]] += 1
+    return sequence[:count]
+
+
+def entries(record, split):
+    """A split's pictures: list of (image id, number, class number)."""
+    melanoma, keratosis = record['MELANOMA_SHARE'], record['KERATOSIS_SHARE']
+    labels = class_sequence(record[f'{split.upper()}_IMAGES'],
+                            (1 - melanoma - keratosis, melanoma, keratosis))
+    first = SPLITS.index(split) * MOST
+    return [(f'ISIC_{FIRST_ID + number:07d}', number, label)
+            for number, label in enumerate(labels, start=first)]
+
+
+def picture_paths(layout, split, image_id):
+    """Paths of a picture and of its mask."""
+    folder = layout.originals(split)
+    return (folder / 'Images' / f'{image_id}.jpg',
+            folder / 'Annotation' / f'{image_id}{isic.MASK_SUFFIX}.png')
+
+
+def superpixel_paths(layout, record):
+    """Paths of the superpixel files: the first training pictures have one."""
+    folder = layout.originals('Training') / 'Images'
+    return [folder / f'{image_id}_superpixels.png'
+            for image_id, _, _ in entries(record, 'Training')[:SUPERPIXELS]]
+
+
+def table_paths(layout):
+    """{split: path of its label csv}, and the metadata's path under 'metadata'."""
+    paths = {split: layout.data / LABEL_FILES[split][0] for split in SPLITS}
+    return paths | {'metadata': layout.originals('Training') / 'Images' / METADATA}
+
+
+def all_paths(layout, record):
+    """Every file that a run with the recorded settings writes, except the record; a set."""
+    pictures = {path for split in SPLITS for image_id, _, _ in entries(record, split)
+                for path in picture_paths(layout, split, image_id)}
+    return pictures | set(superpixel_paths(layout, record)) | set(table_paths(layout).values())
+
+
+def claim(layout, record):
+    """Make sure that the data folder is this script's own, and that it holds one set only.
+
+    Raises InputError when pictures or tables lie there that no earlier run can have written. An
+    earlier set with other settings is removed before the new record takes the old one's place:
+    a run that is killed in between leaves a folder that the next run still recognises.
+    """
+    previous = read_record(layout)
+    own = all_paths(layout, previous) if previous else set()
+    foreign = {}
+    for folder, _, names in os.walk(layout.data, followlinks=True):
+        for path in (Path(folder) / name for name in names if not name.startswith('.')):
+            if path.suffix.lower() in (*images.EXTENSIONS, '.csv') and path not in own:
+                foreign.setdefault(folder, []).append(path.name)
+    if foreign:
+        raise InputError(f'{layout.data} holds data that this script did not draw',
+                         [f'{folder}: {len(names)} files, such as {min(names)}'
+                          for folder, names in sorted(foreign.items())],
+                         'choose another folder: --ROOT=<a new folder>')
+    if previous != record:
+        for path in own:
+            path.unlink(missing_ok=True)
+        files.write_text(layout.data / RECORD, json.dumps(record, indent=2) + '\n')
+
+
+def read_record(layout):
+    """Settings (dict) of the set that lies in the data folder; None where there is no record."""
+    try:
+        record = json.loads((layout.data / RECORD).read_text(encoding='utf-8'))
+    except (FileNotFoundError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.keys() >= set(RECORDED) else None
+
+
+def draw_picture(layout, record, split, image_id, number, label):
+    """Draw picture `number` and write it with its mask."""
+    rng = np.random.default_rng((record['SEED'], number))
+    image, mask = synthetic.draw(rng, label, record['MAX_SIDE'])
+    image_path, mask_path = picture_paths(layout, split, image_id)
+    _, data = cv2.imencode('.jpg', cv2.cvtColor(image, cv2.COLOR_RGB2BGR),
+                           [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    files.write_bytes(image_path, data.tobytes())
+    images.write_png(mask_path, mask)
+
+
+def write_tables(layout, record):
+    """Write the label csvs and the metadata csv, those that are missing."""
+    tables = {}
+    for split in SPLITS:
+        rows = [f'{image_id},{float(label == 1)},{float(label == 2)}'
+                for image_id, _, label in entries(record, split)]
+        tables[split] = [','.join(isic.COLUMNS), *rows]
+    rng = np.random.default_rng((record['SEED'], len(SPLITS) * MOST))
+    tables['metadata'] = ['image_id,age_approximate,sex',
+                          *(f'{image_id},{5 * rng.integers(3, 18)},{rng.choice(("female", "male"))}'
+                            for image_id, _, _ in entries(record, 'Training'))]
+    for name, path in table_paths(layout).items():
+        if not path.exists():
+            files.write_text(path, '\n'.join(tables[name]) + '\n')
+
+
+def write_superpixels(layout, record):
+    """Write the superpixel files that are missing, each of its picture's size."""
+    for path in superpixel_paths(layout, record):
+        if not path.exists():
+            picture = path.with_name(path.name.replace('_superpixels.png', '.jpg'))
+            images.write_png(path, synthetic.superpixels(images.image_size(picture)))
+
+
+if __name__ == '__main__':
+    script.launch(main)

@@ -1,0 +1,113 @@
+"""Training samples as a function of their position in an endless stream.
+
+Sample `position` is picture permutation(epoch)[position mod n] under a geometry drawn from
+(seed, position). Nothing depends on workers, on the process that draws it or on what was drawn
+before: a resumed run, and a run on several devices, see exactly what an uninterrupted run on one
+device sees.
+"""
+import signal
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from dataset import augment
+
+ORDER = 2**63   # keeps the shuffling's random streams apart from the geometries'
+
+
+class Pictures(Dataset):
+    """Augmented training samples from uint8 arrays in memory or memory-mapped.
+
+    images : (N, S, S, 3); masks : dict name -> (N, S', S') uint8 {0, 255}, warped like the image
+    labels : (N,) class numbers, or None; kept : (n,) numbers of the pictures to train on
+    size : side of the samples; ranges : augment.Ranges; interpolation : of the images
+    An item is a dict: 'image' (3, size, size) uint8, each mask (size, size) uint8 {0, 1},
+    'label' int, 'index' int (which picture).
+    """
+
+    def __init__(self, images, masks, labels, kept, size, ranges, interpolation='bilinear', seed=0):
+        self.images, self.masks, self.labels, self.kept = images, masks, labels, kept
+        self.size, self.ranges, self.interpolation, self.seed = size, ranges, interpolation, seed
+        self._order = (-1, None)
+
+    def __len__(self):
+        return len(self.kept)
+
+    def __getitem__(self, position):
+        index = self.index_at(position)
+        matrix = augment.draw(augment.generator(self.seed, position), self.ranges)
+        image = augment.warp(self.images[index], matrix, self.size, self.interpolation)
+        item = {'image': torch.from_numpy(image).permute(2, 0, 1), 'index': index}
+        for name, masks in self.masks.items():
+            mask = augment.warp(masks[index], matrix, self.size, 'nearest')
+            item[name] = torch.from_numpy(mask >> 7)
+        if self.labels is not None:
+            item['label'] = int(self.labels[index])
+        return item
+
+    def index_at(self, position):
+        """Which picture stands at `position` of the stream; each epoch is a permutation of `kept`."""
+        epoch, place = divmod(position, len(self))
+        if self._order[0] != epoch:
+            rng = augment.generator(self.seed, ORDER + epoch)
+            self._order = (epoch, rng.permutation(self.kept))
+        return int(self._order[1][place])
+
+
+def stream(dataset, batch_size, first_step, last_step, rank=0, world=1, workers=0):
+    """Batches of steps first_step .. last_step - 1 for one of `world` processes, as a DataLoader.
+
+    batch_size : over all processes together, a multiple of `world`; process `rank` gets its share
+    of every batch.
+    """
+    share = batch_size // world
+    batches = [range(step * batch_size + rank * share, step * batch_size + (rank + 1) * share)
+               for step in range(first_step, last_step)]
+    return DataLoader(dataset, batch_sampler=batches, num_workers=workers,
+                      pin_memory=torch.cuda.is_available(), prefetch_factor=4 if workers else None,
+                      worker_init_fn=_start_worker)
+
+
+def _start_worker(_number):
+    """Leave Ctrl-C to the main process, which finishes its step first; one thread each."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+
+
+def to_input(images, scaling):
+    """uint8 (B, 3, H, W) -> float32 network input, channels last, on the same device.
+
+    scaling : 'unit' x/255 (segmentation), 'symmetric' (x/255 - 0.5)/0.5 (ImageNet Xception), or
+    'whitening' zero mean and unit variance for each image (the paper's word)
+    """
+    x = images.contiguous(memory_format=torch.channels_last).float() / 255
+    if scaling == 'symmetric':
+        return x * 2 - 1
+    if scaling == 'whitening':
+        variance, mean = torch.var_mean(x, (1, 2, 3), keepdim=True)
+        return (x - mean) / (variance.sqrt() + 1e-6)
+    return x
+
+
+SCALINGS = ('unit', 'symmetric', 'whitening')
+
+
+def to_maskcn_input(images, coarse, scaling):
+    """Mask-CN's input: scaled RGB, and the coarse mask {0, 1} as the last channel when it is given.
+
+    images : (B, 3, H, W) uint8; coarse : (B, H, W) uint8 or None. Returns (B, 3 or 4, H, W) float32.
+    """
+    x = to_input(images, scaling)
+    return x if coarse is None else torch.cat([x, coarse[:, None].to(x.dtype)], 1)
+
+
+def subset(count, limit, seed):
+    """Indices of the first `limit` of `count` pictures in a fixed random order; limit 0 = all.
+
+    Subsets of one seed are nested: the 100 are within the 500. Returns a sorted (n,) int array.
+    """
+    if limit <= 0 or limit >= count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).permutation(count)[:limit])

@@ -1,0 +1,86 @@
+"""A split as arrays ready for training or validation: pictures, masks and labels, decoded once."""
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from dataset import cache, isic
+from dataset.errors import InputError
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """images : (N, S, S, 3) uint8; masks, coarse : (N, S, S) uint8 {0, 255}, coarse may be None
+    names : image ids; fingerprint : text that changes with any pixel of images or masks
+    """
+    images: np.ndarray
+    masks: np.ndarray
+    coarse: np.ndarray
+    names: list
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Classification:
+    """images, coarse : as in Segmentation, one entry a crop; labels : (N,) class numbers
+    owners : (N,) number of the image that a crop is of; names : image ids, one an image
+    fingerprint : text that changes with any pixel or label
+    """
+    images: np.ndarray
+    coarse: np.ndarray
+    labels: np.ndarray
+    owners: np.ndarray
+    names: list
+    fingerprint: str
+
+
+def segmentation(layout, split, size, coarse=False, workers=0):
+    """Load a split's pictures and masks squashed to size x size (cached on disk).
+
+    coarse : also load the coarse masks. Raises InputError naming every file that cannot be used.
+    """
+    pairs = isic.read_segmentation_list(layout, split)
+    pictures = cache.load(layout.cache, f'{split}_seg_images', [image for image, _ in pairs], size,
+                          'rgb', workers)
+    masks = cache.load(layout.cache, f'{split}_seg_masks', [mask for _, mask in pairs], size, 'mask',
+                       workers)
+    drawn = None
+    if coarse:
+        paths = coarse_paths(layout.coarse_for_segmentation(split), [image for image, _ in pairs])
+        drawn = cache.load(layout.cache, f'{split}_seg_coarse', paths, size, 'mask', workers).pixels
+    return Segmentation(pictures.pixels, masks.pixels, drawn, [image.stem for image, _ in pairs],
+                        f'{pictures.fingerprint}-{masks.fingerprint}')
+
+
+def classification(layout, split, size, coarse=True, whole_only=False, workers=0):
+    """Load a split's crops, and their coarse masks with `coarse`, at size x size (cached on disk).
+
+    whole_only : only the whole-image crop of each image
+    """
+    entries, name = isic.read_classification_list(layout, split), f'{split}_cls'
+    if whole_only:
+        name += '_whole'
+        entries = [(path, label) for path, label in entries if path.stem == isic.image_id_of(path)]
+    paths, labels = [path for path, _ in entries], np.array([label for _, label in entries])
+    pictures = cache.load(layout.cache, f'{name}_images', paths, size, 'rgb', workers)
+    drawn = None
+    if coarse:
+        drawn = cache.load(layout.cache, f'{name}_coarse',
+                           coarse_paths(layout.coarse_for_classification(split), paths), size, 'mask',
+                           workers).pixels
+    ids = [isic.image_id_of(path) for path in paths]
+    names = sorted(set(ids))
+    number = {image_id: index for index, image_id in enumerate(names)}
+    digest = hashlib.sha256(labels.astype(np.int64).tobytes()).hexdigest()[:16]
+    return Classification(pictures.pixels, drawn, labels, np.array([number[image_id] for image_id in ids]),
+                          names, f'{pictures.fingerprint}-{digest}')
+
+
+def coarse_paths(folder, pictures):
+    """The coarse masks of pictures: `<stem>.png` in `folder`. Raises InputError when some are missing."""
+    paths = [folder / f'{picture.stem}.png' for picture in pictures]
+    missing = [f'{path}: is missing' for path in paths if not path.is_file()]
+    if missing:
+        raise InputError(f'{len(missing)} coarse masks are missing', missing,
+                         'python generate_Coarse_mask.py')
+    return paths

@@ -1,0 +1,88 @@
+"""Checkpoints that are complete or absent, hold no code, and say what they were made from."""
+import errno
+import hashlib
+import json
+
+import torch
+
+from dataset import files
+from dataset.errors import InputError
+from net import weights
+
+
+def save(content, path):
+    """Write tensors, numbers, text, lists and dicts; the previous file survives any failure.
+
+    Raises InputError on a full disk.
+    """
+    try:
+        with files.replacing(path) as temporary:
+            torch.save(content, temporary)
+    except (OSError, RuntimeError) as error:
+        full = getattr(error, 'errno', None) == errno.ENOSPC or 'file write failed' in str(error)
+        if not full:
+            raise
+        raise InputError('The disk is full', [f'{path}: could not be written; the file that was '
+                                              'there before is untouched'],
+                         'free some space and run the same command again') from error
+
+
+def load(path, remedy):
+    """Read a checkpoint onto the CPU without running code from it (weights_only).
+
+    Raises InputError when the file is missing, truncated or holds anything but data.
+    """
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except FileNotFoundError:
+        raise InputError('A checkpoint is missing', [f'{path}: is missing'], remedy) from None
+    except Exception as error:   # noqa: BLE001 - torch raises many kinds for a damaged file
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise InputError('A checkpoint cannot be read', [f'{path}: {reason}'],
+                         f'it is truncated, or not a PyTorch weight file; remove it, then: {remedy}'
+                         ) from None
+
+
+def load_state(path, remedy):
+    """The network parameters in a checkpoint file: a plain state dict, or one wrapped in a dict.
+
+    Understands this project's files, the released code's (`module.` prefixes) and the common
+    wrappings {'model': ...} and {'state_dict': ...}.
+    """
+    content = load(path, remedy)
+    for wrapping in ('model', 'state_dict', 'net'):
+        if isinstance(content, dict) and isinstance(content.get(wrapping), dict):
+            content = content[wrapping]
+    if not isinstance(content, dict) or not content or not all(
+            isinstance(value, torch.Tensor) for value in content.values()):
+        raise InputError('A checkpoint cannot be used', [f'{path}: holds no network parameters'], remedy)
+    return weights.strip_prefixes(content)
+
+
+def apply(load_into, network, state, path, remedy, **options):
+    """Call a loader of `net.weights` and name the file when the parameters do not fit."""
+    try:
+        load_into(network, state, **options)
+    except (ValueError, KeyError) as error:
+        raise InputError('A checkpoint does not fit the network', [f'{path}: {error}'], remedy) from None
+
+
+def read_config(weights_path):
+    """The settings stored beside a best checkpoint, {} where there are none (released code's files)."""
+    path = weights_path.parent / 'config.json'
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, OSError) as error:
+        raise InputError('A run folder is damaged', [f'{path}: {error}'],
+                         'restore the file or train again') from None
+
+
+def fingerprint(path):
+    """First 16 hex digits of the sha256 of a file: which weights these are."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,230 @@
+"""Section 8 of the evaluation protocol: per-image scores at full size, and what is written of them."""
+import csv
+import io
+import json
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dataset import cache, files, images
+from dataset.isic import CLASSES, MASK_SUFFIX
+from engine import checkpoints, hardware, metrics, paper
+from engine.inference import counts_on_device
+
+# --- During training: at the networks' resolution, without test-time augmentation
+
+
+def quick_segmentation(segmenter, data, batch_size, process):
+    """Mean scores of a split at the network's resolution: {'JA': ..., ...}; shared by all processes.
+
+    segmenter : Segmenter; data : dataset.sources.Segmentation
+    """
+    rows = []
+    mine = range(process.rank, len(data.images), process.world)
+    for batch in _batches(mine, batch_size):
+        picture, coarse = place(data.images[batch], at(data.coarse, batch), process.device)
+        truth = torch.from_numpy(data.masks[batch] >> 7).to(process.device)
+        counts = counts_on_device(segmenter(picture, coarse), truth)
+        rows += zip(batch, counts.tolist(), strict=True)
+    counts = [count for _, count in sorted(hardware.merge(rows, process))]
+    means = metrics.segmentation_scores(counts).mean(0)
+    return dict(zip(metrics.SEGMENTATION, means.tolist(), strict=True))
+
+
+def crop_probabilities(classifier, data, batch_size, process, description=''):
+    """Class probabilities of every crop of a split: (N, 3) float64; shared by all processes.
+
+    data : dataset.sources.Classification; description : of the progress bar, none without
+    """
+    rows = []
+    mine = range(process.rank, len(data.images), process.world)
+    for batch in tqdm(_batches(mine, batch_size), desc=description, unit='batch',
+                      disable=not (description and process.main)):
+        picture, coarse = place(data.images[batch], at(data.coarse, batch), process.device)
+        rows += zip(batch, classifier(picture, coarse)[0].double().tolist(), strict=True)
+    return np.array([row for _, row in sorted(hardware.merge(rows, process))])
+
+
+def image_probabilities(crops, data):
+    """Mean over each image's crops: crops (N, 3) -> (images, 3), and the images' labels (images,)."""
+    count = np.bincount(data.owners)
+    mean = np.stack([np.bincount(data.owners, crops[:, k]) for k in range(crops.shape[1])], 1)
+    labels = np.zeros(len(count), int)
+    labels[data.owners] = data.labels
+    return mean / count[:, None], labels
+
+
+def _batches(numbers, size):
+    numbers = list(numbers)
+    return [numbers[start:start + size] for start in range(0, len(numbers), size)]
+
+
+def at(array, batch):
+    """array[batch], or None where there is no array."""
+    return None if array is None else array[batch]
+
+
+def place(pictures, coarse, device):
+    """uint8 (B, S, S, 3) and coarse masks {0, 255} -> tensors (B, 3, S, S) and {0, 1} on the device."""
+    pictures = torch.from_numpy(pictures).to(device, non_blocking=True).permute(0, 3, 1, 2)
+    return pictures, None if coarse is None else torch.from_numpy(coarse >> 7).to(device)
+
+
+# --- Full evaluation of a segmentation network
+
+
+def segment_files(segmenter, pairs, coarse_paths, scales, batch_size, device, tta=True):
+    """Segment pictures at their full size; a generator over them, in order.
+
+    pairs : [(image path, mask path)]; coarse_paths : masks of the same pictures, or None
+    scales : input sides; the first one is also used alone, without views ("plain")
+    Yields (image path, {'plain': (H, W) bool, 'tta': (H, W) bool}); 'tta' sums the logits of six
+    views at every scale, resized bicubically to full size.
+    """
+    for batch in _batches(range(len(pairs)), batch_size):
+        paths = [pairs[number][0] for number in batch]
+        coarse = None if coarse_paths is None else [coarse_paths[number] for number in batch]
+        pictures = [images.read_rgb(path, cover=2 * max(scales)) for path in paths]
+        sums = [dict.fromkeys(('plain', 'tta'), 0.0) for _ in batch]
+        for scale in scales if tta else scales[:1]:
+            views = _logits_at(segmenter, pictures, coarse, scale, device, tta)
+            for number, path in enumerate(paths):
+                size = images.image_size(path)
+                if scale == scales[0]:
+                    sums[number]['plain'] = _enlarge(views[0, number], size)
+                if tta:
+                    sums[number]['tta'] = sums[number]['tta'] + _enlarge(views[:, number].sum(0), size)
+        for number, path in enumerate(paths):
+            yield path, {name: logit > 0 for name, logit in sums[number].items()
+                         if tta or name == 'plain'}
+
+
+def _logits_at(segmenter, pictures, coarse_paths, scale, device, tta):
+    """Lesion logits of a batch at one scale: (views, B, scale, scale) float32 on the host."""
+    squashed = np.stack([images.resize_rgb(picture, (scale, scale)) for picture in pictures])
+    coarse = None
+    if coarse_paths is not None:
+        coarse = np.stack([cache.read_mask_square(path, scale) for path in coarse_paths])
+    picture, coarse = place(squashed, coarse, device)
+    logits = segmenter.views(picture, coarse) if tta else segmenter(picture, coarse)[None]
+    return logits.cpu().numpy()
+
+
+def _enlarge(logit, size):
+    return cv2.resize(logit, size, interpolation=cv2.INTER_CUBIC)
+
+
+def evaluate_segmentation(segmenter, pairs, coarse_paths, cfg, device, mask_folder):
+    """Score a segmentation network on a split and export its masks (original size, png).
+
+    Returns (image ids, {'plain': (N, 5) scores, 'tta': (N, 5) scores}); 'tta' only with cfg.TTA.
+    Reads cfg.SCALES, BATCH_SIZE, TTA.
+    """
+    counts, names = {}, []
+    segmented = segment_files(segmenter, pairs, coarse_paths, cfg.SCALES, cfg.BATCH_SIZE, device, cfg.TTA)
+    truths = (mask for _, mask in pairs)
+    for (path, found), truth_path in zip(tqdm(segmented, total=len(pairs), desc='segmenting', unit='image'),
+                                         truths, strict=True):
+        truth = images.read_mask(truth_path) > 0
+        names.append(path.stem)
+        for kind, prediction in found.items():
+            counts.setdefault(kind, []).append(metrics.confusion(prediction, truth))
+        best = found['tta' if cfg.TTA else 'plain']
+        images.write_png(mask_folder / f'{path.stem}{MASK_SUFFIX}.png', best.astype(np.uint8) * 255)
+    return names, {kind: metrics.segmentation_scores(rows) for kind, rows in counts.items()}
+
+
+# --- What is written and printed
+
+
+def report_segmentation(layout, network, split, names, scores, facts):
+    """Write results/<network>_<split>.{csv,json} and print the table beside the paper's row.
+
+    scores : {'plain': (N, 5), 'tta': (N, 5)}; facts : dict that goes into the json as it is
+    """
+    chosen = scores.get('tta', scores['plain'])
+    stem = layout.results / f'{network}_{split}'
+    _write_csv(stem.with_suffix('.csv'), ('image_id', *metrics.SEGMENTATION),
+               [(name, *(f'{value:.6f}' for value in row)) for name, row in zip(names, chosen, strict=True)])
+    summary = {'network': network, 'split': split, 'n': len(names), **_means(chosen),
+               'with TTA': _means(scores['tta']) if 'tta' in scores else None,
+               'without TTA': _means(scores['plain']), **facts}
+    files.write_text(stem.with_suffix('.json'), json.dumps(summary, indent=1) + '\n')
+    columns = [('paper', paper.SEGMENTATION.get((network, split), {}), None)]
+    columns += [(name, summary[key], summary[key]['ci95']) for name, key in
+                (('with TTA', 'with TTA'), ('without TTA', 'without TTA')) if summary[key]]
+    print(f'\n{network} on {split} (n = {len(names)}), percent [95 % interval]')
+    _print_table(metrics.SEGMENTATION, columns)
+    print(f'written: {stem}.csv, {stem}.json')
+    return summary
+
+
+def _means(scores):
+    means, bounds = scores.mean(0), metrics.interval_of_means(scores)
+    return {**dict(zip(metrics.SEGMENTATION, means.tolist(), strict=True)),
+            'ci95': dict(zip(metrics.SEGMENTATION, bounds.tolist(), strict=True))}
+
+
+def report_classification(layout, split, names, results, labels, facts):
+    """Write results/MaskCN_<split>.{csv,json}, the challenge's csv, and print the table.
+
+    results : {'9-crop': (N, 3) probabilities, '1-crop': (N, 3)}; labels : (N,) class numbers
+    """
+    stem = layout.results / f'MaskCN_{split}'
+    chosen = results['9-crop']
+    _write_csv(stem.with_suffix('.csv'), ('image_id', *CLASSES),
+               [(name, *(f'{value:.8f}' for value in row)) for name, row in zip(names, chosen, strict=True)])
+    _write_csv(layout.results / f'MaskCN_{split}_challenge.csv',
+               ('image', 'melanoma', 'seborrheic_keratosis'),
+               [(name, f'{row[1]:.8f}', f'{row[2]:.8f}') for name, row in zip(names, chosen, strict=True)])
+    scored = {kind: {**metrics.classification_scores(p, labels),
+                     'ci95': metrics.intervals_of_areas(p, labels)} for kind, p in results.items()}
+    summary = {'network': 'MaskCN', 'split': split, 'n': len(names), **scored['9-crop'], **scored, **facts}
+    files.write_text(stem.with_suffix('.json'), json.dumps(summary, indent=1) + '\n')
+    print(f'\nMaskCN on {split} (n = {len(names)}), percent [95 % interval]')
+    rows = [f'{task} {name}' for task in metrics.TASKS for name in metrics.CLASSIFICATION] + ['mean AUC']
+    printed = paper.CLASSIFICATION.get(split, {})
+    columns = [('paper', {f'{task} AUC': printed.get(task) for task in metrics.TASKS}
+                | {'mean AUC': printed.get('mean AUC')}, None)]
+    columns += [(kind, _flat(scored[kind]), scored[kind]['ci95']) for kind in results]
+    _print_table(rows, columns)
+    absent = [task for task in metrics.TASKS if scored['9-crop'][task]['AUC'] is None]
+    if absent:
+        print(f'AUC and AP of {" and ".join(absent)} are undefined: the split holds one class only')
+    print(f'written: {stem}.csv, {stem}.json, {stem}_challenge.csv')
+    return summary
+
+
+def _flat(scores):
+    flat = {f'{task} {name}': scores[task][name] for task in metrics.TASKS
+            for name in metrics.CLASSIFICATION}
+    return {**flat, 'mean AUC': scores['mean AUC']}
+
+
+def _print_table(rows, columns):
+    """columns : [(title, {row: value}, {row: [low, high]} or None)]; the paper's are percent already."""
+    width = max(map(len, rows)) + 2
+    print(' ' * width + ''.join(title.rjust(22) for title, _, _ in columns))
+    for row in rows:
+        cells = []
+        for title, values, bounds in columns:
+            value, scale = values.get(row), 1 if title == 'paper' else 100
+            cell = '-' if value is None else f'{scale * value:.1f}'
+            if value is not None and bounds and bounds.get(row):
+                cell += f' [{100 * bounds[row][0]:.1f}, {100 * bounds[row][1]:.1f}]'
+            cells.append(cell.rjust(22))
+        print(row.ljust(width) + ''.join(cells))
+
+
+def _write_csv(path, header, rows):
+    text = io.StringIO()
+    csv.writer(text, lineterminator='\n').writerows([header, *rows])
+    files.write_text(path, text.getvalue())
+
+
+def provenance(cfg, weight_paths, data_fingerprint):
+    """What a result was computed from: recipe, settings, weights and data, for the json."""
+    return {'recipe': cfg.RECIPE, 'settings': vars(cfg), 'data': data_fingerprint,
+            'weights': {path.stem: checkpoints.fingerprint(path) for path in weight_paths}}

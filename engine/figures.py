@@ -1,0 +1,81 @@
+"""The pictures that a run draws: curves of loss and score, and panels of validation images."""
+import cv2
+import numpy as np
+
+from dataset import files
+
+DPI = 110
+TRUTH, PREDICTION = (0, 150, 60), (220, 30, 160)   # contour colours; also told apart by line width
+COLUMN_WIDTH = 1.7                                 # inches
+
+
+def curves(rows, monitor, path):
+    """Draw training loss and the monitored score over steps.
+
+    rows : list of dicts as in metrics.jsonl; monitor : name of the score; path : png to write
+    """
+    figure, (left, right) = _subplots(1, 2, (9, 3.4))
+    steps = [row['step'] for row in rows]
+    for name in ('loss', 'dice', 'rank'):
+        if name in rows[0]:
+            left.plot(steps, [row[name] for row in rows], label=name, marker='.', markersize=3)
+    left.set(xlabel='step', ylabel='training loss', ylim=(0, None))
+    left.legend()
+    scores = [row[monitor] for row in rows]
+    right.plot(steps, scores, marker='.', markersize=3, color='tab:green')
+    if np.isfinite(scores).any():
+        best = int(np.nanargmax(scores))
+        right.plot(steps[best], scores[best], 'o', color='black', fillstyle='none', markersize=10)
+        right.set_title(f'best {scores[best]:.4f} at step {steps[best]}', fontsize=10)
+    right.set(xlabel='step', ylabel=f'validation {monitor}')
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def panel(rows, titles, path):
+    """Draw a grid of pictures, one row an image.
+
+    rows : list of (caption, [pictures]); a picture is (H, W, 3) or (H, W) uint8, or (H, W) float in
+    [0, 1] or below, drawn as a heat map; titles : one a column; path : png to write
+    """
+    figure, grid = _subplots(len(rows), len(titles),
+                             (COLUMN_WIDTH * len(titles), COLUMN_WIDTH * len(rows) + 0.3))
+    grid = np.asarray(grid).reshape(len(rows), len(titles))
+    for line, (caption, pictures) in zip(grid, rows, strict=True):
+        for axes, picture in zip(line, pictures, strict=True):
+            if picture.ndim == 2:
+                heat = picture.dtype != np.uint8
+                axes.imshow(picture, cmap='inferno' if heat else 'gray', vmin=0, vmax=1 if heat else 255)
+            else:
+                axes.imshow(picture)
+            axes.set(xticks=[], yticks=[])
+        line[0].set_ylabel(caption, fontsize=6)
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, fontsize=9)
+    _save(figure, path)
+
+
+def outlined(image, truth=None, prediction=None):
+    """An (H, W, 3) uint8 image with the contours of masks (H, W) > 0: truth thick, prediction thin."""
+    drawn = image.copy()
+    width = max(1, min(image.shape[:2]) // 110)
+    for mask, colour, thickness in ((truth, TRUTH, 2 * width), (prediction, PREDICTION, width)):
+        if mask is not None:
+            contours, _ = cv2.findContours((mask > 0).astype(np.uint8), cv2.RETR_EXTERNAL,
+                                           cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(drawn, contours, -1, colour, thickness, cv2.LINE_AA)
+    return drawn
+
+
+def _subplots(rows, columns, size):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg   # slow to import; no display needed
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=size, dpi=DPI, layout='constrained')
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns)
+
+
+def _save(figure, path):
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary)

@@ -1,0 +1,122 @@
+"""Devices, precision, determinism, and the processes of a torchrun launch."""
+import contextlib
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from dataset.errors import InputError
+
+DEVICES = ('auto', 'cpu', 'cuda', 'mps')
+PRECISIONS = ('auto', 'bf16', 'fp16', 'fp32')
+WORKERS_AUTO = -1
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process of a run. rank 0 of world = 1 without torchrun; device : torch.device."""
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def main(self):
+        """True in the one process that writes files and prints."""
+        return self.rank == 0
+
+
+def start(cfg):
+    """Join the torchrun launch, if there is one, and choose this process's device.
+
+    Reads cfg.DEVICE and cfg.DETERMINISTIC. Raises InputError when the device is not there.
+    """
+    world, rank = int(os.environ.get('WORLD_SIZE', 1)), int(os.environ.get('RANK', 0))
+    device = choose_device(cfg.DEVICE, int(os.environ.get('LOCAL_RANK', 0)))
+    if device.type == 'cuda':
+        torch.cuda.set_device(device)
+    if cfg.DETERMINISTIC:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not cfg.DETERMINISTIC
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+    return Process(rank, world, device)
+
+
+def finish():
+    """Leave the process group of a torchrun launch."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def choose_device(name, local_rank=0):
+    """torch.device for 'auto' (CUDA, else Apple MPS, else CPU) or a device by name."""
+    available = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(),
+                 'cpu': True}
+    if name == 'auto':
+        name = next(kind for kind, there in available.items() if there)
+    if not available[name]:
+        there = ', '.join(kind for kind in available if available[kind])
+        raise InputError(f'DEVICE={name} is not available here', remedy=f'available: {there}')
+    return torch.device('cuda', local_rank) if name == 'cuda' else torch.device(name)
+
+
+def choose_precision(name, device):
+    """'bf16', 'fp16' or 'fp32'. 'auto': bf16 where the hardware multiplies it, fp16 on older GPUs.
+
+    Apple MPS and CPUs without bf16 instructions compute in float32, which is faster there than
+    emulation.
+    """
+    if name != 'auto':
+        return name
+    if device.type == 'cuda':
+        return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'
+    if device.type == 'cpu' and torch.cpu._is_avx512_bf16_supported():
+        return 'bf16'
+    return 'fp32'
+
+
+def autocast(precision, device):
+    """Context in which the network computes; float32 needs none."""
+    if precision == 'fp32':
+        return contextlib.nullcontext()
+    dtype = {'bf16': torch.bfloat16, 'fp16': torch.float16}[precision]
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def workers(setting, device):
+    """Number of loader processes: the setting, or with -1 none on a CPU (it has better to do)."""
+    if setting != WORKERS_AUTO:
+        return setting
+    return 0 if device.type == 'cpu' else min(8, os.cpu_count() or 1)
+
+
+def seed_step(seed, step, rank):
+    """Make everything random in a step a function of (seed, step, rank), so that a resumed run is exact."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
+
+
+def any_process(flag, process):
+    """True in all processes when `flag` is true in one of them."""
+    if process.world == 1:
+        return flag
+    total = torch.tensor(float(flag), device=process.device)
+    dist.all_reduce(total)
+    return total.item() > 0
+
+
+def merge(rows, process):
+    """Join the lists that each process has; the result is the same in all of them."""
+    if process.world == 1:
+        return rows
+    parts = [None] * process.world
+    dist.all_gather_object(parts, rows)
+    return [row for part in parts for row in part]
+
+
+def barrier(process):
+    """Wait for all processes."""
+    if process.world > 1:
+        dist.barrier()

@@ -1,0 +1,127 @@
+"""A run folder that explains itself: lock, config.json, metrics.jsonl, TensorBoard, checkpoints."""
+import json
+import platform
+import time
+
+import filelock
+import numpy as np
+import torch
+import torchvision
+
+from dataset import files
+from dataset.errors import InputError
+from engine import checkpoints, figures
+
+# A run may go on under another value of these; every other constant defines the run.
+MAY_CHANGE = {'ROOT', 'RECIPE', 'NUM_WORKERS', 'RESUME', 'EPOCH', 'STEPS', 'PATIENCE', 'DEVICE'}
+SECONDS_BETWEEN_FIGURES = 60
+
+
+class Run:
+    """The folder `models/<network>/` of one training run.
+
+    folder : Path; network : 'CoarseSN', 'MaskCN' or 'EnhancedSN'; cfg : Settings
+    inputs : dict of fingerprints of everything the run reads (data, weights of earlier stages)
+    process : hardware.Process; only its main process writes
+    Raises InputError when another process trains in the folder, or when the folder holds a run
+    with other settings.
+    """
+
+    def __init__(self, folder, network, cfg, inputs, process):
+        self.folder, self.network, self.process = folder, network, process
+        self.weights, self.last = folder / f'{network}.pth', folder / 'last.pth'
+        self.config = {'network': network, 'settings': vars(cfg), 'inputs': inputs,
+                       'versions': versions(process.device)}
+        self.rows, self._board, self._drawn = [], None, 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = filelock.FileLock(folder / '.lock')
+        if process.main:
+            try:
+                self._lock.acquire(timeout=0)
+            except filelock.Timeout:
+                raise InputError('Two runs in one folder', [f'{folder}: another process trains here'],
+                                 'wait for it, or train below another --ROOT') from None
+
+    def begin(self, resume):
+        """Return the content of last.pth to go on from, or None for a new run (which clears the folder)."""
+        if resume and self.last.exists():
+            self._refuse_other_settings()
+            state = checkpoints.load(self.last, 'start anew with --RESUME=False')
+            self._read_rows(state['step'])
+        else:
+            state = None
+            if self.process.main:
+                self._clear()
+        if self.process.main:
+            files.write_text(self.folder / 'config.json', json.dumps(self.config, indent=1) + '\n')
+        return state
+
+    def _refuse_other_settings(self):
+        before = checkpoints.read_config(self.weights)
+        faults = []
+        for part in ('settings', 'inputs'):
+            old, new = before.get(part, {}), json.loads(json.dumps(self.config[part]))
+            faults += [f'{name}: {old.get(name)!r} in {self.folder}, {new.get(name)!r} now'
+                       for name in sorted(old.keys() | new.keys())
+                       if name not in MAY_CHANGE and old.get(name) != new.get(name)]
+        if faults:
+            raise InputError(f'{self.folder} holds a run with other settings or data', faults,
+                             'use the old settings to go on, another --ROOT to keep both, or '
+                             '--RESUME=False to overwrite it')
+
+    def _clear(self):
+        for name in (self.weights.name, 'last.pth', 'metrics.jsonl', 'config.json'):
+            (self.folder / name).unlink(missing_ok=True)
+        for events in self.folder.glob('tensorboard/events.*'):
+            events.unlink()
+
+    def _read_rows(self, step):
+        """Take up metrics.jsonl up to `step`; later rows belong to work that was lost and is redone."""
+        path = self.folder / 'metrics.jsonl'
+        lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
+        self.rows = [row for row in map(json.loads, lines) if row['step'] <= step]
+        if self.process.main:
+            self._write_rows()
+
+    def _write_rows(self):
+        files.write_text(self.folder / 'metrics.jsonl',
+                         ''.join(json.dumps(row) + '\n' for row in self.rows))
+
+    def log(self, row, speed):
+        """Add one row (dict of numbers, with 'step') to metrics.jsonl, TensorBoard and the curves.
+
+        speed : steps a second; for TensorBoard alone, so that metrics.jsonl is reproducible
+        """
+        if not self.process.main:
+            return
+        self.rows.append(row)
+        self._write_rows()
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter   # slow to import
+            self._board = SummaryWriter(str(self.folder / 'tensorboard'), purge_step=row['step'])
+        for name, value in {**row, 'steps_per_second': speed}.items():
+            if name != 'step' and np.isfinite(value):
+                self._board.add_scalar(name, value, row['step'])
+        self._board.flush()
+
+    def draw(self, monitor, panel, final=False):
+        """Redraw curves.png, and panel.png by calling panel(path); at most once a minute."""
+        now = time.monotonic()
+        if not self.process.main or (not final and now - self._drawn < SECONDS_BETWEEN_FIGURES):
+            return
+        figures.curves(self.rows, monitor, self.folder / 'curves.png')
+        panel(self.folder / 'panel.png')
+        self._drawn = time.monotonic()
+
+    def close(self):
+        if self._board is not None:
+            self._board.close()
+        self._lock.release()
+
+
+def versions(device):
+    """What the run ran on: {'python': ..., 'torch': ..., 'device': ...}."""
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.machine()
+    return {'python': platform.python_version(), 'torch': torch.__version__,
+            'torchvision': torchvision.__version__, 'numpy': np.__version__,
+            'device': f'{device.type} {name}', 'threads': torch.get_num_threads()}

@@ -1,0 +1,141 @@
+"""What the training stages bring to the shared loop: samples, losses and validation."""
+import numpy as np
+import torch
+
+from dataset.augment import INTERPOLATIONS, Ranges
+from dataset.errors import InputError
+from dataset.samples import SCALINGS, Pictures, subset, to_input, to_maskcn_input
+from engine import evaluation, figures, hardware, metrics
+from engine.inference import Classifier, Segmenter
+from engine.training import Stage
+from net.loss import hybrid_loss
+from net.models import STRIDE
+
+MACHINE_CHOICES = {'DEVICE': hardware.DEVICES, 'AMP': hardware.PRECISIONS}
+SEGMENTATION_CHOICES = MACHINE_CHOICES | {
+    'NUM_CLASSES': (1, 2), 'DICE_CLASSES': ('both', 'lesion'), 'INPUT_SCALING': SCALINGS,
+    'AFFINE_FILTER': tuple(INTERPOLATIONS)}
+SEGMENTATION_POSITIVE = ('EPOCH', 'BATCH_SIZE', 'LEARNING_RATE', 'INPUT_SIZE', 'CACHE_SIZE',
+                         'HARD_PIXELS', 'VALIDATE_EVERY')
+PANEL_IMAGES = 8
+
+
+def check_sizes(cfg, process):
+    """Raise InputError for an input side that is no multiple of 16, or a batch that cannot be shared."""
+    faults = []
+    if cfg.INPUT_SIZE % STRIDE:
+        faults.append(f'INPUT_SIZE={cfg.INPUT_SIZE}: must be a multiple of {STRIDE}')
+    if cfg.BATCH_SIZE % process.world:
+        faults.append(f'BATCH_SIZE={cfg.BATCH_SIZE}: must be a multiple of the {process.world} processes')
+    if faults:
+        raise InputError('Settings that do not fit together', faults)
+
+
+def steps_in_epoch(cfg, dataset):
+    """Optimisation steps that see as many samples as there are pictures, at least one."""
+    return max(1, round(len(dataset) / cfg.BATCH_SIZE))
+
+
+def ranges(cfg):
+    """The augmentation of a script's constants; mask-CN has no centre crop (its crops are files)."""
+    return Ranges(cfg.ROTATION, cfg.SHEAR, cfg.SHIFT, cfg.ZOOM, cfg.FLIPS,
+                  getattr(cfg, 'CENTRE_CROP', (1.0, 1.0)), getattr(cfg, 'CENTRE_CROP_PROBABILITY', 0.0))
+
+
+def segmentation(cfg, process, network, classifier, train, validation):
+    """Stage of coarse-SN (classifier None) or enhanced-SN (with the mask-CN that draws its maps).
+
+    train, validation : dataset.sources.Segmentation, with coarse masks for enhanced-SN
+    """
+    masks = {'mask': train.masks} | ({} if classifier is None else {'coarse': train.coarse})
+    samples = Pictures(train.images, masks, None, subset(len(train.images), cfg.TRAIN_IMAGES, cfg.SEED),
+                       cfg.INPUT_SIZE, ranges(cfg), cfg.AFFINE_FILTER, cfg.SEED)
+    segmenter = Segmenter(network, cfg.INPUT_SCALING,
+                          hardware.choose_precision(cfg.AMP, process.device), classifier)
+
+    def loss(model, batch):
+        extra = () if classifier is None else (classifier(batch['image'], batch['coarse'])[1],)
+        logits = model(to_input(batch['image'], cfg.INPUT_SCALING), *extra)
+        total, dice, rank = hybrid_loss(logits, batch['mask'], cfg.RANK_WEIGHT, cfg.HARD_PIXELS,
+                                        cfg.MARGIN, cfg.DICE_CLASSES, cfg.RANK_PADDED)
+        return total, {'dice': dice, 'rank': rank}
+
+    def validate():
+        return evaluation.quick_segmentation(segmenter, validation, cfg.BATCH_SIZE, process)
+
+    def panel(path):
+        draw_segmentation(segmenter, validation, process.device, path)
+
+    return Stage(network, samples, loss, validate, panel, 'JA')
+
+
+def draw_segmentation(segmenter, data, device, path):
+    """Panel of validation pictures: image, truth, [coarse mask, CAM,] lesion probability, contours."""
+    chosen = np.linspace(0, len(data.images) - 1, min(PANEL_IMAGES, len(data.images))).astype(int)
+    picture, coarse = evaluation.place(data.images[chosen], evaluation.at(data.coarse, chosen), device)
+    segmenter.network.eval()
+    probability = torch.sigmoid(segmenter(picture, coarse)).cpu().numpy()
+    cams = None if segmenter.classifier is None else segmenter.classifier(picture, coarse)[1].cpu().numpy()
+    rows = []
+    for place, number in enumerate(chosen):
+        image, truth = data.images[number], data.masks[number]
+        guides = [] if cams is None else [data.coarse[number], cams[place, 0]]
+        found = probability[place] > 0.5
+        score = metrics.segmentation_scores(metrics.confusion(found, truth > 0))[0, 0]
+        rows.append((f'{data.names[number]}\nJA {100 * score:.0f}',
+                     [image, truth, *guides, probability[place], figures.outlined(image, truth, found)]))
+    guides = [] if cams is None else ['coarse mask', 'CAM']
+    figures.panel(rows, ['image', 'truth', *guides, 'lesion probability', 'truth, prediction'], path)
+
+
+def classification(cfg, process, network, train, validation):
+    """Stage of mask-CN. train, validation : dataset.sources.Classification."""
+    masks = {'coarse': train.coarse} if cfg.INPUT_CHANNEL == 4 else {}
+    samples = Pictures(train.images, masks, train.labels, _crops_of_subset(cfg, train), cfg.INPUT_SIZE,
+                       ranges(cfg), cfg.AFFINE_FILTER, cfg.SEED)
+    classifier = Classifier(network, cfg.INPUT_SCALING,
+                            hardware.choose_precision(cfg.AMP, process.device))
+
+    def loss(model, batch):
+        logits = model(to_maskcn_input(batch['image'], batch.get('coarse'), cfg.INPUT_SCALING))
+        return torch.nn.functional.cross_entropy(logits.float(), batch['label']), {}
+
+    def validate():
+        crops = evaluation.crop_probabilities(classifier, validation, cfg.BATCH_SIZE, process)
+        probabilities, labels = evaluation.image_probabilities(crops, validation)
+        accuracy = float((probabilities.argmax(1) == labels).mean())
+        scores = metrics.classification_scores(probabilities, labels)
+        areas = {f'{task} AUC': _number(scores[task]['AUC']) for task in metrics.TASKS}
+        return {'mean AUC': _number(scores['mean AUC']), **areas, 'accuracy': accuracy}
+
+    def panel(path):
+        draw_classification(classifier, validation, process.device, path)
+
+    return Stage(network, samples, loss, validate, panel, 'mean AUC')
+
+
+def _number(score):
+    return float('nan') if score is None else score
+
+
+def _crops_of_subset(cfg, train):
+    """Crops of the first TRAIN_IMAGES images in the seed's order; all of them where it is 0."""
+    kept = subset(len(train.names), cfg.TRAIN_IMAGES, cfg.SEED)
+    return np.flatnonzero(np.isin(train.owners, kept))
+
+
+def draw_classification(classifier, data, device, path):
+    """Panel of validation images (whole-image crops): image, coarse mask, CAM, with the probabilities."""
+    whole = np.unique(data.owners, return_index=True)[1]   # an image's first crop is the whole image
+    chosen = whole[np.linspace(0, len(whole) - 1, min(PANEL_IMAGES, len(whole))).astype(int)]
+    picture, coarse = evaluation.place(data.images[chosen], evaluation.at(data.coarse, chosen), device)
+    classifier.network.eval()
+    probabilities, cams = (result.cpu().numpy() for result in classifier(picture, coarse))
+    rows = []
+    for place, number in enumerate(chosen):
+        p = ' '.join(f'{100 * value:.0f}' for value in probabilities[place])
+        masks = [] if data.coarse is None else [data.coarse[number]]
+        rows.append((f'{data.names[data.owners[number]]}\nclass {data.labels[number]}, p {p} %',
+                     [data.images[number], *masks, cams[place, 0]]))
+    masks = [] if data.coarse is None else ['coarse mask']
+    figures.panel(rows, ['image', *masks, 'CAM of its class'], path)

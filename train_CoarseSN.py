@@ -1,0 +1,90 @@
+"""Step 2: train coarse-SN, the network that segments lesions roughly (paper section III-A).
+
+Reads   dataset/ISIC/{Training,Validation}_seg.txt and the pictures they list (step 1)
+        a pretrained file of models/README.md, when there is one
+Writes  models/CoarseSN/  CoarseSN.pth (best weights), last.pth (to go on from), config.json,
+        metrics.jsonl, curves.png, panel.png, tensorboard/
+
+    python train_CoarseSN.py
+    torchrun --nproc-per-node=4 train_CoarseSN.py
+
+Run it again after an interruption and it goes on where it stopped. Cost: about 95 PFLOP for the
+paper's 500 epochs; 0.2 s for each picture of each epoch on two CPU cores with bf16 instructions.
+"""
+from dataset import sources
+from dataset.layout import Layout
+from engine import hardware, networks, script, settings, stages, training
+from engine.runs import Run
+
+# --- Experiment
+ROOT = '.'                     # folder that holds dataset/, Coarse_masks/, models/ and results/
+RECIPE = 'default'             # default (this file), paper, released or demo: recipes/<name>.toml
+RESUME = True                  # go on from models/CoarseSN/last.pth; False starts anew
+SEED = 0                       # of the weights, the order of the pictures and their augmentation
+
+# --- Network
+NUM_CLASSES = 2                # output channels: 2 with softmax (released) or 1 with sigmoid (paper)
+PRETRAINED = 'auto'            # voc (paper), xception (transplanted), none; auto: the first present
+VOC_WEIGHTS = 'models/deeplabv3plus_xception_VOC2012_epoch46_all.pth'   # file, see models/README.md
+XCEPTION_WEIGHTS = 'models/xception-43020ad28.pth'                      # file, see models/README.md
+DROPOUT = True                 # three dropout layers, 0.5, 0.5 and 0.1 (released)
+FREEZE_BN = False              # batch norms keep their running statistics while training
+
+# --- Optimisation
+EPOCH = 500                    # passes over the training pictures (paper)
+BATCH_SIZE = 16                # pictures a step, over all processes together (paper)
+LEARNING_RATE = 1e-4           # Adam, decayed by (1 - step / steps) ** 0.9 (paper; schedule released)
+PATIENCE = 0                   # stop after this many validations without a better JA; 0 = never
+VALIDATE_EVERY = 1             # epochs between two validations (released)
+TRAIN_IMAGES = 0               # train on this many pictures only, nested subsets; 0 = all
+
+# --- Loss
+DICE_CLASSES = 'both'          # both (released) or lesion (paper)
+RANK_WEIGHT = 0.05             # lambda of the hybrid loss; 0 = Dice alone (paper)
+HARD_PIXELS = 30               # K, hard pixels of lesion and of background in an image (paper)
+MARGIN = 0.3                   # by which lesion pixels shall outrank background pixels (paper)
+RANK_PADDED = False            # lists shorter than K are filled with zero errors (released)
+
+# --- Input and augmentation
+INPUT_SIZE = 224               # px, side of the square network input, a multiple of 16 (paper)
+CACHE_SIZE = 448               # px, side of the decoded pictures; twice the input loses no detail
+INPUT_SCALING = 'unit'         # unit x/255 (released), symmetric, whitening (paper)
+ROTATION = 10.0                # degrees, either way (paper)
+SHEAR = 0.1                    # radians, either way (paper)
+SHIFT = 0.0, 0.1               # fraction of width and of height, either way (released: vertical only)
+ZOOM = 0.9, 1.1                # factor (paper)
+FLIPS = True                   # horizontal and vertical, each in half of the samples (paper)
+CENTRE_CROP = 0.5, 1.0         # side of a centre crop as a fraction of the picture's (paper)
+CENTRE_CROP_PROBABILITY = 0.5  # share of the samples that are cropped (released)
+AFFINE_FILTER = 'bilinear'     # bilinear or nearest (released) for the picture; masks are nearest
+
+# --- Machine
+DEVICE = 'auto'                # auto (cuda, else mps, else cpu), cuda, mps or cpu
+AMP = 'auto'                   # precision: auto (bf16, else fp16 on GPUs), bf16, fp16, fp32
+NUM_WORKERS = -1               # loader processes; -1 = none on a CPU, up to 8 beside a GPU
+DETERMINISTIC = False          # bit-reproducible algorithms also on GPUs, slower
+SYNC_BN = True                 # several GPUs: batch norm over the global batch
+
+
+def main():
+    cfg = settings.resolve(globals(), choices=stages.SEGMENTATION_CHOICES | {
+        'PRETRAINED': networks.PRETRAINED_SN}, positive=stages.SEGMENTATION_POSITIVE)
+    process = hardware.start(cfg)
+    stages.check_sizes(cfg, process)
+    layout = Layout(cfg.ROOT)
+    train = sources.segmentation(layout, 'Training', cfg.CACHE_SIZE)
+    validation = sources.segmentation(layout, 'Validation', cfg.INPUT_SIZE)
+
+    hardware.seed_step(cfg.SEED, 0, 0)
+    network = networks.coarse_for_training(cfg, train.images)
+    stage = stages.segmentation(cfg, process, network, None, train, validation)
+    run = Run(layout.run('CoarseSN'), 'CoarseSN', cfg,
+              {'training': train.fingerprint, 'validation': validation.fingerprint}, process)
+    epoch = stages.steps_in_epoch(cfg, stage.dataset)
+    training.fit(stage, cfg, run, process, cfg.EPOCH * epoch, cfg.VALIDATE_EVERY * epoch)
+    run.close()
+    hardware.finish()
+
+
+if __name__ == '__main__':
+    script.launch(main)
