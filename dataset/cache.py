@@ -66,7 +66,6 @@ def _build(target, paths, size, kind, workers):
         for picture in pixels:
             digest.update(picture.tobytes())
         pixels.flush()
-        del pixels
     return digest.hexdigest()[:16]
 
 

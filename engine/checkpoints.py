@@ -81,8 +81,14 @@ def read_config(weights_path):
 
 def fingerprint(path):
     """First 16 hex digits of the sha256 of a file: which weights these are."""
+    return fingerprint_of_files([path])
+
+
+def fingerprint_of_files(paths):
+    """First 16 hex digits of the sha256 of the contents of several files, in order."""
     digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
+    for path in paths:
+        with open(path, 'rb') as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
     return digest.hexdigest()[:16]

@@ -53,6 +53,16 @@ def require(layout, folders):
     return present
 
 
+def require_same_for_maskcn(layout, coarse_sn):
+    """Check that mask-CN was trained on the masks of the present coarse-SN (or on none)."""
+    path = layout.weights('MaskCN')
+    maker = checkpoints.read_config(path).get('inputs', {}).get('coarse_sn', coarse_sn)
+    if maker != coarse_sn:
+        raise InputError('Mask-CN and the coarse masks do not belong together',
+                         [f'{path}: was trained on masks of another coarse-SN ({maker}) than the present '
+                          f'one ({coarse_sn})'], 'python train_MaskCN.py --RESUME=False')
+
+
 def _read(path):
     try:
         record = json.loads(path.read_text(encoding='utf-8'))

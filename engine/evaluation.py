@@ -56,6 +56,11 @@ def image_probabilities(crops, data):
     return mean / count[:, None], labels
 
 
+def whole_image_probabilities(crops, data):
+    """Probabilities from each image's first crop alone, the whole image: (images, 3)."""
+    return crops[np.unique(data.owners, return_index=True)[1]]
+
+
 def _batches(numbers, size):
     numbers = list(numbers)
     return [numbers[start:start + size] for start in range(0, len(numbers), size)]

@@ -69,7 +69,7 @@ def outlined(image, truth=None, prediction=None):
 
 
 def _subplots(rows, columns, size):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg   # slow to import; no display needed
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import; no display needed
     from matplotlib.figure import Figure
     figure = Figure(figsize=size, dpi=DPI, layout='constrained')
     FigureCanvasAgg(figure)

@@ -97,7 +97,7 @@ class Run:
         self.rows.append(row)
         self._write_rows()
         if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter   # slow to import
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
             self._board = SummaryWriter(str(self.folder / 'tensorboard'), purge_step=row['step'])
         for name, value in {**row, 'steps_per_second': speed}.items():
             if name != 'step' and np.isfinite(value):

@@ -4,7 +4,6 @@ import sys
 
 from dataset.errors import InputError
 
-
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 

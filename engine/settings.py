@@ -38,7 +38,7 @@ def resolve(namespace, argv=None, choices=None, positive=()):
     constants = read_constants(script)
     values = {name: namespace[name] for name in constants}
     if any(argument in ('-h', '--help') for argument in argv):
-        print(describe(namespace['__doc__'], script, constants, values))
+        print(describe(namespace['__doc__'], constants, values))
         sys.exit(0)
 
     command_line, faults = _split_arguments(argv, values)
@@ -53,19 +53,24 @@ def resolve(namespace, argv=None, choices=None, positive=()):
                 changed[name] = source
             except ValueError as error:
                 faults.append(f'{source}: {error}')
-    for name, allowed in (choices or {}).items():
-        if values[name] not in allowed:
-            listed = ', '.join(map(repr, allowed))
-            faults.append(f'{name}={values[name]!r}: must be one of {listed}')
-    for name in positive:
-        if not values[name] > 0:
-            faults.append(f'{name}={values[name]!r}: must be greater than zero')
+    faults += _out_of_range(values, choices or {}, positive)
     if faults:
         raise InputError(f'{script.name}: settings that cannot be used', faults,
                          f'python {_shown(script)} --help lists every constant')
     for name, source in changed.items():
         print(f'{name} = {values[name]!r}   # {source}')
     return Settings(**values)
+
+
+def _out_of_range(values, choices, positive):
+    """Faults: values that are not among their choices, or not positive."""
+    faults = []
+    for name, allowed in choices.items():
+        if values[name] not in allowed:
+            listed = ', '.join(map(repr, allowed))
+            faults.append(f'{name}={values[name]!r}: must be one of {listed}')
+    return faults + [f'{name}={values[name]!r}: must be greater than zero'
+                     for name in positive if not values[name] > 0]
 
 
 def read_constants(script):
@@ -93,7 +98,7 @@ def read_constants(script):
     return constants
 
 
-def describe(documentation, script, constants, values):
+def describe(documentation, constants, values):
     """The text of --help: the script's docstring, then each constant with default and comment."""
     lines = [(documentation or '').strip(), '', 'Settings (--NAME=value):']
     shown = ''

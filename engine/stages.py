@@ -4,31 +4,41 @@ import torch
 
 from dataset.augment import INTERPOLATIONS, Ranges
 from dataset.errors import InputError
+from dataset.isic import CLASSES
 from dataset.samples import SCALINGS, Pictures, subset, to_input, to_maskcn_input
-from engine import evaluation, figures, hardware, metrics
+from engine import evaluation, figures, hardware, metrics, networks
 from engine.inference import Classifier, Segmenter
 from engine.training import Stage
 from net.loss import hybrid_loss
 from net.models import STRIDE
 
 MACHINE_CHOICES = {'DEVICE': hardware.DEVICES, 'AMP': hardware.PRECISIONS}
+EVALUATION_CHOICES = MACHINE_CHOICES | {'SPLIT': ('Validation', 'Testing')}
 SEGMENTATION_CHOICES = MACHINE_CHOICES | {
     'NUM_CLASSES': (1, 2), 'DICE_CLASSES': ('both', 'lesion'), 'INPUT_SCALING': SCALINGS,
     'AFFINE_FILTER': tuple(INTERPOLATIONS)}
 SEGMENTATION_POSITIVE = ('EPOCH', 'BATCH_SIZE', 'LEARNING_RATE', 'INPUT_SIZE', 'CACHE_SIZE',
                          'HARD_PIXELS', 'VALIDATE_EVERY')
+CLASSIFICATION_CHOICES = MACHINE_CHOICES | {
+    'PRETRAINED': networks.PRETRAINED_CN, 'INPUT_CHANNEL': (3, 4), 'NUM_CLASSES': (len(CLASSES),),
+    'VALIDATION_CROPS': (1, 9), 'INPUT_SCALING': SCALINGS, 'AFFINE_FILTER': tuple(INTERPOLATIONS)}
+CLASSIFICATION_POSITIVE = ('STEPS', 'BATCH_SIZE', 'LEARNING_RATE', 'INPUT_SIZE', 'VALIDATE_EVERY')
 PANEL_IMAGES = 8
 
 
+def check_sides(sides):
+    """Raise InputError for an input side (px) that is no positive multiple of 16."""
+    faults = [f'{side} px' for side in sides if side <= 0 or side % STRIDE]
+    if faults or not sides:
+        raise InputError(f'The input side must be a multiple of {STRIDE}', faults)
+
+
 def check_sizes(cfg, process):
-    """Raise InputError for an input side that is no multiple of 16, or a batch that cannot be shared."""
-    faults = []
-    if cfg.INPUT_SIZE % STRIDE:
-        faults.append(f'INPUT_SIZE={cfg.INPUT_SIZE}: must be a multiple of {STRIDE}')
+    """Raise InputError for an unusable input side, or a batch that the processes cannot share."""
+    check_sides([cfg.INPUT_SIZE])
     if cfg.BATCH_SIZE % process.world:
-        faults.append(f'BATCH_SIZE={cfg.BATCH_SIZE}: must be a multiple of the {process.world} processes')
-    if faults:
-        raise InputError('Settings that do not fit together', faults)
+        raise InputError(f'BATCH_SIZE={cfg.BATCH_SIZE} cannot be shared by {process.world} processes',
+                         remedy='choose a multiple')
 
 
 def steps_in_epoch(cfg, dataset):

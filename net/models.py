@@ -34,7 +34,7 @@ class ASPP(nn.Module):
         return self.conv_cat(torch.cat(branches, 1))
 
 
-class deeplabv3plus(nn.Module):   # noqa: N801 - the released code's name
+class deeplabv3plus(nn.Module):   # the released code's name
     """Coarse-SN: DeepLabv3+ with an aligned Xception-65 encoder at output stride 16.
 
     num_classes : 2 (released: background and lesion, softmax) or 1 (paper: lesion, sigmoid)
@@ -63,7 +63,7 @@ class deeplabv3plus(nn.Module):   # noqa: N801 - the released code's name
         return _upsample4(self.cls_conv(self.cat_conv(x)))
 
 
-class deeplabv3plus_en(deeplabv3plus):   # noqa: N801 - the released code's name
+class deeplabv3plus_en(deeplabv3plus):   # the released code's name
     """Enhanced-SN: coarse-SN with an E-layer that joins mask-CN's localisation map to the pyramid."""
 
     def __init__(self, num_classes=2, dropout=True):
@@ -79,7 +79,7 @@ class deeplabv3plus_en(deeplabv3plus):   # noqa: N801 - the released code's name
         return self.decode(pyramid, low_level)
 
 
-class Xception_dilation(nn.Module):   # noqa: N801 - the released code's name
+class Xception_dilation(nn.Module):   # the released code's name
     """Mask-CN: Xception without its last pooling, the last two separable convolutions dilated by 2.
 
     input_channel : 4 (RGB and coarse mask) or 3 (RGB alone, the ablation of Table V)

@@ -152,7 +152,7 @@ def _copy_stem(encoder, source):
 
 
 def _copy(layer, source, place):
-    for name, tensor in layer.state_dict().items():
+    for name in layer.state_dict():
         if name != 'num_batches_tracked':
             getattr(layer, name).data.copy_(source[f'{place}.{name}'])
 

@@ -1,0 +1,60 @@
+"""Step 6b: score enhanced-SN (or coarse-SN) on the validation or test pictures at full size.
+
+Reads   dataset/ISIC/<split>_seg.txt and its pictures (step 1); models/EnhancedSN/, models/MaskCN/
+        and Coarse_masks/<split>_EnhancedSN/ (steps 3 to 5), or models/CoarseSN/ alone
+Writes  results/<network>_<split>.csv   JA, DI, pixel-AC, pixel-SE, pixel-SP of each picture
+        results/<network>_<split>.json  their means with 95 % intervals, with and without TTA
+        results/<network>_<split>_masks/  the predicted masks, as the challenge wants them
+
+    python eval_EnhancedSN.py --SPLIT=Testing
+    python eval_EnhancedSN.py --SPLIT=Testing --NETWORK=CoarseSN
+
+Cost: 18 forward passes for each picture, under a second on a GPU and about 2 s on two CPU cores.
+"""
+from dataset import isic, sources
+from dataset.layout import Layout
+from engine import checkpoints, coarse_masks, evaluation, hardware, networks, script, settings, stages
+
+# --- Experiment
+ROOT = '.'                # folder that holds dataset/, Coarse_masks/, models/ and results/
+RECIPE = 'default'        # default (this file), paper, released or demo: recipes/<name>.toml
+SPLIT = 'Validation'      # Validation or Testing
+NETWORK = 'EnhancedSN'    # EnhancedSN or CoarseSN
+
+# --- Test-time augmentation
+SCALES = 224, 256, 288    # px, input sides, multiples of 16; the first alone is "without TTA" (released)
+TTA = True                # 6 views at every scale: identity, 3 rotations, 2 flips (released)
+BATCH_SIZE = 8            # pictures at a time, each in all views; memory and speed only
+
+# --- Machine
+DEVICE = 'auto'           # auto (cuda, else mps, else cpu), cuda, mps or cpu
+AMP = 'auto'              # precision: auto (bf16, else fp16 on GPUs), bf16, fp16, fp32
+DETERMINISTIC = False     # bit-reproducible algorithms also on GPUs, slower
+
+
+def main():
+    cfg = settings.resolve(globals(), choices=stages.EVALUATION_CHOICES | {
+        'NETWORK': ('EnhancedSN', 'CoarseSN')}, positive=('BATCH_SIZE',))
+    process = hardware.start(cfg)
+    stages.check_sides(cfg.SCALES)
+    layout = Layout(cfg.ROOT)
+    pairs = isic.read_segmentation_list(layout, cfg.SPLIT)
+    used, coarse_paths = [layout.weights(cfg.NETWORK)], None
+    if cfg.NETWORK == 'EnhancedSN':
+        folder = layout.coarse_for_segmentation(cfg.SPLIT)
+        coarse_masks.require_same_for_maskcn(layout, coarse_masks.require(layout, [folder]))
+        coarse_paths = sources.coarse_paths(folder, [image for image, _ in pairs])
+        used.append(layout.weights('MaskCN'))
+    segmenter = networks.load_segmenter(layout, cfg.NETWORK, process.device,
+                                        hardware.choose_precision(cfg.AMP, process.device))
+    masks = layout.results / f'{cfg.NETWORK}_{cfg.SPLIT}_masks'
+    names, scores = evaluation.evaluate_segmentation(segmenter, pairs, coarse_paths, cfg, process.device,
+                                                     masks)
+    facts = evaluation.provenance(cfg, used, checkpoints.fingerprint_of_files(
+        [path for pair in pairs for path in pair]))
+    evaluation.report_segmentation(layout, cfg.NETWORK, cfg.SPLIT, names, scores, facts)
+    print(f'predicted masks: {masks}/')
+
+
+if __name__ == '__main__':
+    script.launch(main)

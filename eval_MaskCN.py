@@ -1,0 +1,53 @@
+"""Step 6a: score mask-CN on the validation or test images, from one crop and from nine.
+
+Reads   dataset/ISIC/<split>_crop9_cls.txt and its crops (step 1), Coarse_masks/<split>_MaskCN/
+        (step 3), models/MaskCN/ (step 4)
+Writes  results/MaskCN_<split>.csv   the three class probabilities of each image
+        results/MaskCN_<split>.json  AUC, AP, AC, SE, SP of melanoma and of keratosis against the rest,
+                                     mean AUC and 95 % intervals, from 9 crops and from 1
+        results/MaskCN_<split>_challenge.csv  in the challenge's format
+
+    python eval_MaskCN.py --SPLIT=Testing
+
+Cost: 9 forward passes for each image, about 0.6 s on two CPU cores.
+"""
+from dataset import sources
+from dataset.layout import Layout
+from engine import coarse_masks, evaluation, hardware, networks, script, settings, stages
+
+# --- Experiment
+ROOT = '.'                # folder that holds dataset/, Coarse_masks/, models/ and results/
+RECIPE = 'default'        # default (this file), paper, released or demo: recipes/<name>.toml
+SPLIT = 'Validation'      # Validation or Testing
+
+# --- Input
+INPUT_SIZE = 224          # px, side of the square network input, a multiple of 16 (paper)
+BATCH_SIZE = 64           # crops at a time; memory and speed only
+
+# --- Machine
+DEVICE = 'auto'           # auto (cuda, else mps, else cpu), cuda, mps or cpu
+AMP = 'auto'              # precision: auto (bf16, else fp16 on GPUs), bf16, fp16, fp32
+DETERMINISTIC = False     # bit-reproducible algorithms also on GPUs, slower
+
+
+def main():
+    cfg = settings.resolve(globals(), choices=stages.EVALUATION_CHOICES,
+                           positive=('BATCH_SIZE', 'INPUT_SIZE'))
+    process = hardware.start(cfg)
+    stages.check_sides([cfg.INPUT_SIZE])
+    layout = Layout(cfg.ROOT)
+    classifier = networks.load_classifier(layout, process.device,
+                                          hardware.choose_precision(cfg.AMP, process.device))
+    if classifier.uses_masks:
+        folder = layout.coarse_for_classification(cfg.SPLIT)
+        coarse_masks.require_same_for_maskcn(layout, coarse_masks.require(layout, [folder]))
+    data = sources.classification(layout, cfg.SPLIT, cfg.INPUT_SIZE, classifier.uses_masks)
+    crops = evaluation.crop_probabilities(classifier, data, cfg.BATCH_SIZE, process, 'classifying')
+    probabilities, labels = evaluation.image_probabilities(crops, data)
+    results = {'9-crop': probabilities, '1-crop': evaluation.whole_image_probabilities(crops, data)}
+    facts = evaluation.provenance(cfg, [layout.weights('MaskCN')], data.fingerprint)
+    evaluation.report_classification(layout, cfg.SPLIT, data.names, results, labels, facts)
+
+
+if __name__ == '__main__':
+    script.launch(main)

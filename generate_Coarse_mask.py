@@ -1,0 +1,106 @@
+"""Step 3: draw coarse-SN's masks, which later stages read as an additional channel.
+
+Reads   models/CoarseSN/CoarseSN.pth (step 2), the lists of step 1 and the pictures they name
+Writes  Coarse_masks/{Training,Validation,Testing}_MaskCN/      a 224 px mask for each crop
+        Coarse_masks/{Training,Validation,Testing}_EnhancedSN/  a mask of the picture's own size
+        as png with values {0, 255}; made_by.json beside them says which coarse-SN drew them
+
+    python generate_Coarse_mask.py
+
+Run it again after an interruption and it draws what is missing. Cost: 6 views of each of the
+paper's 45,000 crops and pictures, about 9 PFLOP.
+"""
+import os
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from dataset import cache, crops, images, isic
+from dataset.layout import SPLITS, Layout
+from engine import checkpoints, coarse_masks, hardware, networks, script, settings, stages
+
+# --- Experiment
+ROOT = '.'                # folder that holds dataset/, Coarse_masks/, models/ and results/
+RECIPE = 'default'        # default (this file), paper, released or demo: recipes/<name>.toml
+
+# --- Masks
+INPUT_SIZE = 224          # px, side of coarse-SN's input, a multiple of 16 (paper)
+TTA = True                # sum the logits of 6 views: identity, 3 rotations, 2 flips (released)
+BATCH_SIZE = 16           # pictures at a time, each in all views; memory and speed only
+
+# --- Machine
+DEVICE = 'auto'           # auto (cuda, else mps, else cpu), cuda, mps or cpu
+AMP = 'auto'              # precision: auto (bf16, else fp16 on GPUs), bf16, fp16, fp32
+NUM_WORKERS = -1          # loader processes; -1 = none on a CPU, up to 8 beside a GPU
+DETERMINISTIC = False     # bit-reproducible algorithms also on GPUs, slower
+
+
+class Files(Dataset):
+    """Pictures squashed to size x size: (3, size, size) uint8, and their number."""
+
+    def __init__(self, paths, size):
+        self.paths, self.size = paths, size
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, number):
+        picture = cache.read_rgb_square(self.paths[number], self.size)
+        return torch.from_numpy(picture).permute(2, 0, 1), number
+
+
+def draw_masks(segmenter, pictures, folder, side, cfg, process):
+    """Write a mask for each picture (path) that has none yet.
+
+    side : of the square masks in px, or 0 for each picture's own size. A mask takes its picture's
+    time of change, so that a changed picture is drawn again.
+    """
+    todo = [path for path in pictures if not is_drawn(folder / f'{path.stem}.png', path)]
+    print(f'{folder}: {len(pictures) - len(todo)} of {len(pictures)} masks are there')
+    loader = DataLoader(Files(todo, cfg.INPUT_SIZE), cfg.BATCH_SIZE,
+                        num_workers=hardware.workers(cfg.NUM_WORKERS, process.device))
+    for batch, numbers in tqdm(loader, desc=folder.name, unit='batch', disable=not todo):
+        batch = batch.to(process.device)
+        logits = segmenter.views(batch).sum(0) if cfg.TTA else segmenter(batch)
+        for mask, number in zip((logits > 0).cpu().numpy(), numbers.tolist(), strict=True):
+            path = todo[number]
+            size = (side, side) if side else images.image_size(path)
+            target = folder / f'{path.stem}.png'
+            images.write_png(target, images.resize_mask(mask.astype(np.uint8) * 255, size))
+            os.utime(target, ns=(path.stat().st_mtime_ns,) * 2)
+
+
+def is_drawn(mask, picture):
+    return mask.is_file() and mask.stat().st_mtime_ns == picture.stat().st_mtime_ns
+
+
+def main():
+    cfg = settings.resolve(globals(), choices=stages.MACHINE_CHOICES, positive=('INPUT_SIZE', 'BATCH_SIZE'))
+    process = hardware.start(cfg)
+    stages.check_sizes(cfg, process)
+    layout = Layout(cfg.ROOT)
+    tasks = []   # (pictures, mask folder, side of the masks)
+    for split in SPLITS:
+        if layout.classification_list(split).is_file():
+            pictures = [path for path, _ in isic.read_classification_list(layout, split)]
+            tasks.append((pictures, layout.coarse_for_classification(split), crops.SIDE))
+        if layout.segmentation_list(split).is_file():
+            pictures = [path for path, _ in isic.read_segmentation_list(layout, split)]
+            tasks.append((pictures, layout.coarse_for_segmentation(split), 0))
+    if not tasks:
+        isic.read_segmentation_list(layout, 'Training')   # says what is missing, and how to make it
+
+    segmenter = networks.load_segmenter(layout, 'CoarseSN', process.device,
+                                        hardware.choose_precision(cfg.AMP, process.device))
+    facts = {'coarse_sn': checkpoints.fingerprint(layout.weights('CoarseSN')),
+             'input_size': cfg.INPUT_SIZE, 'views': 6 if cfg.TTA else 1}
+    for pictures, folder, side in tasks:
+        coarse_masks.begin(folder, facts)
+        draw_masks(segmenter, pictures, folder, side, cfg, process)
+        coarse_masks.finish(folder, facts, len(pictures))
+
+
+if __name__ == '__main__':
+    script.launch(main)

@@ -1,0 +1,95 @@
+"""Step 5: train enhanced-SN, coarse-SN guided by mask-CN's localisation maps (paper section III-C).
+
+Reads   dataset/ISIC/{Training,Validation}_seg.txt and the pictures they list (step 1)
+        models/CoarseSN/CoarseSN.pth (step 2), Coarse_masks/*_EnhancedSN/ (step 3),
+        models/MaskCN/MaskCN.pth (step 4)
+Writes  models/EnhancedSN/  EnhancedSN.pth (best weights), last.pth (to go on from), config.json,
+        metrics.jsonl, curves.png, panel.png, tensorboard/
+
+    python train_EnhancedSN.py
+    torchrun --nproc-per-node=4 train_EnhancedSN.py
+
+Run it again after an interruption and it goes on where it stopped. Cost: that of coarse-SN and a
+tenth more, for mask-CN's forward pass.
+"""
+from dataset import sources
+from dataset.layout import Layout
+from engine import checkpoints, coarse_masks, hardware, networks, script, settings, stages, training
+from engine.runs import Run
+
+# --- Experiment
+ROOT = '.'                     # folder that holds dataset/, Coarse_masks/, models/ and results/
+RECIPE = 'default'             # default (this file), paper, released or demo: recipes/<name>.toml
+RESUME = True                  # go on from models/EnhancedSN/last.pth; False starts anew
+SEED = 0                       # of the E-layer's weights, the order of the pictures, their augmentation
+
+# --- Network
+NUM_CLASSES = 2                # output channels, those of coarse-SN: 2 (released) or 1 (paper)
+CAM_RELU = False               # drop the negative evidence from the localisation maps (released: kept)
+DROPOUT = True                 # three dropout layers, 0.5, 0.5 and 0.1 (released)
+FREEZE_BN = False              # batch norms keep their running statistics while training
+
+# --- Optimisation
+EPOCH = 500                    # passes over the training pictures (paper)
+BATCH_SIZE = 16                # pictures a step, over all processes together (paper)
+LEARNING_RATE = 5e-5           # Adam, decayed by (1 - step / steps) ** 0.9 (released; paper 1e-4)
+PATIENCE = 0                   # stop after this many validations without a better JA; 0 = never
+VALIDATE_EVERY = 1             # epochs between two validations (released)
+TRAIN_IMAGES = 0               # train on this many pictures only, nested subsets; 0 = all
+
+# --- Loss
+DICE_CLASSES = 'both'          # both (released) or lesion (paper)
+RANK_WEIGHT = 0.05             # lambda of the hybrid loss; 0 = Dice alone (paper)
+HARD_PIXELS = 30               # K, hard pixels of lesion and of background in an image (paper)
+MARGIN = 0.3                   # by which lesion pixels shall outrank background pixels (paper)
+RANK_PADDED = False            # lists shorter than K are filled with zero errors (released)
+
+# --- Input and augmentation
+INPUT_SIZE = 224               # px, side of the square network input, a multiple of 16 (paper)
+CACHE_SIZE = 448               # px, side of the decoded pictures; twice the input loses no detail
+INPUT_SCALING = 'unit'         # unit x/255 (released), symmetric, whitening (paper)
+ROTATION = 10.0                # degrees, either way (paper)
+SHEAR = 0.1                    # radians, either way (paper)
+SHIFT = 0.0, 0.1               # fraction of width and of height, either way (released: vertical only)
+ZOOM = 0.9, 1.1                # factor (paper)
+FLIPS = True                   # horizontal and vertical, each in half of the samples (paper)
+CENTRE_CROP = 0.5, 1.0         # side of a centre crop as a fraction of the picture's (paper)
+CENTRE_CROP_PROBABILITY = 0.5  # share of the samples that are cropped (released)
+AFFINE_FILTER = 'bilinear'     # bilinear or nearest (released) for the picture; masks are nearest
+
+# --- Machine
+DEVICE = 'auto'                # auto (cuda, else mps, else cpu), cuda, mps or cpu
+AMP = 'auto'                   # precision: auto (bf16, else fp16 on GPUs), bf16, fp16, fp32
+NUM_WORKERS = -1               # loader processes; -1 = none on a CPU, up to 8 beside a GPU
+DETERMINISTIC = False          # bit-reproducible algorithms also on GPUs, slower
+SYNC_BN = True                 # several GPUs: batch norm over the global batch
+
+
+def main():
+    cfg = settings.resolve(globals(), choices=stages.SEGMENTATION_CHOICES,
+                           positive=stages.SEGMENTATION_POSITIVE)
+    process = hardware.start(cfg)
+    stages.check_sizes(cfg, process)
+    layout = Layout(cfg.ROOT)
+    coarse = coarse_masks.require(layout, [layout.coarse_for_segmentation(split)
+                                           for split in ('Training', 'Validation')])
+    coarse_masks.require_same_for_maskcn(layout, coarse)
+    train = sources.segmentation(layout, 'Training', cfg.CACHE_SIZE, coarse=True)
+    validation = sources.segmentation(layout, 'Validation', cfg.INPUT_SIZE, coarse=True)
+
+    hardware.seed_step(cfg.SEED, 0, 0)
+    network = networks.enhanced_for_training(cfg, layout.weights('CoarseSN'))
+    classifier = networks.load_classifier(layout, process.device,
+                                          hardware.choose_precision(cfg.AMP, process.device), cfg.CAM_RELU)
+    stage = stages.segmentation(cfg, process, network, classifier, train, validation)
+    run = Run(layout.run('EnhancedSN'), 'EnhancedSN', cfg,
+              {'training': train.fingerprint, 'validation': validation.fingerprint, 'coarse_sn': coarse,
+               'mask_cn': checkpoints.fingerprint(layout.weights('MaskCN'))}, process)
+    epoch = stages.steps_in_epoch(cfg, stage.dataset)
+    training.fit(stage, cfg, run, process, cfg.EPOCH * epoch, cfg.VALIDATE_EVERY * epoch)
+    run.close()
+    hardware.finish()
+
+
+if __name__ == '__main__':
+    script.launch(main)

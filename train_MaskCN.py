@@ -1,0 +1,86 @@
+"""Step 4: train mask-CN, the classifier that sees the coarse mask as a 4th channel (section III-B).
+
+Reads   dataset/ISIC/{Training_Add,Validation_crop9}_cls.txt and the crops they list (step 1)
+        Coarse_masks/*_MaskCN/ (step 3); a pretrained file of models/README.md, when there is one
+Writes  models/MaskCN/  MaskCN.pth (best weights), last.pth (to go on from), config.json,
+        metrics.jsonl, curves.png, panel.png, tensorboard/
+
+    python train_MaskCN.py
+    torchrun --nproc-per-node=4 train_MaskCN.py
+
+Run it again after an interruption and it goes on where it stopped. Cost: about 51 PFLOP for the
+paper's 50,001 steps, and 15 TFLOP for every validation of 150 images with 9 crops each.
+"""
+from dataset import sources
+from dataset.layout import Layout
+from engine import coarse_masks, hardware, networks, script, settings, stages, training
+from engine.runs import Run
+
+# --- Experiment
+ROOT = '.'                     # folder that holds dataset/, Coarse_masks/, models/ and results/
+RECIPE = 'default'             # default (this file), paper, released or demo: recipes/<name>.toml
+RESUME = True                  # go on from models/MaskCN/last.pth; False starts anew
+SEED = 0                       # of the weights, the order of the crops and their augmentation
+
+# --- Network
+NUM_CLASSES = 3                # nevus, melanoma, seborrheic keratosis (paper)
+INPUT_CHANNEL = 4              # 4: RGB and coarse mask (paper); 3: RGB alone (paper, Table V)
+PRETRAINED = 'auto'            # xception (paper), none; auto: xception when the file is present
+XCEPTION_WEIGHTS = 'models/xception-43020ad28.pth'   # file, see models/README.md
+PRETRAINED_EXIT_FLOW = True    # False: the exit flow starts random (released, by a name filter's mistake)
+RELU_SKIP = False              # True: skip paths see relu(input) (released, by an in-place ReLU)
+FREEZE_BN = False              # batch norms keep their running statistics while training
+
+# --- Optimisation
+STEPS = 50_001                 # optimisation steps (released)
+BATCH_SIZE = 32                # crops a step, over all processes together (paper)
+LEARNING_RATE = 1e-4           # Adam, decayed by (1 - step / steps) ** 0.9 (paper; schedule released)
+PATIENCE = 0                   # stop after this many validations without a better mean AUC; 0 = never
+VALIDATE_EVERY = 100           # steps between two validations (released)
+VALIDATION_CROPS = 9           # crops an image in validation: 9 (released) or 1, the whole image
+TRAIN_IMAGES = 0               # train on the crops of this many images only, nested; 0 = all
+
+# --- Input and augmentation
+INPUT_SIZE = 224               # px, side of the square network input, a multiple of 16 (paper)
+INPUT_SCALING = 'symmetric'    # symmetric (x/255 - 0.5)/0.5 (ImageNet weights), unit (released), whitening
+ROTATION = 10.0                # degrees, either way (paper)
+SHEAR = 0.1                    # radians, either way (paper)
+SHIFT = 0.0, 0.1               # fraction of width and of height, either way (released: vertical only)
+ZOOM = 0.9, 1.1                # factor (paper)
+FLIPS = True                   # horizontal and vertical, each in half of the samples (paper)
+AFFINE_FILTER = 'bilinear'     # bilinear or nearest (released) for the picture; masks are nearest
+
+# --- Machine
+DEVICE = 'auto'                # auto (cuda, else mps, else cpu), cuda, mps or cpu
+AMP = 'auto'                   # precision: auto (bf16, else fp16 on GPUs), bf16, fp16, fp32
+NUM_WORKERS = -1               # loader processes; -1 = none on a CPU, up to 8 beside a GPU
+DETERMINISTIC = False          # bit-reproducible algorithms also on GPUs, slower
+SYNC_BN = True                 # several GPUs: batch norm over the global batch
+
+
+def main():
+    cfg = settings.resolve(globals(), choices=stages.CLASSIFICATION_CHOICES,
+                           positive=stages.CLASSIFICATION_POSITIVE)
+    process = hardware.start(cfg)
+    stages.check_sizes(cfg, process)
+    layout, masked = Layout(cfg.ROOT), cfg.INPUT_CHANNEL == 4
+    inputs = {}
+    if masked:
+        inputs['coarse_sn'] = coarse_masks.require(layout, [layout.coarse_for_classification(split)
+                                                            for split in ('Training', 'Validation')])
+    train = sources.classification(layout, 'Training', cfg.INPUT_SIZE, masked)
+    validation = sources.classification(layout, 'Validation', cfg.INPUT_SIZE, masked,
+                                        whole_only=cfg.VALIDATION_CROPS == 1)
+
+    hardware.seed_step(cfg.SEED, 0, 0)
+    network = networks.mask_for_training(cfg)
+    stage = stages.classification(cfg, process, network, train, validation)
+    run = Run(layout.run('MaskCN'), 'MaskCN', cfg,
+              inputs | {'training': train.fingerprint, 'validation': validation.fingerprint}, process)
+    training.fit(stage, cfg, run, process, cfg.STEPS, cfg.VALIDATE_EVERY)
+    run.close()
+    hardware.finish()
+
+
+if __name__ == '__main__':
+    script.launch(main)
