@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dataset import cache, crops, images, isic
+from dataset import cache, crops, images, isic, sources
 from dataset.layout import SPLITS, Layout
 from engine import checkpoints, coarse_masks, hardware, networks, script, settings, stages
 
@@ -28,6 +28,8 @@ RECIPE = 'default'        # default (this file), paper, released or demo: recipe
 # --- Masks
 INPUT_SIZE = 224          # px, side of coarse-SN's input, a multiple of 16 (paper)
 TTA = True                # sum the logits of 6 views: identity, 3 rotations, 2 flips (released)
+CROPS_OF_IMAGES = 0       # draw for the crops of this many training images only; 0 = all
+SEED = 0                  # which ones: those that train_MaskCN takes with TRAIN_IMAGES under this SEED
 BATCH_SIZE = 16           # pictures at a time, each in all views; memory and speed only
 
 # --- Machine
@@ -84,7 +86,9 @@ def main():
     tasks = []   # (pictures, mask folder, side of the masks)
     for split in SPLITS:
         if layout.classification_list(split).is_file():
-            pictures = [path for path, _ in isic.read_classification_list(layout, split)]
+            limit = cfg.CROPS_OF_IMAGES if split == 'Training' else 0
+            entries = isic.read_classification_list(layout, split)
+            pictures = [path for path, _ in sources.crops_of_subset(entries, limit, cfg.SEED)]
             tasks.append((pictures, layout.coarse_for_classification(split), crops.SIDE))
         if layout.segmentation_list(split).is_file():
             pictures = [path for path, _ in isic.read_segmentation_list(layout, split)]

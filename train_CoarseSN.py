@@ -72,7 +72,7 @@ def main():
     process = hardware.start(cfg)
     stages.check_sizes(cfg, process)
     layout = Layout(cfg.ROOT)
-    train = sources.segmentation(layout, 'Training', cfg.CACHE_SIZE)
+    train = sources.segmentation(layout, 'Training', cfg.CACHE_SIZE, False, cfg.TRAIN_IMAGES, cfg.SEED)
     validation = sources.segmentation(layout, 'Validation', cfg.INPUT_SIZE)
 
     hardware.seed_step(cfg.SEED, 0, 0)

@@ -74,7 +74,7 @@ def main():
     coarse = coarse_masks.require(layout, [layout.coarse_for_segmentation(split)
                                            for split in ('Training', 'Validation')])
     coarse_masks.require_same_for_maskcn(layout, coarse)
-    train = sources.segmentation(layout, 'Training', cfg.CACHE_SIZE, coarse=True)
+    train = sources.segmentation(layout, 'Training', cfg.CACHE_SIZE, True, cfg.TRAIN_IMAGES, cfg.SEED)
     validation = sources.segmentation(layout, 'Validation', cfg.INPUT_SIZE, coarse=True)
 
     hardware.seed_step(cfg.SEED, 0, 0)

@@ -68,7 +68,8 @@ def main():
     if masked:
         inputs['coarse_sn'] = coarse_masks.require(layout, [layout.coarse_for_classification(split)
                                                             for split in ('Training', 'Validation')])
-    train = sources.classification(layout, 'Training', cfg.INPUT_SIZE, masked)
+    train = sources.classification(layout, 'Training', cfg.INPUT_SIZE, masked, False,
+                                   cfg.TRAIN_IMAGES, cfg.SEED)
     validation = sources.classification(layout, 'Validation', cfg.INPUT_SIZE, masked,
                                         whole_only=cfg.VALIDATION_CROPS == 1)
 

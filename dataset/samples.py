@@ -8,7 +8,6 @@ device sees.
 import signal
 
 import cv2
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,19 +20,19 @@ class Pictures(Dataset):
     """Augmented training samples from uint8 arrays in memory or memory-mapped.
 
     images : (N, S, S, 3); masks : dict name -> (N, S', S') uint8 {0, 255}, warped like the image
-    labels : (N,) class numbers, or None; kept : (n,) numbers of the pictures to train on
+    labels : (N,) class numbers, or None
     size : side of the samples; ranges : augment.Ranges; interpolation : of the images
     An item is a dict: 'image' (3, size, size) uint8, each mask (size, size) uint8 {0, 1},
     'label' int, 'index' int (which picture).
     """
 
-    def __init__(self, images, masks, labels, kept, size, ranges, interpolation='bilinear', seed=0):
-        self.images, self.masks, self.labels, self.kept = images, masks, labels, kept
+    def __init__(self, images, masks, labels, size, ranges, interpolation='bilinear', seed=0):
+        self.images, self.masks, self.labels = images, masks, labels
         self.size, self.ranges, self.interpolation, self.seed = size, ranges, interpolation, seed
         self._order = (-1, None)
 
     def __len__(self):
-        return len(self.kept)
+        return len(self.images)
 
     def __getitem__(self, position):
         index = self.index_at(position)
@@ -48,11 +47,11 @@ class Pictures(Dataset):
         return item
 
     def index_at(self, position):
-        """Which picture stands at `position` of the stream; each epoch is a permutation of `kept`."""
+        """Which picture stands at `position` of the stream; each epoch is a permutation of all."""
         epoch, place = divmod(position, len(self))
         if self._order[0] != epoch:
             rng = augment.generator(self.seed, ORDER + epoch)
-            self._order = (epoch, rng.permutation(self.kept))
+            self._order = (epoch, rng.permutation(len(self)))
         return int(self._order[1][place])
 
 
@@ -101,13 +100,3 @@ def to_maskcn_input(images, coarse, scaling):
     """
     x = to_input(images, scaling)
     return x if coarse is None else torch.cat([x, coarse[:, None].to(x.dtype)], 1)
-
-
-def subset(count, limit, seed):
-    """Indices of the first `limit` of `count` pictures in a fixed random order; limit 0 = all.
-
-    Subsets of one seed are nested: the 100 are within the 500. Returns a sorted (n,) int array.
-    """
-    if limit <= 0 or limit >= count:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(seed).permutation(count)[:limit])

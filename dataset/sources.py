@@ -34,12 +34,13 @@ class Classification:
     fingerprint: str
 
 
-def segmentation(layout, split, size, coarse=False, workers=0):
+def segmentation(layout, split, size, coarse=False, limit=0, seed=0, workers=0):
     """Load a split's pictures and masks squashed to size x size (cached on disk).
 
-    coarse : also load the coarse masks. Raises InputError naming every file that cannot be used.
+    coarse : also load the coarse masks; limit, seed : only a subset, see `subset`
+    Raises InputError naming every file that cannot be used.
     """
-    pairs = isic.read_segmentation_list(layout, split)
+    pairs = subset(isic.read_segmentation_list(layout, split), limit, seed)
     pictures = cache.load(layout.cache, f'{split}_seg_images', [image for image, _ in pairs], size,
                           'rgb', workers)
     masks = cache.load(layout.cache, f'{split}_seg_masks', [mask for _, mask in pairs], size, 'mask',
@@ -52,12 +53,13 @@ def segmentation(layout, split, size, coarse=False, workers=0):
                         f'{pictures.fingerprint}-{masks.fingerprint}')
 
 
-def classification(layout, split, size, coarse=True, whole_only=False, workers=0):
+def classification(layout, split, size, coarse=True, whole_only=False, limit=0, seed=0, workers=0):
     """Load a split's crops, and their coarse masks with `coarse`, at size x size (cached on disk).
 
-    whole_only : only the whole-image crop of each image
+    whole_only : only the whole-image crop of each image; limit, seed : the crops of a subset of the
+    images, see `subset`. Raises InputError naming every file that cannot be used.
     """
-    entries, name = isic.read_classification_list(layout, split), f'{split}_cls'
+    entries, name = crops_of_subset(isic.read_classification_list(layout, split), limit, seed), f'{split}_cls'
     if whole_only:
         name += '_whole'
         entries = [(path, label) for path, label in entries if path.stem == isic.image_id_of(path)]
@@ -74,6 +76,22 @@ def classification(layout, split, size, coarse=True, whole_only=False, workers=0
     digest = hashlib.sha256(labels.astype(np.int64).tobytes()).hexdigest()[:16]
     return Classification(pictures.pixels, drawn, labels, np.array([number[image_id] for image_id in ids]),
                           names, f'{pictures.fingerprint}-{digest}')
+
+
+def subset(items, limit, seed):
+    """`limit` of a list's items, in the list's order; 0 = all.
+
+    Subsets of one seed are nested: the 100 are within the 500.
+    """
+    if limit <= 0 or limit >= len(items):
+        return items
+    return [items[i] for i in sorted(np.random.default_rng(seed).permutation(len(items))[:limit])]
+
+
+def crops_of_subset(entries, limit, seed):
+    """The (crop, class) entries that belong to `limit` of the images; 0 = all."""
+    kept = set(subset(sorted({isic.image_id_of(path) for path, _ in entries}), limit, seed))
+    return [(path, label) for path, label in entries if isic.image_id_of(path) in kept]
 
 
 def coarse_paths(folder, pictures):

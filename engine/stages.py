@@ -5,7 +5,7 @@ import torch
 from dataset.augment import INTERPOLATIONS, Ranges
 from dataset.errors import InputError
 from dataset.isic import CLASSES
-from dataset.samples import SCALINGS, Pictures, subset, to_input, to_maskcn_input
+from dataset.samples import SCALINGS, Pictures, to_input, to_maskcn_input
 from engine import evaluation, figures, hardware, metrics, networks
 from engine.inference import Classifier, Segmenter
 from engine.training import Stage
@@ -58,8 +58,7 @@ def segmentation(cfg, process, network, classifier, train, validation):
     train, validation : dataset.sources.Segmentation, with coarse masks for enhanced-SN
     """
     masks = {'mask': train.masks} | ({} if classifier is None else {'coarse': train.coarse})
-    samples = Pictures(train.images, masks, None, subset(len(train.images), cfg.TRAIN_IMAGES, cfg.SEED),
-                       cfg.INPUT_SIZE, ranges(cfg), cfg.AFFINE_FILTER, cfg.SEED)
+    samples = Pictures(train.images, masks, None, cfg.INPUT_SIZE, ranges(cfg), cfg.AFFINE_FILTER, cfg.SEED)
     segmenter = Segmenter(network, cfg.INPUT_SCALING,
                           hardware.choose_precision(cfg.AMP, process.device), classifier)
 
@@ -101,8 +100,8 @@ def draw_segmentation(segmenter, data, device, path):
 def classification(cfg, process, network, train, validation):
     """Stage of mask-CN. train, validation : dataset.sources.Classification."""
     masks = {'coarse': train.coarse} if cfg.INPUT_CHANNEL == 4 else {}
-    samples = Pictures(train.images, masks, train.labels, _crops_of_subset(cfg, train), cfg.INPUT_SIZE,
-                       ranges(cfg), cfg.AFFINE_FILTER, cfg.SEED)
+    samples = Pictures(train.images, masks, train.labels, cfg.INPUT_SIZE, ranges(cfg),
+                       cfg.AFFINE_FILTER, cfg.SEED)
     classifier = Classifier(network, cfg.INPUT_SCALING,
                             hardware.choose_precision(cfg.AMP, process.device))
 
@@ -126,12 +125,6 @@ def classification(cfg, process, network, train, validation):
 
 def _number(score):
     return float('nan') if score is None else score
-
-
-def _crops_of_subset(cfg, train):
-    """Crops of the first TRAIN_IMAGES images in the seed's order; all of them where it is 0."""
-    kept = subset(len(train.names), cfg.TRAIN_IMAGES, cfg.SEED)
-    return np.flatnonzero(np.isin(train.owners, kept))
 
 
 def draw_classification(classifier, data, device, path):
