@@ -6,7 +6,6 @@ import time
 import filelock
 import numpy as np
 import torch
-import torchvision
 
 from dataset import files
 from dataset.errors import InputError
@@ -123,5 +122,5 @@ def versions(device):
     """What the run ran on: {'python': ..., 'torch': ..., 'device': ...}."""
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.machine()
     return {'python': platform.python_version(), 'torch': torch.__version__,
-            'torchvision': torchvision.__version__, 'numpy': np.__version__,
+            'numpy': np.__version__,
             'device': f'{device.type} {name}', 'threads': torch.get_num_threads()}

@@ -1,0 +1,52 @@
+# make demo   environment, small synthetic data set, steps 1 to 6 with the real networks, tables
+# make test   environment, test suite
+# make lint   style
+# VENV=folder chooses another place for the environment, PYTHON=python3.12 another interpreter.
+
+VENV ?= .venv
+PYTHON ?= python3
+DEMO ?= demo
+RUN = $(VENV)/bin/python
+AS_DEMO = --ROOT=$(DEMO) --RECIPE=demo
+
+.PHONY: env demo test lint clean-demo
+
+env: $(VENV)/.requirements
+
+# The stamp is written last, so that a broken installation is repeated.
+$(VENV)/.requirements: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.requirements-test: requirements-test.txt $(VENV)/.requirements
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	touch $@
+
+demo: $(VENV)/.requirements
+	$(RUN) dataset/make_demo_data.py --ROOT=$(DEMO)
+	$(RUN) dataset/check_data.py --ROOT=$(DEMO)
+	$(RUN) dataset/extractPatch_seg_train.py --ROOT=$(DEMO)
+	$(RUN) dataset/extractPatch_cls_train.py --ROOT=$(DEMO)
+	$(RUN) dataset/extractPatch_cls_val_test.py --ROOT=$(DEMO) --SPLIT=Validation
+	$(RUN) dataset/extractPatch_cls_val_test.py --ROOT=$(DEMO) --SPLIT=Testing
+	$(RUN) dataset/list_seg.py --ROOT=$(DEMO)
+	$(RUN) dataset/list_cls.py --ROOT=$(DEMO)
+	$(RUN) train_CoarseSN.py $(AS_DEMO)
+	$(RUN) generate_Coarse_mask.py $(AS_DEMO)
+	$(RUN) train_MaskCN.py $(AS_DEMO)
+	$(RUN) train_EnhancedSN.py $(AS_DEMO)
+	$(RUN) eval_MaskCN.py $(AS_DEMO) --SPLIT=Testing
+	$(RUN) eval_EnhancedSN.py $(AS_DEMO) --SPLIT=Testing --NETWORK=CoarseSN
+	$(RUN) eval_EnhancedSN.py $(AS_DEMO) --SPLIT=Testing
+	$(RUN) tests/check_demo.py $(DEMO)
+
+test: $(VENV)/.requirements-test
+	$(RUN) -m ruff check .
+	$(RUN) -m pytest
+
+lint: $(VENV)/.requirements-test
+	$(RUN) -m ruff check .
+
+clean-demo:
+	rm -rf $(DEMO)
