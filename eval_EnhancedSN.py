@@ -5,6 +5,7 @@ Reads   dataset/ISIC/<split>_seg.txt and its pictures (step 1); models/EnhancedS
 Writes  results/<network>_<split>.csv   JA, DI, pixel-AC, pixel-SE, pixel-SP of each picture
         results/<network>_<split>.json  their means with 95 % intervals, with and without TTA
         results/<network>_<split>_masks/  the predicted masks, as the challenge wants them
+        results/<network>_<split>_panel.png  some pictures with everything that was found in them
 
     python eval_EnhancedSN.py --SPLIT=Testing
     python eval_EnhancedSN.py --SPLIT=Testing --NETWORK=CoarseSN
@@ -13,7 +14,7 @@ Cost: 18 forward passes for each picture, under a second on a GPU and about 2 s 
 """
 from dataset import isic, sources
 from dataset.layout import Layout
-from engine import checkpoints, coarse_masks, evaluation, hardware, networks, script, settings, stages
+from engine import checkpoints, coarse_masks, evaluation, hardware, networks, panels, script, settings, stages
 
 # --- Experiment
 ROOT = '.'                # folder that holds dataset/, Coarse_masks/, models/ and results/
@@ -26,6 +27,9 @@ SCALES = 224, 256, 288    # px, input sides, multiples of 16; the first alone is
 TTA = True                # 6 views at every scale: identity, 3 rotations, 2 flips (released)
 BATCH_SIZE = 8            # pictures at a time, each in all views; memory and speed only
 
+# --- Output
+PANEL_IMAGES = 12         # pictures in the panel, evenly spread over the split
+
 # --- Machine
 DEVICE = 'auto'           # auto (cuda, else mps, else cpu), cuda, mps or cpu
 AMP = 'auto'              # precision: auto (bf16, else fp16 on GPUs), bf16, fp16, fp32
@@ -34,7 +38,7 @@ DETERMINISTIC = False     # bit-reproducible algorithms also on GPUs, slower
 
 def main():
     cfg = settings.resolve(globals(), choices=stages.EVALUATION_CHOICES | {
-        'NETWORK': ('EnhancedSN', 'CoarseSN')}, positive=('BATCH_SIZE',))
+        'NETWORK': ('EnhancedSN', 'CoarseSN')}, positive=('BATCH_SIZE', 'PANEL_IMAGES'))
     process = hardware.start(cfg)
     stages.check_sides(cfg.SCALES)
     layout = Layout(cfg.ROOT)
@@ -53,7 +57,10 @@ def main():
     facts = evaluation.provenance(cfg, used, checkpoints.fingerprint_of_files(
         [path for pair in pairs for path in pair]))
     evaluation.report_segmentation(layout, cfg.NETWORK, cfg.SPLIT, names, scores, facts)
-    print(f'predicted masks: {masks}/')
+    panel = layout.results / f'{cfg.NETWORK}_{cfg.SPLIT}_panel.png'
+    panels.evaluation_panel(segmenter, pairs, coarse_paths, scores['tta' if cfg.TTA else 'plain'],
+                            evaluation.predicted_paths(masks, names), cfg.PANEL_IMAGES, process.device, panel)
+    print(f'predicted masks: {masks}/   panel: {panel}')
 
 
 if __name__ == '__main__':

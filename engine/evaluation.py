@@ -80,30 +80,25 @@ def place(pictures, coarse, device):
 # --- Full evaluation of a segmentation network
 
 
-def segment_files(segmenter, pairs, coarse_paths, scales, batch_size, device, tta=True):
+def segment_files(segmenter, paths, coarse_paths, scales, batch_size, device, tta=True):
     """Segment pictures at their full size; a generator over them, in order.
 
-    pairs : [(image path, mask path)]; coarse_paths : masks of the same pictures, or None
+    paths : of the pictures; coarse_paths : their coarse masks, or None
     scales : input sides; the first one is also used alone, without views ("plain")
-    Yields (image path, {'plain': (H, W) bool, 'tta': (H, W) bool}); 'tta' sums the logits of six
-    views at every scale, resized bicubically to full size.
+    Yields {'plain': (H, W) bool, 'tta': (H, W) bool}; 'tta' sums the logits of six views at every
+    scale, resized bicubically to full size. Pictures share batches, full-size maps do not pile up.
     """
-    for batch in _batches(range(len(pairs)), batch_size):
-        paths = [pairs[number][0] for number in batch]
+    for batch in _batches(range(len(paths)), batch_size):
         coarse = None if coarse_paths is None else [coarse_paths[number] for number in batch]
-        pictures = [images.read_rgb(path, cover=2 * max(scales)) for path in paths]
-        sums = [dict.fromkeys(('plain', 'tta'), 0.0) for _ in batch]
-        for scale in scales if tta else scales[:1]:
-            views = _logits_at(segmenter, pictures, coarse, scale, device, tta)
-            for number, path in enumerate(paths):
-                size = images.image_size(path)
-                if scale == scales[0]:
-                    sums[number]['plain'] = _enlarge(views[0, number], size)
-                if tta:
-                    sums[number]['tta'] = sums[number]['tta'] + _enlarge(views[:, number].sum(0), size)
-        for number, path in enumerate(paths):
-            yield path, {name: logit > 0 for name, logit in sums[number].items()
-                         if tta or name == 'plain'}
+        pictures = [images.read_rgb(paths[number], cover=2 * max(scales)) for number in batch]
+        logits = [_logits_at(segmenter, pictures, coarse, scale, device, tta)
+                  for scale in (scales if tta else scales[:1])]   # one (views, B, scale, scale) a scale
+        for place_in_batch, number in enumerate(batch):
+            size = images.image_size(paths[number])
+            found = {'plain': _enlarge(logits[0][0, place_in_batch], size) > 0}
+            if tta:
+                found['tta'] = sum(_enlarge(views[:, place_in_batch].sum(0), size) for views in logits) > 0
+            yield found
 
 
 def _logits_at(segmenter, pictures, coarse_paths, scale, device, tta):
@@ -127,18 +122,23 @@ def evaluate_segmentation(segmenter, pairs, coarse_paths, cfg, device, mask_fold
     Returns (image ids, {'plain': (N, 5) scores, 'tta': (N, 5) scores}); 'tta' only with cfg.TTA.
     Reads cfg.SCALES, BATCH_SIZE, TTA.
     """
-    counts, names = {}, []
-    segmented = segment_files(segmenter, pairs, coarse_paths, cfg.SCALES, cfg.BATCH_SIZE, device, cfg.TTA)
-    truths = (mask for _, mask in pairs)
-    for (path, found), truth_path in zip(tqdm(segmented, total=len(pairs), desc='segmenting', unit='image'),
-                                         truths, strict=True):
+    paths = [image for image, _ in pairs]
+    names = [path.stem for path in paths]
+    segmented = segment_files(segmenter, paths, coarse_paths, cfg.SCALES, cfg.BATCH_SIZE, device, cfg.TTA)
+    counts = {}
+    for found, (_, truth_path), target in zip(
+            tqdm(segmented, total=len(pairs), desc='segmenting', unit='image'), pairs,
+            predicted_paths(mask_folder, names), strict=True):
         truth = images.read_mask(truth_path) > 0
-        names.append(path.stem)
         for kind, prediction in found.items():
             counts.setdefault(kind, []).append(metrics.confusion(prediction, truth))
-        best = found['tta' if cfg.TTA else 'plain']
-        images.write_png(mask_folder / f'{path.stem}{MASK_SUFFIX}.png', best.astype(np.uint8) * 255)
+        images.write_png(target, found['tta' if cfg.TTA else 'plain'].astype(np.uint8) * 255)
     return names, {kind: metrics.segmentation_scores(rows) for kind, rows in counts.items()}
+
+
+def predicted_paths(folder, names):
+    """Where the predicted masks of images lie: `<id>_segmentation.png`, as the challenge names them."""
+    return [folder / f'{name}{MASK_SUFFIX}.png' for name in names]
 
 
 # --- What is written and printed

@@ -1,12 +1,11 @@
 """What the training stages bring to the shared loop: samples, losses and validation."""
-import numpy as np
 import torch
 
 from dataset.augment import INTERPOLATIONS, Ranges
 from dataset.errors import InputError
 from dataset.isic import CLASSES
 from dataset.samples import SCALINGS, Pictures, to_input, to_maskcn_input
-from engine import evaluation, figures, hardware, metrics, networks
+from engine import evaluation, hardware, metrics, networks, panels
 from engine.inference import Classifier, Segmenter
 from engine.training import Stage
 from net.loss import hybrid_loss
@@ -23,7 +22,6 @@ CLASSIFICATION_CHOICES = MACHINE_CHOICES | {
     'PRETRAINED': networks.PRETRAINED_CN, 'INPUT_CHANNEL': (3, 4), 'NUM_CLASSES': (len(CLASSES),),
     'VALIDATION_CROPS': (1, 9), 'INPUT_SCALING': SCALINGS, 'AFFINE_FILTER': tuple(INTERPOLATIONS)}
 CLASSIFICATION_POSITIVE = ('STEPS', 'BATCH_SIZE', 'LEARNING_RATE', 'INPUT_SIZE', 'VALIDATE_EVERY')
-PANEL_IMAGES = 8
 
 
 def check_sides(sides):
@@ -73,28 +71,9 @@ def segmentation(cfg, process, network, classifier, train, validation):
         return evaluation.quick_segmentation(segmenter, validation, cfg.BATCH_SIZE, process)
 
     def panel(path):
-        draw_segmentation(segmenter, validation, process.device, path)
+        panels.segmentation(segmenter, validation, process.device, path)
 
     return Stage(network, samples, loss, validate, panel, 'JA')
-
-
-def draw_segmentation(segmenter, data, device, path):
-    """Panel of validation pictures: image, truth, [coarse mask, CAM,] lesion probability, contours."""
-    chosen = np.linspace(0, len(data.images) - 1, min(PANEL_IMAGES, len(data.images))).astype(int)
-    picture, coarse = evaluation.place(data.images[chosen], evaluation.at(data.coarse, chosen), device)
-    segmenter.network.eval()
-    probability = torch.sigmoid(segmenter(picture, coarse)).cpu().numpy()
-    cams = None if segmenter.classifier is None else segmenter.classifier(picture, coarse)[1].cpu().numpy()
-    rows = []
-    for place, number in enumerate(chosen):
-        image, truth = data.images[number], data.masks[number]
-        guides = [] if cams is None else [data.coarse[number], cams[place, 0]]
-        found = probability[place] > 0.5
-        score = metrics.segmentation_scores(metrics.confusion(found, truth > 0))[0, 0]
-        rows.append((f'{data.names[number]}\nJA {100 * score:.0f}',
-                     [image, truth, *guides, probability[place], figures.outlined(image, truth, found)]))
-    guides = [] if cams is None else ['coarse mask', 'CAM']
-    figures.panel(rows, ['image', 'truth', *guides, 'lesion probability', 'truth, prediction'], path)
 
 
 def classification(cfg, process, network, train, validation):
@@ -118,27 +97,10 @@ def classification(cfg, process, network, train, validation):
         return {'mean AUC': _number(scores['mean AUC']), **areas, 'accuracy': accuracy}
 
     def panel(path):
-        draw_classification(classifier, validation, process.device, path)
+        panels.classification(classifier, validation, process.device, path)
 
     return Stage(network, samples, loss, validate, panel, 'mean AUC')
 
 
 def _number(score):
     return float('nan') if score is None else score
-
-
-def draw_classification(classifier, data, device, path):
-    """Panel of validation images (whole-image crops): image, coarse mask, CAM, with the probabilities."""
-    whole = np.unique(data.owners, return_index=True)[1]   # an image's first crop is the whole image
-    chosen = whole[np.linspace(0, len(whole) - 1, min(PANEL_IMAGES, len(whole))).astype(int)]
-    picture, coarse = evaluation.place(data.images[chosen], evaluation.at(data.coarse, chosen), device)
-    classifier.network.eval()
-    probabilities, cams = (result.cpu().numpy() for result in classifier(picture, coarse))
-    rows = []
-    for place, number in enumerate(chosen):
-        p = ' '.join(f'{100 * value:.0f}' for value in probabilities[place])
-        masks = [] if data.coarse is None else [data.coarse[number]]
-        rows.append((f'{data.names[data.owners[number]]}\nclass {data.labels[number]}, p {p} %',
-                     [data.images[number], *masks, cams[place, 0]]))
-    masks = [] if data.coarse is None else ['coarse mask']
-    figures.panel(rows, ['image', *masks, 'CAM of its class'], path)
