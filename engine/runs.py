@@ -46,7 +46,7 @@ class Run:
         if resume and self.last.exists():
             self._refuse_other_settings()
             state = checkpoints.load(self.last, 'start anew with --RESUME=False')
-            self._read_rows(state['step'])
+            self._read_rows(state['progress']['step'])
         else:
             state = None
             if self.process.main:

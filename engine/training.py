@@ -12,7 +12,7 @@ from dataset.samples import stream
 from engine import checkpoints, hardware
 from engine.script import Interrupted
 
-STEPS_BETWEEN_AGREEMENTS = 20   # how often processes ask each other whether to stop, or a GPU its loss
+STEPS_BETWEEN_MEANS = 10   # how often a GPU is asked for its losses, and processes whether to stop
 GO_ON = ('lower LEARNING_RATE with --RESUME=False, or look at the pictures; last.pth still holds the '
          'last good state')
 
@@ -45,78 +45,117 @@ def fit(stage, cfg, run, process, total_steps, validate_every):
     Writes best weights, last.pth, metrics.jsonl and figures into run.folder. Raises Interrupted
     after saving when Ctrl-C or SIGTERM arrives, InputError on a loss that is not finite.
     """
-    precision = hardware.choose_precision(cfg.AMP, process.device)
-    stage.network.to(process.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(stage.network.parameters(), lr=cfg.LEARNING_RATE,
-                                 fused=process.device.type in ('cpu', 'cuda'))
-    scaler = torch.amp.GradScaler(process.device.type, enabled=precision == 'fp16')
-    progress = Progress.restore(run.begin(cfg.RESUME), stage.network, optimizer, scaler)
+    session = _Session(stage, cfg, run, process, total_steps)
+    progress = session.progress
     if progress.finished(total_steps, cfg.PATIENCE):
-        print(f'{run.folder}: already trained, best {stage.monitor} {progress.best:.4f} '
-              f'at step {progress.best_step}; nothing to do (--RESUME=False starts anew)')
+        print(f'{run.folder}: already trained, {progress.summary(stage.monitor)}; '
+              f'nothing to do (--RESUME=False starts anew)')
         return
-    model = _distribute(stage.network, process, cfg.SYNC_BN)
     loader = stream(stage.dataset, cfg.BATCH_SIZE, progress.step, total_steps, process.rank,
                     process.world, hardware.workers(cfg.NUM_WORKERS, process.device))
-    print(f'training on {process.world} x {process.device}, {precision}, '
+    print(f'training on {process.world} x {process.device}, {session.precision}, '
           f'steps {progress.step} to {total_steps}')
-    with Stopping() as stopping, _bar(progress, total_steps, process) as bar:
-        _train_mode(model, cfg.FREEZE_BN)
+    with Stopping() as stopping, tqdm(total=total_steps, initial=progress.step, unit='step',
+                                      disable=not process.main) as bar:
+        session.train_mode()
         for batch in loader:
             rate = poly(cfg.LEARNING_RATE, progress.step, total_steps)
-            parts = _step(stage, model, optimizer, scaler, batch, rate, cfg, progress, process, precision)
-            progress.add(parts)
+            session.step(batch, rate)
             bar.update()
-            if progress.step % 10 == 0:
-                bar.set_postfix(progress.means(), refresh=False)
-            at_end = progress.step == total_steps
-            if progress.step % validate_every == 0 or at_end:
-                _validate(stage, run, progress, optimizer, scaler, rate, at_end, process)
+            if progress.step % STEPS_BETWEEN_MEANS == 0:
+                bar.set_postfix(progress.shown(), refresh=False)
+            if progress.step % validate_every == 0 or progress.step == total_steps:
+                session.validate(rate)
                 if progress.finished(total_steps, cfg.PATIENCE):
                     break
-                _train_mode(model, cfg.FREEZE_BN)
-            elif _asked_to_stop(stopping, progress.step, process):
-                _save(run, progress, stage.network, optimizer, scaler)
+                session.train_mode()
+            if _asked_to_stop(stopping, progress.step, process):
+                session.save()
                 raise Interrupted(stopping.signal or signal.SIGTERM)
     if process.main:
         run.draw(stage.monitor, stage.panel, final=True)
-    print(f'{run.folder}: best {stage.monitor} {progress.best:.4f} at step {progress.best_step}')
+        print(f'{run.folder}: {progress.summary(stage.monitor)}')
 
 
-def _step(stage, model, optimizer, scaler, batch, rate, cfg, progress, process, precision):
-    """One optimisation step; returns the loss and its parts as tensors on the device."""
-    for group in optimizer.param_groups:
-        group['lr'] = rate
-    hardware.seed_step(cfg.SEED, progress.step, process.rank)
-    batch = {name: tensor.to(process.device, non_blocking=True) for name, tensor in batch.items()}
-    with hardware.autocast(precision, process.device):
-        loss, parts = stage.loss(model, batch)
-    if process.device.type == 'cpu' or progress.step % STEPS_BETWEEN_AGREEMENTS == 0:
-        _refuse_non_finite(loss, batch, progress.step)   # asking a GPU every time would stall it
-    optimizer.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()
-    scaler.step(optimizer)
-    scaler.update()
-    progress.step += 1
-    return {'loss': loss.detach(), **parts}
+class _Session:
+    """The moving parts of one call of `fit`, and what is done with them."""
+
+    def __init__(self, stage, cfg, run, process, total_steps):
+        self.stage, self.cfg, self.run, self.process = stage, cfg, run, process
+        self.total_steps = total_steps
+        self.precision = hardware.choose_precision(cfg.AMP, process.device)
+        stage.network.to(process.device, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.Adam(stage.network.parameters(), lr=cfg.LEARNING_RATE,
+                                          fused=process.device.type in ('cpu', 'cuda'))
+        self.scaler = torch.amp.GradScaler(process.device.type, enabled=self.precision == 'fp16')
+        self.progress = Progress()
+        state = run.begin(cfg.RESUME)
+        if state is not None:
+            stage.network.load_state_dict(state['model'])
+            self.optimizer.load_state_dict(state['optimizer'])
+            self.scaler.load_state_dict(state['scaler'])
+            self.progress.restore(state['progress'])
+        self.model = _distribute(stage.network, process, cfg.SYNC_BN)
+
+    def step(self, batch, rate):
+        """One optimisation step at learning rate `rate`."""
+        progress, device = self.progress, self.process.device
+        for group in self.optimizer.param_groups:
+            group['lr'] = rate
+        hardware.seed_step(self.cfg.SEED, progress.step, self.process.rank)
+        batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        with hardware.autocast(self.precision, device):
+            loss, parts = self.stage.loss(self.model, batch)
+        if device.type == 'cpu' or progress.step % STEPS_BETWEEN_MEANS == 0:
+            _refuse_non_finite(loss, batch, progress.step)   # asking a GPU every time would stall it
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        progress.add({'loss': loss, **parts})
+
+    def validate(self, rate):
+        """Score the network, keep it when it is the best so far, save the state to go on from."""
+        progress, stage, run = self.progress, self.stage, self.run
+        progress.refuse_non_finite()
+        stage.network.eval()
+        speed = progress.speed()
+        row = {'step': progress.step, 'lr': rate, **progress.take_means(self.process), **stage.validate()}
+        best = progress.note_score(row[stage.monitor])
+        if self.process.main:
+            run.log(row, speed)
+            shown = '  '.join(f'{name} {value:.4g}' for name, value in row.items() if name != 'step')
+            tqdm.write(f'step {progress.step}: {shown}  {speed:.2f} steps/s{"  *" if best else ""}')
+            if best:
+                checkpoints.save(stage.network.state_dict(), run.weights)
+        self.save()
+        if progress.step < self.total_steps:
+            run.draw(stage.monitor, stage.panel)
+        hardware.barrier(self.process)
+        progress.restart_clock()
+
+    def save(self):
+        """Write last.pth; never from weights that a loss without a finite value has reached."""
+        self.progress.refuse_non_finite()
+        if self.process.main:
+            checkpoints.save({'progress': self.progress.state(), 'model': self.stage.network.state_dict(),
+                              'optimizer': self.optimizer.state_dict(),
+                              'scaler': self.scaler.state_dict()}, self.run.last)
+
+    def train_mode(self):
+        """Training mode; with FREEZE_BN the batch norms keep using their running statistics."""
+        self.model.train()
+        if self.cfg.FREEZE_BN:
+            for layer in self.model.modules():
+                if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+                    layer.eval()
 
 
 def _refuse_non_finite(loss, batch, step):
     """Stop before a loss that is not finite reaches the weights; last.pth holds the last good state."""
-    if math.isfinite(loss.item()):
-        return
-    raise InputError(f'The loss of step {step} is {loss.item()}',
-                     [f'pictures (by line of the list, from 0): {batch["index"].tolist()}'],
-                     GO_ON)
-
-
-def _train_mode(model, freeze_bn):
-    """Training mode; with freeze_bn the batch norms keep using their running statistics."""
-    model.train()
-    if freeze_bn:
-        for layer in model.modules():
-            if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
-                layer.eval()
+    if not math.isfinite(loss.item()):
+        raise InputError(f'The loss of step {step} is {loss.item()}',
+                         [f'pictures (by line of the list, from 0): {batch["index"].tolist()}'], GO_ON)
 
 
 def _distribute(network, process, sync_bn):
@@ -126,77 +165,36 @@ def _distribute(network, process, sync_bn):
     if sync_bn and process.device.type == 'cuda':
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
     ids = [process.device.index] if process.device.type == 'cuda' else None
-    return DistributedDataParallel(network, device_ids=ids, broadcast_buffers=True)
-
-
-def _validate(stage, run, progress, optimizer, scaler, rate, at_end, process):
-    """Score the network, keep it when it is the best so far, and save the state to go on from."""
-    stage.network.eval()
-    progress.refuse_non_finite()
-    speed = progress.speed()
-    row = {'step': progress.step, 'lr': rate, **progress.take_means(process), **stage.validate()}
-    score = row[stage.monitor]
-    progress.validations += 1
-    best = not math.isnan(score) and score > progress.best
-    if best:
-        progress.best, progress.best_step, progress.best_validation = (score, progress.step,
-                                                                       progress.validations)
-    if process.main:
-        run.log(row, speed)
-        shown = '  '.join(f'{name} {value:.4g}' for name, value in row.items() if name != 'step')
-        tqdm.write(f'step {progress.step}: {shown}  {speed:.2f} steps/s{"  *" if best else ""}')
-        if best or not run.weights.exists():
-            checkpoints.save(stage.network.state_dict(), run.weights)
-    _save(run, progress, stage.network, optimizer, scaler)
-    if not at_end:
-        run.draw(stage.monitor, stage.panel)
-    hardware.barrier(process)
-    progress.restart_clock()
-
-
-def _save(run, progress, network, optimizer, scaler):
-    progress.refuse_non_finite()
-    if run.process.main:
-        checkpoints.save({**progress.state(), 'model': network.state_dict(),
-                          'optimizer': optimizer.state_dict(), 'scaler': scaler.state_dict()}, run.last)
+    return DistributedDataParallel(network, device_ids=ids)
 
 
 def _asked_to_stop(stopping, step, process):
     if process.world == 1:
         return stopping.signal is not None
-    return (step % STEPS_BETWEEN_AGREEMENTS == 0
+    return (step % STEPS_BETWEEN_MEANS == 0
             and hardware.any_process(stopping.signal is not None, process))
-
-
-def _bar(progress, total_steps, process):
-    return tqdm(total=total_steps, initial=progress.step, unit='step', smoothing=0.1,
-                disable=not process.main, dynamic_ncols=True)
 
 
 class Progress:
     """Where a run stands: step, best score, and the losses since the last validation."""
 
+    SAVED = ('step', 'best', 'best_step', 'validations', 'best_validation', 'count')
+
     def __init__(self):
         self.step = self.best_step = self.validations = self.best_validation = self.count = 0
-        self.best, self.sums, self.images = float('-inf'), {}, 0
+        self.best, self.sums = float('-inf'), {}
         self.restart_clock()
 
-    @classmethod
-    def restore(cls, state, network, optimizer, scaler):
-        """Go on from a last.pth, or start when `state` is None."""
-        progress = cls()
-        if state is not None:
-            network.load_state_dict(state['model'])
-            optimizer.load_state_dict(state['optimizer'])
-            scaler.load_state_dict(state['scaler'])
-            for name in progress.state():
-                setattr(progress, name, state[name])
-        return progress
-
     def state(self):
-        sums = {name: float(value) for name, value in self.sums.items()}
-        return {'step': self.step, 'best': self.best, 'best_step': self.best_step, 'count': self.count,
-                'validations': self.validations, 'best_validation': self.best_validation, 'sums': sums}
+        """Everything as numbers and dicts, for last.pth."""
+        return {**{name: getattr(self, name) for name in self.SAVED},
+                'sums': {name: float(value) for name, value in self.sums.items()}}
+
+    def restore(self, state):
+        """Take up what `state()` gave."""
+        for name in (*self.SAVED, 'sums'):
+            setattr(self, name, state[name])
+        self.restart_clock()
 
     def finished(self, total_steps, patience):
         """True at the last step, or after `patience` validations without a better score (0 = never)."""
@@ -204,16 +202,19 @@ class Progress:
         return self.step >= total_steps or (patience > 0 and waited >= patience)
 
     def add(self, parts):
+        """Count one step with its losses {name: tensor}; they stay on the device."""
         for name, value in parts.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach().double()
         self.count += 1
+        self.step += 1
 
     def refuse_non_finite(self):
         """InputError when a loss since the last validation was not finite: such weights are not kept."""
         if not all(math.isfinite(float(value)) for value in self.sums.values()):
             raise InputError(f'The loss was not finite before step {self.step}', remedy=GO_ON)
 
-    def means(self):
+    def shown(self):
+        """{name: mean since the last validation} as text, for the progress bar."""
         return {name: f'{float(value) / self.count:.4f}' for name, value in self.sums.items()}
 
     def take_means(self, process):
@@ -222,6 +223,23 @@ class Progress:
         everyone = hardware.merge([own], process)
         self.sums, self.count = {}, 0
         return {name: sum(row[name] for row in everyone) / len(everyone) for name in own}
+
+    def note_score(self, score):
+        """Count a validation; True when it is the best so far.
+
+        A score that is not defined (NaN: a class is absent) is taken as long as no other is known.
+        """
+        self.validations += 1
+        best = score > self.best or (math.isnan(score) and self.best == float('-inf'))
+        if best:
+            self.best_step, self.best_validation = self.step, self.validations
+            self.best = self.best if math.isnan(score) else score
+        return best
+
+    def summary(self, monitor):
+        """'best JA 0.8012 at step 500' for the terminal."""
+        score = f'{self.best:.4f}' if math.isfinite(self.best) else 'undefined (a class is absent)'
+        return f'best {monitor} {score} at step {self.best_step}'
 
     def restart_clock(self):
         self._since, self._from = time.monotonic(), self.step
