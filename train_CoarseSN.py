@@ -6,7 +6,7 @@ Writes  models/CoarseSN/  CoarseSN.pth (best weights), last.pth (to go on from),
         metrics.jsonl, curves.png, panel.png, tensorboard/
 
     python train_CoarseSN.py
-    torchrun --nproc-per-node=4 train_CoarseSN.py
+    torchrun --nproc-per-node=2 train_CoarseSN.py
 
 Run it again after an interruption and it goes on where it stopped. Cost: about 95 PFLOP for the
 paper's 500 epochs; 0.2 s for each picture of each epoch on two CPU cores with bf16 instructions.
@@ -61,7 +61,7 @@ AFFINE_FILTER = 'bilinear'     # bilinear or nearest (released) for the picture;
 # --- Machine
 DEVICE = 'auto'                # auto (cuda, else mps, else cpu), cuda, mps or cpu
 AMP = 'auto'                   # precision: auto (bf16, else fp16 on GPUs), bf16, fp16, fp32
-NUM_WORKERS = -1               # loader processes; -1 = none on a CPU, up to 8 beside a GPU
+NUM_WORKERS = -1               # loader processes; -1 = up to 8 beside a GPU, none on a CPU
 DETERMINISTIC = False          # bit-reproducible algorithms also on GPUs, slower
 SYNC_BN = True                 # several GPUs: batch norm over the global batch
 
@@ -72,8 +72,10 @@ def main():
     process = hardware.start(cfg)
     stages.check_sizes(cfg, process)
     layout = Layout(cfg.ROOT)
-    train = sources.segmentation(layout, 'Training', cfg.CACHE_SIZE, False, cfg.TRAIN_IMAGES, cfg.SEED)
-    validation = sources.segmentation(layout, 'Validation', cfg.INPUT_SIZE)
+    with hardware.main_first(process):
+        train = sources.segmentation(layout, 'Training', cfg.CACHE_SIZE,
+                                     limit=cfg.TRAIN_IMAGES, seed=cfg.SEED)
+        validation = sources.segmentation(layout, 'Validation', cfg.INPUT_SIZE)
 
     hardware.seed_step(cfg.SEED, 0, 0)
     network = networks.coarse_for_training(cfg, train.images)

@@ -7,7 +7,7 @@ Writes  models/EnhancedSN/  EnhancedSN.pth (best weights), last.pth (to go on fr
         metrics.jsonl, curves.png, panel.png, tensorboard/
 
     python train_EnhancedSN.py
-    torchrun --nproc-per-node=4 train_EnhancedSN.py
+    torchrun --nproc-per-node=2 train_EnhancedSN.py
 
 Run it again after an interruption and it goes on where it stopped. Cost: that of coarse-SN and a
 tenth more, for mask-CN's forward pass.
@@ -60,7 +60,7 @@ AFFINE_FILTER = 'bilinear'     # bilinear or nearest (released) for the picture;
 # --- Machine
 DEVICE = 'auto'                # auto (cuda, else mps, else cpu), cuda, mps or cpu
 AMP = 'auto'                   # precision: auto (bf16, else fp16 on GPUs), bf16, fp16, fp32
-NUM_WORKERS = -1               # loader processes; -1 = none on a CPU, up to 8 beside a GPU
+NUM_WORKERS = -1               # loader processes; -1 = up to 8 beside a GPU, none on a CPU
 DETERMINISTIC = False          # bit-reproducible algorithms also on GPUs, slower
 SYNC_BN = True                 # several GPUs: batch norm over the global batch
 
@@ -74,8 +74,10 @@ def main():
     coarse = coarse_masks.require(layout, [layout.coarse_for_segmentation(split)
                                            for split in ('Training', 'Validation')])
     coarse_masks.require_same_for_maskcn(layout, coarse)
-    train = sources.segmentation(layout, 'Training', cfg.CACHE_SIZE, True, cfg.TRAIN_IMAGES, cfg.SEED)
-    validation = sources.segmentation(layout, 'Validation', cfg.INPUT_SIZE, coarse=True)
+    with hardware.main_first(process):
+        train = sources.segmentation(layout, 'Training', cfg.CACHE_SIZE, coarse=True,
+                                     limit=cfg.TRAIN_IMAGES, seed=cfg.SEED)
+        validation = sources.segmentation(layout, 'Validation', cfg.INPUT_SIZE, coarse=True)
 
     hardware.seed_step(cfg.SEED, 0, 0)
     network = networks.enhanced_for_training(cfg, layout.weights('CoarseSN'))

@@ -6,7 +6,7 @@ Writes  models/MaskCN/  MaskCN.pth (best weights), last.pth (to go on from), con
         metrics.jsonl, curves.png, panel.png, tensorboard/
 
     python train_MaskCN.py
-    torchrun --nproc-per-node=4 train_MaskCN.py
+    torchrun --nproc-per-node=2 train_MaskCN.py
 
 Run it again after an interruption and it goes on where it stopped. Cost: about 51 PFLOP for the
 paper's 50,001 steps, and 15 TFLOP for every validation of 150 images with 9 crops each.
@@ -53,7 +53,7 @@ AFFINE_FILTER = 'bilinear'     # bilinear or nearest (released) for the picture;
 # --- Machine
 DEVICE = 'auto'                # auto (cuda, else mps, else cpu), cuda, mps or cpu
 AMP = 'auto'                   # precision: auto (bf16, else fp16 on GPUs), bf16, fp16, fp32
-NUM_WORKERS = -1               # loader processes; -1 = none on a CPU, up to 8 beside a GPU
+NUM_WORKERS = -1               # loader processes; -1 = up to 8 beside a GPU, none on a CPU
 DETERMINISTIC = False          # bit-reproducible algorithms also on GPUs, slower
 SYNC_BN = True                 # several GPUs: batch norm over the global batch
 
@@ -68,10 +68,11 @@ def main():
     if masked:
         inputs['coarse_sn'] = coarse_masks.require(layout, [layout.coarse_for_classification(split)
                                                             for split in ('Training', 'Validation')])
-    train = sources.classification(layout, 'Training', cfg.INPUT_SIZE, masked, False,
-                                   cfg.TRAIN_IMAGES, cfg.SEED)
-    validation = sources.classification(layout, 'Validation', cfg.INPUT_SIZE, masked,
-                                        whole_only=cfg.VALIDATION_CROPS == 1)
+    with hardware.main_first(process):
+        train = sources.classification(layout, 'Training', cfg.INPUT_SIZE, masked,
+                                       limit=cfg.TRAIN_IMAGES, seed=cfg.SEED)
+        validation = sources.classification(layout, 'Validation', cfg.INPUT_SIZE, masked,
+                                            whole_only=cfg.VALIDATION_CROPS == 1)
 
     hardware.seed_step(cfg.SEED, 0, 0)
     network = networks.mask_for_training(cfg)

@@ -87,10 +87,11 @@ def autocast(precision, device):
 
 
 def workers(setting, device):
-    """Number of loader processes: the setting, or with -1 none on a CPU (it has better to do)."""
+    """Number of loader processes: the setting, or with -1 some beside an NVIDIA GPU and none elsewhere
+    (a CPU has better to do, and Apple's would have to copy the cached pictures to each)."""
     if setting != WORKERS_AUTO:
         return setting
-    return 0 if device.type == 'cpu' else min(8, os.cpu_count() or 1)
+    return min(8, os.cpu_count() or 1) if device.type == 'cuda' else 0
 
 
 def seed_step(seed, step, rank):
@@ -114,6 +115,16 @@ def merge(rows, process):
     parts = [None] * process.world
     dist.all_gather_object(parts, rows)
     return [row for part in parts for row in part]
+
+
+@contextlib.contextmanager
+def main_first(process):
+    """Let the main process go through the block alone, then the others: files are made only once."""
+    if not process.main:
+        barrier(process)
+    yield
+    if process.main:
+        barrier(process)
 
 
 def barrier(process):

@@ -1,5 +1,6 @@
 """How every script starts and ends: exit codes, and messages instead of tracebacks."""
 import errno
+import os
 import sys
 
 from dataset.errors import InputError
@@ -20,6 +21,8 @@ class Interrupted(Exception):
 
 def launch(main):
     """Run `main()`; exit with 0, 2 (bad input or a full disk, said on stderr) or 128 + signal."""
+    if os.environ.get('RANK', '0') != '0':
+        sys.stdout = open(os.devnull, 'w')   # torchrun: one process speaks for all
     try:
         main()
     except InputError as error:

@@ -1,0 +1,66 @@
+"""What the pages print can be run: scripts exist, their options are constants, links lead somewhere."""
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from engine import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ['README.md', 'models/README.md', 'docs/differences.md']
+SCRIPTS = sorted([*ROOT.glob('*.py'), *(path for path in (ROOT / 'dataset').glob('*.py')
+                                        if '__main__' in path.read_text(encoding='utf-8'))])
+COMMAND = re.compile(r'(?:python|torchrun --nproc-per-node=\d+) ([\w/]+\.py)((?: --?[\w-]+(?:=\S+)?)*)')
+
+
+def commands():
+    """Every command in the pages and in the scripts' docstrings: (where, script, options)."""
+    for path in [*(ROOT / page for page in PAGES), *SCRIPTS]:
+        for script, options in COMMAND.findall(path.read_text(encoding='utf-8')):
+            yield f'{path.name}: {script}{options}', script, options.split()
+
+
+@pytest.mark.parametrize(('script', 'options'),
+                         [pytest.param(script, options, id=name) for name, script, options in commands()])
+def test_printed_commands_can_be_run(script, options):
+    path = ROOT / script
+    assert path.is_file()
+    constants = settings.read_constants(path)
+    for option in options:
+        name = option.removeprefix('--').partition('=')[0]
+        assert name in constants or name == 'help', f'{script} has no setting {name}'
+
+
+def test_every_step_of_the_readme_is_there():
+    printed = {script for name, script, _ in commands() if name.startswith('README.md')}
+    steps = {str(path.relative_to(ROOT)) for path in SCRIPTS}
+    assert steps <= printed, f'not in the README: {sorted(steps - printed)}'
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_links_lead_to_files(page):
+    folder = (ROOT / page).parent
+    links = re.findall(r'\]\(([^)#]+)\)', (ROOT / page).read_text(encoding='utf-8'))
+    local = [link for link in links if '://' not in link]
+    assert local or page != 'README.md'
+    assert [link for link in local if not (folder / link).exists()] == []
+
+
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
+def test_every_constant_has_a_comment_and_is_used(script):
+    text = script.read_text(encoding='utf-8')
+    constants = settings.read_constants(script)
+    shared = ''.join(path.read_text(encoding='utf-8') for path in
+                     [*(ROOT / 'engine').glob('*.py'), *(ROOT / 'dataset').glob('*.py')])
+    for name, (group, comment) in constants.items():
+        assert group and comment, f'{script.name}: {name} has no group or comment'
+        used = re.search(rf"cfg\.{name}\b|'{name}'", text + shared) or name == 'RECIPE'
+        assert used, f'{script.name}: {name} is not used'
+
+
+def test_recipes_name_only_settings_that_exist():
+    for recipe in sorted(settings.RECIPES.glob('*.toml')):
+        for script, table in tomllib.loads(recipe.read_text(encoding='utf-8')).items():
+            values = settings.read_constants(ROOT / f'{script}.py')
+            assert set(table) <= set(values), f'{recipe.name}: [{script}] has unknown settings'
