@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from dataset import cache, crops, images, isic, sources
 from dataset.layout import SPLITS, Layout
+from dataset.samples import start_worker
 from engine import checkpoints, coarse_masks, hardware, networks, script, settings, stages
 
 # --- Experiment
@@ -62,7 +63,8 @@ def draw_masks(segmenter, pictures, folder, side, cfg, process):
     todo = [path for path in pictures if not is_drawn(folder / f'{path.stem}.png', path)]
     print(f'{folder}: {len(pictures) - len(todo)} of {len(pictures)} masks are there')
     loader = DataLoader(Files(todo, cfg.INPUT_SIZE), cfg.BATCH_SIZE,
-                        num_workers=hardware.workers(cfg.NUM_WORKERS, process.device))
+                        num_workers=hardware.workers(cfg.NUM_WORKERS, process.device),
+                        worker_init_fn=start_worker)
     for batch, numbers in tqdm(loader, desc=folder.name, unit='batch', disable=not todo):
         batch = batch.to(process.device)
         logits = segmenter.views(batch).sum(0) if cfg.TTA else segmenter(batch)

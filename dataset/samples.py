@@ -66,12 +66,16 @@ def stream(dataset, batch_size, first_step, last_step, rank=0, world=1, workers=
                for step in range(first_step, last_step)]
     return DataLoader(dataset, batch_sampler=batches, num_workers=workers,
                       pin_memory=torch.cuda.is_available(), prefetch_factor=4 if workers else None,
-                      worker_init_fn=_start_worker)
+                      worker_init_fn=start_worker)
 
 
-def _start_worker(_number):
-    """Leave Ctrl-C to the main process, which finishes its step first; one thread each."""
+def start_worker(_number):
+    """Begin a loader process: one thread; Ctrl-C and SIGTERM are left to the main process.
+
+    Both often reach the whole process group; the main process finishes its step first.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     cv2.setNumThreads(0)
 
 

@@ -43,7 +43,7 @@ def crop_probabilities(classifier, data, batch_size, process, description=''):
     for batch in tqdm(_batches(mine, batch_size), desc=description, unit='batch',
                       disable=not (description and process.main)):
         picture, coarse = place(data.images[batch], at(data.coarse, batch), process.device)
-        rows += zip(batch, classifier(picture, coarse)[0].double().tolist(), strict=True)
+        rows += zip(batch, classifier(picture, coarse)[0].tolist(), strict=True)
     return np.array([row for _, row in sorted(hardware.merge(rows, process))])
 
 

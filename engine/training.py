@@ -204,7 +204,7 @@ class Progress:
     def add(self, parts):
         """Count one step with its losses {name: tensor}; they stay on the device."""
         for name, value in parts.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.detach().double()
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach().float()
         self.count += 1
         self.step += 1
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from net.cam import class_activation_map
 
-QUICK = settings(max_examples=60, deadline=None)
+QUICK = settings(max_examples=200, deadline=None)
 
 
 def slow_cam(features, weight, classes, relu=False):
