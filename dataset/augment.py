@@ -27,7 +27,9 @@ class Ranges:
 
 def generator(seed, position):
     """A NumPy generator that is a function of (seed, position in the training stream) only."""
-    return np.random.Generator(np.random.Philox(key=[seed % 2**64, position]))
+    # Without the type, numbers on both sides of 2**63 would meet as floats and lose their last digits.
+    key = np.array([seed % 2**64, position], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
 
 
 def draw(rng, ranges):
