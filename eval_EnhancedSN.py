@@ -6,6 +6,7 @@ Writes  results/<network>_<split>.csv   JA, DI, pixel-AC, pixel-SE, pixel-SP of 
         results/<network>_<split>.json  their means with 95 % intervals, with and without TTA
         results/<network>_<split>_masks/  the predicted masks, as the challenge wants them
         results/<network>_<split>_panel.png  some pictures with everything that was found in them
+        results/report.html             all results and trainings below the root on one page
 
     python eval_EnhancedSN.py --SPLIT=Testing
     python eval_EnhancedSN.py --SPLIT=Testing --NETWORK=CoarseSN
@@ -14,7 +15,18 @@ Cost: 18 forward passes for each picture, under a second on a GPU and about 2 s 
 """
 from dataset import isic, sources
 from dataset.layout import Layout
-from engine import checkpoints, coarse_masks, evaluation, hardware, networks, panels, script, settings, stages
+from engine import (
+    checkpoints,
+    coarse_masks,
+    evaluation,
+    hardware,
+    networks,
+    panels,
+    report,
+    script,
+    settings,
+    stages,
+)
 
 # --- Experiment
 ROOT = '.'                # folder that holds dataset/, Coarse_masks/, models/ and results/
@@ -39,16 +51,19 @@ DETERMINISTIC = False     # bit-reproducible algorithms also on GPUs, slower
 def main():
     cfg = settings.resolve(globals(), choices=stages.EVALUATION_CHOICES | {
         'NETWORK': ('EnhancedSN', 'CoarseSN')}, positive=('BATCH_SIZE', 'PANEL_IMAGES'))
-    process = hardware.start(cfg)
+    process = hardware.start(cfg, alone=True)
     stages.check_sides(cfg.SCALES)
     layout = Layout(cfg.ROOT)
     pairs = isic.read_segmentation_list(layout, cfg.SPLIT)
     used, coarse_paths = [layout.weights(cfg.NETWORK)], None
+    evaluation.require_equal_sizes(pairs)
     if cfg.NETWORK == 'EnhancedSN':
         folder = layout.coarse_for_segmentation(cfg.SPLIT)
-        coarse_masks.require_same_for_maskcn(layout, coarse_masks.require(layout, [folder]))
-        coarse_paths = sources.coarse_paths(folder, [image for image, _ in pairs])
+        made = coarse_masks.require(layout, [folder])
+        coarse_masks.require_chain(layout, ('MaskCN', 'EnhancedSN'), made)
+        coarse_paths = sources.coarse_paths(layout, folder, [image for image, _ in pairs])
         used.append(layout.weights('MaskCN'))
+    networks.warn_of_other_size(used[0], cfg.SCALES[0])
     segmenter = networks.load_segmenter(layout, cfg.NETWORK, process.device,
                                         hardware.choose_precision(cfg.AMP, process.device))
     masks = layout.results / f'{cfg.NETWORK}_{cfg.SPLIT}_masks'
@@ -61,6 +76,7 @@ def main():
     panels.evaluation_panel(segmenter, pairs, coarse_paths, scores['tta' if cfg.TTA else 'plain'],
                             evaluation.predicted_paths(masks, names), cfg.PANEL_IMAGES, process.device, panel)
     print(f'predicted masks: {masks}/   panel: {panel}')
+    print(f'report: {report.write(layout)}')
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ Writes  results/MaskCN_<split>.csv   the three class probabilities of each image
         results/MaskCN_<split>.json  AUC, AP, AC, SE, SP of melanoma and of keratosis against the rest,
                                      mean AUC and 95 % intervals, from 9 crops and from 1
         results/MaskCN_<split>_challenge.csv  in the challenge's format
+        results/report.html         all results and trainings below the root on one page
 
     python eval_MaskCN.py --SPLIT=Testing
 
@@ -13,7 +14,7 @@ Cost: 9 forward passes for each image, about 0.6 s on two CPU cores.
 """
 from dataset import sources
 from dataset.layout import Layout
-from engine import coarse_masks, evaluation, hardware, networks, script, settings, stages
+from engine import coarse_masks, evaluation, hardware, networks, report, script, settings, stages
 
 # --- Experiment
 ROOT = '.'                # folder that holds dataset/, Coarse_masks/, models/ and results/
@@ -33,20 +34,22 @@ DETERMINISTIC = False     # bit-reproducible algorithms also on GPUs, slower
 def main():
     cfg = settings.resolve(globals(), choices=stages.EVALUATION_CHOICES,
                            positive=('BATCH_SIZE', 'INPUT_SIZE'))
-    process = hardware.start(cfg)
+    process = hardware.start(cfg, alone=True)
     stages.check_sides([cfg.INPUT_SIZE])
     layout = Layout(cfg.ROOT)
     classifier = networks.load_classifier(layout, process.device,
                                           hardware.choose_precision(cfg.AMP, process.device))
     if classifier.uses_masks:
         folder = layout.coarse_for_classification(cfg.SPLIT)
-        coarse_masks.require_same_for_maskcn(layout, coarse_masks.require(layout, [folder]))
+        coarse_masks.require_chain(layout, ('MaskCN',), coarse_masks.require(layout, [folder]))
+    networks.warn_of_other_size(layout.weights('MaskCN'), cfg.INPUT_SIZE)
     data = sources.classification(layout, cfg.SPLIT, cfg.INPUT_SIZE, classifier.uses_masks)
     crops = evaluation.crop_probabilities(classifier, data, cfg.BATCH_SIZE, process, 'classifying')
     probabilities, labels = evaluation.image_probabilities(crops, data)
     results = {'9-crop': probabilities, '1-crop': evaluation.whole_image_probabilities(crops, data)}
     facts = evaluation.provenance(cfg, [layout.weights('MaskCN')], data.fingerprint)
     evaluation.report_classification(layout, cfg.SPLIT, data.names, results, labels, facts)
+    print(f'report: {report.write(layout)}')
 
 
 if __name__ == '__main__':

@@ -16,9 +16,10 @@ def main(root):
         result = json.loads((Path(root) / 'results' / f'{network}_Testing.json').read_text())
         enough = result[name] is not None and result[name] >= least
         failed |= not enough
-        print(f'{network:10}  {name:8} {result[name]:.3f}  (at least {least:.2f}: '
+        shown = 'undefined' if result[name] is None else f'{result[name]:.3f}'
+        print(f'{network:10}  {name:8} {shown}  (at least {least:.2f}: '
               f'{"reached" if enough else "MISSED"})')
-    print(f'Panels: {root}/models/*/panel.png   curves: {root}/models/*/curves.png   '
+    print(f'Everything on one page: {root}/results/report.html   panels: {root}/models/*/panel.png   '
           f'tables: {root}/results/')
     return int(failed)
 

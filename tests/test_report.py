@@ -1,0 +1,349 @@
+"""The report: its numbers, its HTML, roots where parts are missing or damaged, and how a browser shows it."""
+import html
+import json
+import re
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset import images
+from dataset.errors import InputError
+from dataset.layout import Layout
+from engine import checkpoints, evaluation, metrics, paper, report, report_parts
+
+MOMENT = datetime(2024, 2, 29, 12, 30, tzinfo=UTC)
+HOSTILE = '<script>alert("x&y")'   # a legal file name
+NAMES = [HOSTILE, *(f'ISIC_{number:07}' for number in range(11))]
+LABELS = np.array([0, 1, 2] * 4)
+SECTIONS = ['Scores', 'Training', 'ROC curves', 'Reliability of the probabilities', 'Overlap with the truth',
+            'Best, median and worst pictures', 'Settings, versions, data and weights']
+VOID = {'meta', 'img', 'br', 'link', 'input', 'hr'}
+BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+
+
+class Reader(HTMLParser):
+    """Reads a page: faults (tags that do not pair up), attributes, headings, and the text."""
+
+    def __init__(self, page):
+        super().__init__(convert_charrefs=True)
+        self.open, self.faults, self.attributes, self.headings, self.words = [], [], [], [], []
+        self.feed(page)
+        self.close()
+        self.faults += self.open
+        self.text = re.sub(r'\s+', ' ', ' '.join(self.words))
+
+    def handle_starttag(self, tag, attributes):
+        self.attributes += [(tag, name, value) for name, value in attributes]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag in ('h1', 'h2', 'h3', 'h4'):
+            self.headings.append([int(tag[1]), ''])
+
+    def handle_endtag(self, tag):
+        if tag in VOID:
+            return
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(f'</{tag}> at {self.getpos()}')
+
+    def handle_data(self, data):
+        if 'style' not in self.open:
+            self.words.append(data)
+        if self.open and self.open[-1] in ('h1', 'h2', 'h3', 'h4'):
+            self.headings[-1][1] += data
+
+    def values(self, attribute):
+        return [value for _, name, value in self.attributes if name == attribute]
+
+
+def write_png(path, array):
+    """As images.write_png, without its wait for the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def add_pictures(layout, split):
+    """Pictures, true masks and the list of step 1."""
+    folder, lines = layout.originals(split), []
+    y, x = np.mgrid[:30, :40]
+    for number, name in enumerate(NAMES):
+        colour = np.array([150 + 8 * number, 120, 90])
+        inside = (x - 20) ** 2 + (y - 15) ** 2 < (5 + number % 8) ** 2
+        write_png(folder / f'Images/{name}.png',
+                  np.where(inside[..., None], colour // 2, colour).astype(np.uint8))
+        write_png(folder / f'Annotation/{name}_segmentation.png', inside.astype(np.uint8) * 255)
+        lines.append(f'Images/{name}.png Annotation/{name}_segmentation.png\n')
+    layout.lists.mkdir(parents=True, exist_ok=True)
+    layout.segmentation_list(split).write_text(''.join(lines))
+
+
+def add_segmentation(layout, network, split, **facts):
+    """An evaluation of a segmentation network: its summary."""
+    rng = np.random.default_rng(len(network))
+    scores = {kind: rng.uniform(0.3, 1, (len(NAMES), 5)) for kind in ('plain', 'tta')}
+    scores['tta'][0] = 1   # the hostile name comes first
+    for name in NAMES:
+        found = (rng.random((30, 40)) < 0.5).astype(np.uint8) * 255
+        write_png(layout.results / f'{network}_{split}_masks/{name}_segmentation.png', found)
+    return evaluation.report_segmentation(layout, network, split, NAMES, scores, facts)
+
+
+def add_classification(layout, split, labels):
+    """An evaluation of mask-CN, and the labels: its summary."""
+    p = np.random.default_rng(3).dirichlet(np.ones(3), len(NAMES)) + 0.4 * np.eye(3)[labels]
+    p /= p.sum(1, keepdims=True)
+    rows = [f'"{name.replace(chr(34), 2 * chr(34))}",{int(label == 1)},{int(label == 2)}\n'
+            for name, label in zip(NAMES, labels, strict=True)]
+    layout.data.mkdir(parents=True, exist_ok=True)
+    layout.labels(split).write_text('image_id,melanoma,seborrheic_keratosis\n' + ''.join(rows))
+    results = {'9-crop': p, '1-crop': p[::-1]}
+    return evaluation.report_classification(layout, split, NAMES, results, labels, {})
+
+
+def add_run(layout, network):
+    """A training run of four validations, the last of them without a score."""
+    layout.run(network).mkdir(parents=True)
+    scores = ('mean AUC', 'melanoma AUC') if network == 'MaskCN' else ('JA', 'DI')
+    rows = [{'step': 10 * k, 'loss': 1 / k, 'dice': 0.8 / k, **dict.fromkeys(scores, score)}
+            for k, score in enumerate((0.6, 0.7, 0.8, float('nan')), start=1)]
+    (layout.run(network) / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    (layout.run(network) / 'config.json').write_text(json.dumps(
+        {'network': network, 'settings': {'RECIPE': 'paper', 'SHIFT': [0.0, 0.1], 'NOTE': '<b>bold'},
+         'versions': {'torch': '9.8.7'}}))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def few_resamples():
+    """Intervals are the evaluation's business; a thousand resamples would take most of the time here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, 'RESAMPLES', 50)
+        yield
+
+
+@pytest.fixture(scope='module')
+def full(tmp_path_factory):
+    """(layout, {network: summary}, page as text) of a root that lacks nothing."""
+    layout = Layout(tmp_path_factory.mktemp('report') / 'root')
+    add_pictures(layout, 'Testing')
+    facts = {'recipe': 'paper', 'data': 'da7ada7ada7a', 'settings': {'TTA': True}}
+    summaries = {network: add_segmentation(layout, network, 'Testing', **facts)
+                 for network in ('CoarseSN', 'EnhancedSN')}
+    summaries['MaskCN'] = add_classification(layout, 'Testing', LABELS)
+    for network in report.NETWORKS:
+        add_run(layout, network)
+    return layout, summaries, report.write(layout).read_text(encoding='utf-8')
+
+
+@pytest.fixture
+def empty(tmp_path):
+    return Layout(tmp_path / 'root')
+
+
+# Numbers
+
+def test_every_score_of_the_tables_is_there(full):
+    _, summaries, page = full
+    page = page.replace('\n', '')
+    for network in ('CoarseSN', 'EnhancedSN'):
+        for kind in ('with TTA', 'without TTA'):
+            scores = summaries[network][kind]
+            cells = ''.join(f'<td>{100 * scores[name]:.1f}<small>[{100 * scores["ci95"][name][0]:.1f}, '
+                            f'{100 * scores["ci95"][name][1]:.1f}]</small></td>'
+                            for name in metrics.SEGMENTATION)
+            assert f'<th scope="row">{network}, {kind}</th>{cells}<td>12</td>' in page
+    row = paper.SEGMENTATION['EnhancedSN', 'Testing']
+    printed = ''.join(f'<td>{value:.1f}</td>' for value in row.values())
+    assert f'EnhancedSN, paper</th>{printed}' in page
+    nine, one = (summaries['MaskCN'][kind] for kind in ('9-crop', '1-crop'))
+    for task in ('melanoma', 'keratosis'):
+        for name in ('AP', 'AC', 'SE', 'SP'):
+            assert (f'{task} {name}</th><td>–</td><td>{100 * nine[task][name]:.1f}</td>'
+                    f'<td>{100 * one[task][name]:.1f}</td>') in page
+        low, high = nine['ci95'][f'{task} AUC']
+        assert (f'{task} AUC</th><td>{paper.CLASSIFICATION["Testing"][task]}</td><td>'
+                f'{100 * nine[task]["AUC"]:.1f}<small>[{100 * low:.1f}, {100 * high:.1f}]</small>') in page
+    assert f'mean AUC</th><td>93.8</td><td>{100 * nine["mean AUC"]:.1f}<small>' in page
+
+
+def test_curves_rates_and_facts_are_told_in_words(full):
+    _, summaries, page = full
+    text = Reader(page).text.replace('\xa0', ' ')
+    assert 'Best JA: 80.0 % at step 30.' in text and 'Best mean AUC: 80.0 % at step 30.' in text
+    assert f'Testing: melanoma AUC {100 * summaries["MaskCN"]["melanoma"]["AUC"]:.1f} %' in text
+    assert f'EnhancedSN on Testing: mean {100 * summaries["EnhancedSN"]["JA"]:.1f} %' in text
+    for fact in ('da7ada7ada7a', '9.8.7', '0.0, 0.1', 'Recipe: paper', 'not a medical device'):
+        assert fact in text
+
+
+def test_calibration_equals_a_count_image_by_image():
+    rng = np.random.default_rng(0)
+    probability = np.r_[rng.random(50), 0.0, 1.0]
+    happened = rng.random(52) < probability
+    counts, predicted, share, error = report_parts.calibration(probability, happened)
+    total = 0
+    for number in range(10):
+        held = [i for i in range(52) if number == min(9, int(probability[i] * 10))]
+        assert counts[number] == len(held) > 0
+        assert predicted[number] == pytest.approx(sum(probability[i] for i in held) / len(held))
+        assert share[number] == pytest.approx(sum(happened[i] for i in held) / len(held))
+        total += abs(sum(probability[i] - happened[i] for i in held)) / 52
+    assert error == pytest.approx(total)
+    # empty bins count nothing
+    assert report_parts.calibration(np.array([0.25]), np.array([True]))[3] == 0.75
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 5, 9, 40])
+def test_best_median_and_worst_are_different_pictures(count):
+    scores = np.random.default_rng(count).permutation(count) / count
+    groups = report.extremes([f'{number:02}' for number in range(count)], scores)
+    chosen = [number for numbers in groups.values() for number in numbers]
+    assert len(set(chosen)) == len(chosen) == min(9, count if count < 3 else 3 * (count // 3))
+    assert scores[groups['Best'][0]] == max(scores)
+    assert 'Worst' not in groups or scores[groups['Worst'][-1]] == min(scores)
+    if count >= 9:
+        assert np.mean(scores[groups['Median']]) == pytest.approx(np.median(scores), abs=1 / count)
+
+
+# The page as HTML
+
+def test_the_page_is_sound_html_with_all_sections(full):
+    reader = Reader(full[2])
+    assert reader.faults == []
+    levels = [level for level, _ in reader.headings]
+    assert [title for level, title in reader.headings if level == 2] == SECTIONS
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert ('html', 'lang', 'en') in reader.attributes
+    assert full[2].count('<svg') == full[2].count('role="img" aria-label="') == 6 + 1 + 3 + 2
+    pictures = [name for tag, name, _ in reader.attributes if tag == 'img']
+    assert pictures.count('alt') == pictures.count('src') == 2 * 9 * 4
+    assert len(full[2]) < 5_000_000
+
+
+def test_the_page_needs_nothing_from_outside(full):
+    reader = Reader(full[2])
+    assert all(source.startswith('data:image/') for source in reader.values('src'))
+    ids = reader.values('id')
+    assert len(set(ids)) == len(ids)
+    inner = reader.values('href') + re.findall(r'url\(([^)]*)\)', full[2])
+    assert inner and {name.removeprefix('#') for name in inner} <= set(ids)
+    outside = re.sub(r'base64,[^"]*', '', full[2])
+    assert not re.search(r'https?:|<script|<link|@import|\bon\w+=', outside)
+
+
+def test_text_of_others_is_escaped(full):
+    page = full[2]
+    assert '<script' not in page and '<b>' not in page
+    assert html.escape(HOSTILE) in page and '&lt;b&gt;bold' in page
+    assert f'{HOSTILE}: image' in Reader(page).values('alt')
+
+
+def test_the_page_is_a_function_of_the_files(full):
+    page = report.page(full[0], MOMENT)
+    assert '2024-02-29 12:30+00:00' in page
+    assert re.sub(r'<time.*?</time>', '', page) == re.sub(r'<time.*?</time>', '', full[2])
+
+
+# Roots where something is missing
+
+def test_an_empty_root_is_refused(empty):
+    with pytest.raises(InputError, match='nothing to report'):
+        report.write(empty)
+    assert not (empty.results / 'report.html').exists()
+
+
+def test_a_training_alone_is_reported(empty):
+    add_run(empty, 'CoarseSN')
+    text = Reader(report.page(empty, MOMENT)).text
+    assert 'CoarseSN: training loss' in text
+    for script in ('train_MaskCN.py', 'eval_MaskCN.py --SPLIT=Testing', 'eval_EnhancedSN.py --SPLIT=Testing '
+                   f'--NETWORK=CoarseSN --ROOT={empty.root} makes it.'):
+        assert f'python {script}' in text
+
+
+def test_one_evaluation_without_pictures_or_training_is_reported(empty):
+    add_segmentation(empty, 'CoarseSN', 'Validation')
+    reader = Reader(report.page(empty, MOMENT))
+    assert reader.faults == []
+    assert [title for level, title in reader.headings if level == 2] == SECTIONS
+    assert ('EnhancedSN on Validation is not there yet: '
+            'python eval_EnhancedSN.py --SPLIT=Validation') in reader.text
+    assert 'MaskCN has no training log: python train_MaskCN.py' in reader.text
+    assert 'pictures are missing' in reader.text and 'Testing' not in reader.text
+
+
+def test_a_split_of_one_class_has_no_auc_and_no_roc_curve(empty):
+    add_classification(empty, 'Validation', np.zeros(len(NAMES), int))
+    page = report.page(empty, MOMENT)
+    assert 'melanoma AUC</th><td>–</td><td>–</td>' in page
+    assert 'undefined' in page and 'no ROC curve' in page and 'Reliability diagram' in page
+
+
+def test_damaged_and_foreign_files_are_named_and_the_rest_is_reported(empty):
+    add_pictures(empty, 'Testing')
+    add_segmentation(empty, 'CoarseSN', 'Testing')
+    add_segmentation(empty, 'EnhancedSN', 'Testing', weights={'EnhancedSN': '0' * 16})
+    add_classification(empty, 'Testing', LABELS)
+    add_run(empty, 'CoarseSN')
+    empty.labels('Testing').unlink()
+    (empty.run('CoarseSN') / 'metrics.jsonl').write_text('{"step"')
+    (empty.results / 'EnhancedSN_Testing.csv').write_text('image_id,JA\na,b\n')
+    (empty.results / 'MaskCN_Validation.json').write_text('[1]')
+    (empty.results / f'CoarseSN_Testing_masks/{HOSTILE}_segmentation.png').unlink()
+    checkpoints.save({}, empty.weights('EnhancedSN'))
+    reader = Reader(report.page(empty, MOMENT))
+    assert reader.faults == []
+    for line in ('CoarseSN/metrics.jsonl: cannot be read', 'results/MaskCN_Validation.json: cannot be read',
+                 'results/EnhancedSN_Testing.csv: cannot be read', 'the labels cannot be read',
+                 f'{HOSTILE}: JA 100.0', 'no picture:', 'evaluated with other weights of EnhancedSN'):
+        assert line in reader.text, line
+    assert 'CoarseSN on Testing: mean' in reader.text and 'EnhancedSN, with TTA' in reader.text
+
+
+# In a browser
+
+MEASURE = """<!DOCTYPE html><title>measure</title>
+<iframe src="report.html" width="1280" height="900"></iframe>
+<iframe src="report.html" width="390" height="900"></iframe><pre id="seen"></pre><script>
+window.onload = () => {
+  const pages = [...document.querySelectorAll('iframe')].map(frame => frame.contentDocument);
+  const height = shape => shape.getBoundingClientRect().height;
+  const seen = pages.map(page => ({
+    width: page.documentElement.scrollWidth, text: page.body.innerText,
+    broken: [...page.images].filter(image => !image.naturalWidth).length,
+    charts: [...page.querySelectorAll('svg')].filter(chart => height(chart) > 100).length,
+    small: [...page.querySelectorAll('svg text')].filter(word => height(word) < 9).length}));
+  document.getElementById('seen').textContent = JSON.stringify(seen);
+};</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason='no Chromium is installed')
+def test_a_browser_shows_the_page_without_errors_at_desktop_and_phone_width(full, tmp_path):
+    shutil.copy(full[0].results / 'report.html', tmp_path)
+    (tmp_path / 'measure.html').write_text(MEASURE)
+
+    def browse(page, *options):
+        command = [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
+                   '--disable-background-networking', '--disable-component-update', '--disable-sync',
+                   f'--user-data-dir={tmp_path / "profile"}', '--enable-logging=stderr', '--v=0',
+                   '--allow-file-access-from-files', *options, (tmp_path / page).as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert 'CONSOLE' not in done.stderr, done.stderr
+        return done.stdout
+
+    dump = browse('measure.html', '--dump-dom')
+    seen = json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', dump, re.S)[1]))
+    for page, width in zip(seen, (1280, 390), strict=True):
+        assert page['width'] <= width, f'the page scrolls sideways at {width} px'
+        assert page['broken'] == page['small'] == 0
+        assert page['charts'] == 12
+        for words in (*SECTIONS, 'EnhancedSN, with TTA', 'not a medical device', 'melanoma, AUC', HOSTILE):
+            assert words in page['text'], words
+    browse('report.html', f'--screenshot={tmp_path / "shot.png"}', '--window-size=1280,3000')
+    picture = images.read_rgb(tmp_path / 'shot.png')
+    assert picture.shape == (3000, 1280, 3) and picture.std() > 10
