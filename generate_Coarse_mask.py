@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dataset import cache, crops, images, isic, sources
+from dataset import cache, crops, files, images, isic, sources
 from dataset.layout import SPLITS, Layout
 from dataset.samples import start_worker
 from engine import checkpoints, coarse_masks, hardware, networks, script, settings, stages
@@ -51,7 +51,7 @@ class Files(Dataset):
 
     def __getitem__(self, number):
         picture = cache.read_rgb_square(self.paths[number], self.size)
-        return torch.from_numpy(picture).permute(2, 0, 1), number
+        return torch.tensor(picture).permute(2, 0, 1), number
 
 
 def draw_masks(segmenter, pictures, folder, side, cfg, process):
@@ -60,7 +60,8 @@ def draw_masks(segmenter, pictures, folder, side, cfg, process):
     side : of the square masks in px, or 0 for each picture's own size. A mask takes its picture's
     time of change, so that a changed picture is drawn again.
     """
-    todo = [path for path in pictures if not is_drawn(folder / f'{path.stem}.png', path)]
+    todo = [path for path in pictures
+            if not files.is_current(folder / f'{path.stem}.png', path.stat().st_mtime_ns)]
     print(f'{folder}: {len(pictures) - len(todo)} of {len(pictures)} masks are there')
     loader = DataLoader(Files(todo, cfg.INPUT_SIZE), cfg.BATCH_SIZE,
                         num_workers=hardware.workers(cfg.NUM_WORKERS, process.device),
@@ -76,14 +77,10 @@ def draw_masks(segmenter, pictures, folder, side, cfg, process):
             os.utime(target, ns=(path.stat().st_mtime_ns,) * 2)
 
 
-def is_drawn(mask, picture):
-    return mask.is_file() and mask.stat().st_mtime_ns == picture.stat().st_mtime_ns
-
-
 def main():
     cfg = settings.resolve(globals(), choices=stages.MACHINE_CHOICES, positive=('INPUT_SIZE', 'BATCH_SIZE'))
-    process = hardware.start(cfg)
-    stages.check_sizes(cfg, process)
+    process = hardware.start(cfg, alone=True)
+    stages.check_sides([cfg.INPUT_SIZE])
     layout = Layout(cfg.ROOT)
     tasks = []   # (pictures, mask folder, side of the masks)
     for split in SPLITS:
@@ -98,10 +95,13 @@ def main():
     if not tasks:
         isic.read_segmentation_list(layout, 'Training')   # says what is missing, and how to make it
 
+    weights = layout.weights('CoarseSN')
+    # Before loading: a training that still runs may replace the file in between.
+    facts = {'coarse_sn': checkpoints.fingerprint_or_refuse(weights, layout.command('train_CoarseSN.py')),
+             'input_size': cfg.INPUT_SIZE, 'views': 6 if cfg.TTA else 1}
     segmenter = networks.load_segmenter(layout, 'CoarseSN', process.device,
                                         hardware.choose_precision(cfg.AMP, process.device))
-    facts = {'coarse_sn': checkpoints.fingerprint(layout.weights('CoarseSN')),
-             'input_size': cfg.INPUT_SIZE, 'views': 6 if cfg.TTA else 1}
+    networks.warn_of_other_size(weights, cfg.INPUT_SIZE)
     for pictures, folder, side in tasks:
         coarse_masks.begin(folder, facts)
         draw_masks(segmenter, pictures, folder, side, cfg, process)

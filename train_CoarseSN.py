@@ -24,8 +24,9 @@ SEED = 0                       # of the weights, the order of the pictures and t
 
 # --- Network
 NUM_CLASSES = 2                # output channels: 2 with softmax (released) or 1 with sigmoid (paper)
-PRETRAINED = 'auto'            # voc (paper), xception (transplanted), none; auto: the first present
+PRETRAINED = 'auto'            # voc (paper), xception65, xception (transplanted), none; auto: first present
 VOC_WEIGHTS = 'models/deeplabv3plus_xception_VOC2012_epoch46_all.pth'   # file, see models/README.md
+XCEPTION65_WEIGHTS = 'models/xception65.tf_in1k.pth'                    # file, see models/README.md
 XCEPTION_WEIGHTS = 'models/xception-43020ad28.pth'                      # file, see models/README.md
 DROPOUT = True                 # three dropout layers, 0.5, 0.5 and 0.1 (released)
 FREEZE_BN = False              # batch norms keep their running statistics while training
@@ -70,7 +71,7 @@ def main():
     cfg = settings.resolve(globals(), choices=stages.SEGMENTATION_CHOICES | {
         'PRETRAINED': networks.PRETRAINED_SN}, positive=stages.SEGMENTATION_POSITIVE)
     process = hardware.start(cfg)
-    stages.check_sizes(cfg, process)
+    stages.check_numbers(cfg, process)
     layout = Layout(cfg.ROOT)
     with hardware.main_first(process):
         train = sources.segmentation(layout, 'Training', cfg.CACHE_SIZE,
@@ -78,13 +79,12 @@ def main():
         validation = sources.segmentation(layout, 'Validation', cfg.INPUT_SIZE)
 
     hardware.seed_step(cfg.SEED, 0, 0)
-    network = networks.coarse_for_training(cfg, train.images)
+    network, start = networks.coarse_for_training(cfg, train.images)
     stage = stages.segmentation(cfg, process, network, None, train, validation)
-    run = Run(layout.run('CoarseSN'), 'CoarseSN', cfg,
-              {'training': train.fingerprint, 'validation': validation.fingerprint}, process)
+    inputs = {'training': train.fingerprint, 'validation': validation.fingerprint}
     epoch = stages.steps_in_epoch(cfg, stage.dataset)
-    training.fit(stage, cfg, run, process, cfg.EPOCH * epoch, cfg.VALIDATE_EVERY * epoch)
-    run.close()
+    with Run(layout.run('CoarseSN'), 'CoarseSN', cfg, inputs, start, process) as run:
+        training.fit(stage, cfg, run, process, cfg.EPOCH * epoch, cfg.VALIDATE_EVERY * epoch)
     hardware.finish()
 
 

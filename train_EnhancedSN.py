@@ -14,7 +14,7 @@ tenth more, for mask-CN's forward pass.
 """
 from dataset import sources
 from dataset.layout import Layout
-from engine import checkpoints, coarse_masks, hardware, networks, script, settings, stages, training
+from engine import coarse_masks, hardware, networks, script, settings, stages, training
 from engine.runs import Run
 
 # --- Experiment
@@ -69,27 +69,25 @@ def main():
     cfg = settings.resolve(globals(), choices=stages.SEGMENTATION_CHOICES,
                            positive=stages.SEGMENTATION_POSITIVE)
     process = hardware.start(cfg)
-    stages.check_sizes(cfg, process)
+    stages.check_numbers(cfg, process)
     layout = Layout(cfg.ROOT)
-    coarse = coarse_masks.require(layout, [layout.coarse_for_segmentation(split)
-                                           for split in ('Training', 'Validation')])
-    coarse_masks.require_same_for_maskcn(layout, coarse)
+    inputs = {'coarse_masks': coarse_masks.require(layout, [layout.coarse_for_segmentation(split)
+                                                            for split in ('Training', 'Validation')])}
+    inputs['mask_cn'] = coarse_masks.require_chain(layout, ('MaskCN',), inputs['coarse_masks'])
     with hardware.main_first(process):
         train = sources.segmentation(layout, 'Training', cfg.CACHE_SIZE, coarse=True,
                                      limit=cfg.TRAIN_IMAGES, seed=cfg.SEED)
         validation = sources.segmentation(layout, 'Validation', cfg.INPUT_SIZE, coarse=True)
 
     hardware.seed_step(cfg.SEED, 0, 0)
-    network = networks.enhanced_for_training(cfg, layout.weights('CoarseSN'))
+    network, start = networks.enhanced_for_training(cfg, layout)
     classifier = networks.load_classifier(layout, process.device,
                                           hardware.choose_precision(cfg.AMP, process.device), cfg.CAM_RELU)
     stage = stages.segmentation(cfg, process, network, classifier, train, validation)
-    run = Run(layout.run('EnhancedSN'), 'EnhancedSN', cfg,
-              {'training': train.fingerprint, 'validation': validation.fingerprint, 'coarse_sn': coarse,
-               'mask_cn': checkpoints.fingerprint(layout.weights('MaskCN'))}, process)
+    inputs |= {'training': train.fingerprint, 'validation': validation.fingerprint}
     epoch = stages.steps_in_epoch(cfg, stage.dataset)
-    training.fit(stage, cfg, run, process, cfg.EPOCH * epoch, cfg.VALIDATE_EVERY * epoch)
-    run.close()
+    with Run(layout.run('EnhancedSN'), 'EnhancedSN', cfg, inputs, start, process) as run:
+        training.fit(stage, cfg, run, process, cfg.EPOCH * epoch, cfg.VALIDATE_EVERY * epoch)
     hardware.finish()
 
 

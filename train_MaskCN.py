@@ -62,12 +62,12 @@ def main():
     cfg = settings.resolve(globals(), choices=stages.CLASSIFICATION_CHOICES,
                            positive=stages.CLASSIFICATION_POSITIVE)
     process = hardware.start(cfg)
-    stages.check_sizes(cfg, process)
+    stages.check_numbers(cfg, process)
     layout, masked = Layout(cfg.ROOT), cfg.INPUT_CHANNEL == 4
     inputs = {}
     if masked:
-        inputs['coarse_sn'] = coarse_masks.require(layout, [layout.coarse_for_classification(split)
-                                                            for split in ('Training', 'Validation')])
+        inputs['coarse_masks'] = coarse_masks.require(layout, [layout.coarse_for_classification(split)
+                                                               for split in ('Training', 'Validation')])
     with hardware.main_first(process):
         train = sources.classification(layout, 'Training', cfg.INPUT_SIZE, masked,
                                        limit=cfg.TRAIN_IMAGES, seed=cfg.SEED)
@@ -75,12 +75,11 @@ def main():
                                             whole_only=cfg.VALIDATION_CROPS == 1)
 
     hardware.seed_step(cfg.SEED, 0, 0)
-    network = networks.mask_for_training(cfg)
+    network, start = networks.mask_for_training(cfg)
     stage = stages.classification(cfg, process, network, train, validation)
-    run = Run(layout.run('MaskCN'), 'MaskCN', cfg,
-              inputs | {'training': train.fingerprint, 'validation': validation.fingerprint}, process)
-    training.fit(stage, cfg, run, process, cfg.STEPS, cfg.VALIDATE_EVERY)
-    run.close()
+    inputs |= {'training': train.fingerprint, 'validation': validation.fingerprint}
+    with Run(layout.run('MaskCN'), 'MaskCN', cfg, inputs, start, process) as run:
+        training.fit(stage, cfg, run, process, cfg.STEPS, cfg.VALIDATE_EVERY)
     hardware.finish()
 
 

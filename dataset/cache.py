@@ -5,8 +5,10 @@ changes, a new one is made and the old one is deleted.
 """
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 
+import filelock
 import numpy as np
 
 from dataset import files, images
@@ -30,15 +32,23 @@ def load(folder, name, paths, size, kind, workers=0):
     """
     stem = f'{name}-{_source_key(paths, size, kind)}'
     pixels_path, facts_path = folder / f'{stem}.npy', folder / f'{stem}.json'
-    if not (pixels_path.exists() and facts_path.exists()):
-        fingerprint = _build(pixels_path, paths, size, kind, workers)
-        files.write_text(facts_path, json.dumps({'fingerprint': fingerprint, 'images': len(paths),
-                                                 'size': size, 'kind': kind}) + '\n')
-        for stale in folder.glob(f'{name}-*'):
-            if stale.stem != stem:
-                stale.unlink(missing_ok=True)
-    facts = json.loads(facts_path.read_text(encoding='utf-8'))
-    return Cache(np.load(pixels_path, mmap_mode='r'), facts['fingerprint'])
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder / '.lock'):   # two runs of one root may start together
+        if not (pixels_path.exists() and facts_path.exists()):
+            fingerprint = _build(pixels_path, paths, size, kind, workers)
+            files.write_text(facts_path, json.dumps({'fingerprint': fingerprint, 'images': len(paths),
+                                                     'size': size, 'kind': kind}) + '\n')
+            _remove_stale(folder, name, stem)
+        facts = json.loads(facts_path.read_text(encoding='utf-8'))
+        return Cache(np.load(pixels_path, mmap_mode='r'), facts['fingerprint'])
+
+
+def _remove_stale(folder, name, stem):
+    """Delete earlier caches of the same name; a run that still maps one keeps it until it ends."""
+    files.remove_abandoned(folder)
+    for stale in folder.glob(f'{name}-*'):
+        if stale.stem != stem:
+            stale.unlink(missing_ok=True)
 
 
 def _source_key(paths, size, kind):
@@ -46,7 +56,7 @@ def _source_key(paths, size, kind):
     digest = hashlib.sha256(f'{VERSION} {size} {kind}\n'.encode())
     for path in paths:
         facts = path.stat()
-        digest.update(f'{path.name} {facts.st_size} {facts.st_mtime_ns}\n'.encode())
+        digest.update(f'{path.name} {facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns}\n'.encode())
     return digest.hexdigest()[:16]
 
 
@@ -55,6 +65,7 @@ def _build(target, paths, size, kind, workers):
     shape = (len(paths), size, size, 3) if kind == 'rgb' else (len(paths), size, size)
     read = read_rgb_square if kind == 'rgb' else read_mask_square
     with files.replacing(target) as temporary:
+        _reserve(temporary, int(np.prod(shape)))
         pixels = np.lib.format.open_memmap(temporary, mode='w+', dtype=np.uint8, shape=shape)
 
         def fill(number):
@@ -67,6 +78,13 @@ def _build(target, paths, size, kind, workers):
             digest.update(picture.tobytes())
         pixels.flush()
     return digest.hexdigest()[:16]
+
+
+def _reserve(path, size):
+    """Raise OSError now when the disk has no room: writing to a map of a full disk kills the process."""
+    if hasattr(os, 'posix_fallocate'):
+        with open(path, 'rb+') as file:
+            os.posix_fallocate(file.fileno(), 0, size)
 
 
 def read_rgb_square(path, size):

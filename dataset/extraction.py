@@ -14,7 +14,6 @@ from dataset.layout import SPLITS
 
 RECORD = 'extraction.json'
 VERSION = 1                # raise it when the same settings give other pixels than before
-TICK = 10_000_000          # nanoseconds; the coarsest time stamp of a usual file system (exFAT)
 
 # Pixels of the short side down to which a jpg may be decoded at 1/2, 1/4 or 1/8: the smallest crop
 # (0.2 of it, rounded to whole pixels) still covers 224.
@@ -47,7 +46,7 @@ def _cut_crops(source, folder, image_id, scales):
     """Write the crops of one picture that are not up to date. Returns (written, all)."""
     names = crops.crop_names(image_id, scales)
     stamp = _modified(source)
-    outdated = {name for name in names if not _is_current(folder / name, stamp)}
+    outdated = {name for name in names if not files.is_current(folder / name, stamp)}
     if outdated:
         image, (width, height), divisor = read_reduced(source, CROP_COVER)
         boxes = crops.crop_boxes(width, height, scales)
@@ -135,7 +134,7 @@ def _limit(folder, image, mask, size, target):
     readers = (_resized_image, _resized_mask)
     for source, name, reader in zip((image, mask), names, readers, strict=True):
         stamp = _modified(source)
-        if _is_current(folder / name, stamp):
+        if files.is_current(folder / name, stamp):
             continue
         pixels = reader(source, target)   # also what is copied is decoded: damage must not pass
         if target == size:
@@ -202,14 +201,6 @@ def _modified(source):
         raise InputError('A picture cannot be used', [f'{source}: {error.strerror}']) from None
 
 
-def _is_current(output, stamp):
-    """True when `output` exists and carries its source's modification time `stamp` (ns)."""
-    try:
-        return abs(output.stat().st_mtime_ns - stamp) < TICK
-    except OSError:
-        return False
-
-
 def _report(what, folder, counts):
     total = sum(count for _, count in counts)
     written = sum(count for count, _ in counts)
@@ -272,7 +263,7 @@ def segmentation_lines(layout, split, skip_unpaired=False):
 def _not_current(source, folder, names):
     """One line for a picture with missing or outdated outputs, else none."""
     stamp = _modified(source)
-    outdated = [name for name in names if not _is_current(folder / name, stamp)]
+    outdated = [name for name in names if not files.is_current(folder / name, stamp)]
     if not outdated:
         return []
     more = f' and {len(outdated) - 1} more' if len(outdated) > 1 else ''
@@ -280,20 +271,20 @@ def _not_current(source, folder, names):
 
 
 def _command(layout, script, split=''):
-    root = '' if str(layout.root) == '.' else f' --ROOT={layout.root}'
-    return f'python dataset/{script}{root}' + (f' --SPLIT={split}' if split else '')
+    return layout.command(f'dataset/{script}', *([f'--SPLIT={split}'] if split else []))
 
 
 def write_lists(layout, lines_of, path_of):
-    """Rewrite the list of every split on disk (Training must be), or none when one has faults.
+    """Rewrite the list of every split on disk, or none when one has faults; drop those of absent splits.
 
     lines_of, path_of : functions of the split's name -> list of str, path of the list.
     Raises one InputError with the faults of all splits.
     """
-    texts, faults, remedies = {}, [], []
+    texts, absent, faults, remedies = {}, [], [], []
     for split in SPLITS:
-        if split != 'Training' and not layout.originals(split).is_dir():
+        if not layout.originals(split).is_dir():
             print(f'{split}: {layout.originals(split)} is absent, no list is written')
+            absent.append(split)
             continue
         try:
             lines = texts[path_of(split)] = lines_of(split)
@@ -307,6 +298,10 @@ def write_lists(layout, lines_of, path_of):
     if faults:
         raise InputError('No list was written', faults,
                          '; '.join(dict.fromkeys(filter(None, remedies))))
+    if len(absent) == len(SPLITS):
+        isic.find_images(layout.originals('Training') / 'Images')   # says what is missing
+    for split in absent:
+        path_of(split).unlink(missing_ok=True)
     for path, lines in texts.items():
         files.write_text(path, '\n'.join(lines) + '\n')
         print(f'{path}: {len(lines)} lines')

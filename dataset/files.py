@@ -1,7 +1,7 @@
 """Files that are either complete or absent, and work on many files at once."""
 import contextlib
 import os
-import tempfile
+import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from dataset.errors import InputError
 
-ABANDONED_AFTER = 600   # seconds; no file of step 1 takes that long to write
+TICK = 10_000_000       # nanoseconds; the coarsest time stamp of a usual file system (exFAT)
+ABANDONED_AFTER = 600   # seconds; no file rests that long while it is written
 
 
 @contextlib.contextmanager
@@ -22,11 +23,10 @@ def replacing(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.stem}-', suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f'.{path.stem}-{secrets.token_hex(6)}{path.suffix}')
     try:
-        temporary.chmod(0o666 & ~_umask())
+        # Not by tempfile, which makes files that only their owner may read.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
         with open(temporary, 'rb+') as file:
             os.fsync(file.fileno())
@@ -46,11 +46,12 @@ def remove_abandoned(folder):
                 path.unlink()
 
 
-def _umask():
-    """The process's file mode mask; mkstemp ignores it and would leave files private."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def is_current(output, stamp):
+    """True when the file `output` exists and carries its source's modification time `stamp` (ns)."""
+    try:
+        return abs(output.stat().st_mtime_ns - stamp) < TICK
+    except OSError:
+        return False
 
 
 def write_text(path, text):

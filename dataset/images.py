@@ -62,13 +62,13 @@ def read_rgb(path, cover=0):
     with open_image(path) as image:
         if cover:
             image.draft('RGB', (cover, cover))
-        return np.asarray(_decoded(image, path).convert('RGB'))
+        return np.array(_decoded(image, path).convert('RGB'))
 
 
 def read_mask(path):
     """Decode a binary mask. Returns (H, W) uint8 of {0, 255}; InputError when it is not binary."""
     with open_image(path) as image:
-        mask = np.asarray(_decoded(image, path).convert('L'))
+        mask = np.array(_decoded(image, path).convert('L'))
     if not is_binary(mask):
         raise _fault(path, 'is not a binary mask: it holds values other than 0 and 255')
     return mask
@@ -143,7 +143,7 @@ def resize_rgb(image, size, box=None):
     image : (H, W, 3) uint8; size : (width, height); box : (left, top, right, bottom) in pixels,
     floats allowed, default the whole image. Returns (height, width, 3) uint8.
     """
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC, box=box,
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC, box=box,
                                                     reducing_gap=3.0))
 
 

@@ -31,6 +31,11 @@ class Layout:
         self.models = self.root / 'models'
         self.results = self.root / 'results'
 
+    def command(self, script, *options):
+        """The command that a reader should type for this root: python <script> [--ROOT=...] <options>."""
+        root = () if self.root == Path('.') else (f'--ROOT={self.root}',)
+        return ' '.join(['python', script, *root, *options])
+
     def originals(self, split):
         """Folder with `Images/` and `Annotation/` as downloaded; split may also be ADDED."""
         return self.data / f'ISIC-2017_{split}_Data'

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dataset import cache, isic
+from dataset import cache, files, isic
 from dataset.errors import InputError
 
 
 @dataclass(frozen=True)
 class Segmentation:
     """images : (N, S, S, 3) uint8; masks, coarse : (N, S, S) uint8 {0, 255}, coarse may be None
-    names : image ids; fingerprint : text that changes with any pixel of images or masks
+    names : image ids; fingerprint : text that changes with any pixel
     """
     images: np.ndarray
     masks: np.ndarray
@@ -41,16 +41,15 @@ def segmentation(layout, split, size, coarse=False, limit=0, seed=0, workers=0):
     Raises InputError naming every file that cannot be used.
     """
     pairs = subset(isic.read_segmentation_list(layout, split), limit, seed)
-    pictures = cache.load(layout.cache, f'{split}_seg_images', [image for image, _ in pairs], size,
-                          'rgb', workers)
-    masks = cache.load(layout.cache, f'{split}_seg_masks', [mask for _, mask in pairs], size, 'mask',
-                       workers)
+    name = f'{split}_seg' + (f'_{limit}' if limit else '')
+    pictures = cache.load(layout.cache, f'{name}_images', [image for image, _ in pairs], size, 'rgb', workers)
+    masks = cache.load(layout.cache, f'{name}_masks', [mask for _, mask in pairs], size, 'mask', workers)
     drawn = None
     if coarse:
-        paths = coarse_paths(layout.coarse_for_segmentation(split), [image for image, _ in pairs])
-        drawn = cache.load(layout.cache, f'{split}_seg_coarse', paths, size, 'mask', workers).pixels
-    return Segmentation(pictures.pixels, masks.pixels, drawn, [image.stem for image, _ in pairs],
-                        f'{pictures.fingerprint}-{masks.fingerprint}')
+        paths = coarse_paths(layout, layout.coarse_for_segmentation(split), [image for image, _ in pairs])
+        drawn = cache.load(layout.cache, f'{name}_coarse', paths, size, 'mask', workers)
+    return Segmentation(pictures.pixels, masks.pixels, drawn and drawn.pixels,
+                        [image.stem for image, _ in pairs], _joined(pictures, masks, drawn))
 
 
 def classification(layout, split, size, coarse=True, whole_only=False, limit=0, seed=0, workers=0):
@@ -59,7 +58,8 @@ def classification(layout, split, size, coarse=True, whole_only=False, limit=0, 
     whole_only : only the whole-image crop of each image; limit, seed : the crops of a subset of the
     images, see `subset`. Raises InputError naming every file that cannot be used.
     """
-    entries, name = crops_of_subset(isic.read_classification_list(layout, split), limit, seed), f'{split}_cls'
+    entries = crops_of_subset(isic.read_classification_list(layout, split), limit, seed)
+    name = f'{split}_cls' + (f'_{limit}' if limit else '')
     if whole_only:
         name += '_whole'
         entries = [(path, label) for path, label in entries if path.stem == isic.image_id_of(path)]
@@ -68,14 +68,20 @@ def classification(layout, split, size, coarse=True, whole_only=False, limit=0, 
     drawn = None
     if coarse:
         drawn = cache.load(layout.cache, f'{name}_coarse',
-                           coarse_paths(layout.coarse_for_classification(split), paths), size, 'mask',
-                           workers).pixels
+                           coarse_paths(layout, layout.coarse_for_classification(split), paths), size,
+                           'mask', workers)
     ids = [isic.image_id_of(path) for path in paths]
     names = sorted(set(ids))
     number = {image_id: index for index, image_id in enumerate(names)}
     digest = hashlib.sha256(labels.astype(np.int64).tobytes()).hexdigest()[:16]
-    return Classification(pictures.pixels, drawn, labels, np.array([number[image_id] for image_id in ids]),
-                          names, f'{pictures.fingerprint}-{digest}')
+    owners = np.array([number[image_id] for image_id in ids])
+    return Classification(pictures.pixels, drawn and drawn.pixels, labels, owners, names,
+                          f'{_joined(pictures, drawn)}-{digest}')
+
+
+def _joined(*caches):
+    """The fingerprints of those caches that are there, as one text."""
+    return '-'.join(part.fingerprint for part in caches if part is not None)
 
 
 def subset(items, limit, seed):
@@ -94,11 +100,16 @@ def crops_of_subset(entries, limit, seed):
     return [(path, label) for path, label in entries if isic.image_id_of(path) in kept]
 
 
-def coarse_paths(folder, pictures):
-    """The coarse masks of pictures: `<stem>.png` in `folder`. Raises InputError when some are missing."""
+def coarse_paths(layout, folder, pictures):
+    """The coarse masks of pictures: `<stem>.png` in `folder`.
+
+    Raises InputError naming those that are missing, or drawn of an earlier state of the picture.
+    """
     paths = [folder / f'{picture.stem}.png' for picture in pictures]
-    missing = [f'{path}: is missing' for path in paths if not path.is_file()]
-    if missing:
-        raise InputError(f'{len(missing)} coarse masks are missing', missing,
-                         'python generate_Coarse_mask.py')
+    outdated = [f'{path}: is missing, or not drawn from the present {picture}'
+                for path, picture in zip(paths, pictures, strict=True)
+                if not files.is_current(path, picture.stat().st_mtime_ns)]
+    if outdated:
+        raise InputError(f'{len(outdated)} coarse masks are missing', outdated,
+                         layout.command('generate_Coarse_mask.py'))
     return paths

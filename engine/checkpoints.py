@@ -27,6 +27,11 @@ def save(content, path):
                          'free some space and run the same command again') from error
 
 
+def on_cpu(state):
+    """A state dict whose tensors any machine can open."""
+    return {name: tensor.cpu() for name, tensor in state.items()}
+
+
 def load(path, remedy):
     """Read a checkpoint onto the CPU without running code from it (weights_only).
 
@@ -36,6 +41,8 @@ def load(path, remedy):
         return torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:
         raise InputError('A checkpoint is missing', [f'{path}: is missing'], remedy) from None
+    except PermissionError:
+        raise
     except Exception as error:   # noqa: BLE001 - torch raises many kinds for a damaged file
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise InputError('A checkpoint cannot be read', [f'{path}: {reason}'],
@@ -82,6 +89,13 @@ def read_config(weights_path):
 def fingerprint(path):
     """First 16 hex digits of the sha256 of a file: which weights these are."""
     return fingerprint_of_files([path])
+
+
+def fingerprint_or_refuse(path, remedy):
+    """The fingerprint of weights that must be there. Raises InputError when they are not."""
+    if not path.is_file():
+        raise InputError('A checkpoint is missing', [f'{path}: is missing'], remedy)
+    return fingerprint(path)
 
 
 def fingerprint_of_files(paths):

@@ -6,7 +6,7 @@ from dataset.errors import InputError
 from engine import checkpoints
 
 RECORD = 'made_by.json'
-REMEDY = 'python generate_Coarse_mask.py'
+SCRIPT = 'generate_Coarse_mask.py'
 
 
 def begin(folder, facts):
@@ -16,6 +16,7 @@ def begin(folder, facts):
     """
     path = folder / RECORD
     folder.mkdir(parents=True, exist_ok=True)
+    files.remove_abandoned(folder)
     if _read(path).get('facts') != facts:
         path.unlink(missing_ok=True)
         for mask in folder.glob('*.png'):
@@ -30,15 +31,16 @@ def finish(folder, facts, count):
 
 
 def require(layout, folders):
-    """Check that coarse masks are complete and made by models/CoarseSN/CoarseSN.pth.
+    """Check that coarse masks are complete, and made alike by models/CoarseSN/CoarseSN.pth.
 
-    Returns the fingerprint of that coarse-SN. Raises InputError naming each folder at fault.
+    Returns how they were made as one text (fingerprint of that coarse-SN, input side, views).
+    Raises InputError naming each folder at fault.
     """
     weights = layout.weights('CoarseSN')
     if not weights.is_file():
         raise InputError('Coarse masks cannot be checked', [f'{weights}: is missing'],
-                         'python train_CoarseSN.py')
-    present, faults = checkpoints.fingerprint(weights), []
+                         layout.command('train_CoarseSN.py'))
+    present, made, faults = checkpoints.fingerprint(weights), {}, []
     for folder in folders:
         record = _read(folder / RECORD)
         maker = record.get('facts', {}).get('coarse_sn')
@@ -48,19 +50,35 @@ def require(layout, folders):
             faults.append(f'{folder}: made by another coarse-SN ({maker}) than {weights} ({present})')
         elif not record.get('complete'):
             faults.append(f'{folder}: was not finished')
+        else:
+            made[folder] = ' '.join(str(value) for value in record['facts'].values())
+    if len(set(made.values())) > 1:
+        faults += [f'{folder}: made as {how}, unlike the others' for folder, how in made.items()]
     if faults:
-        raise InputError('Coarse masks cannot be used', faults, REMEDY)
-    return present
+        raise InputError('Coarse masks cannot be used', faults, layout.command(SCRIPT))
+    return next(iter(made.values()))
 
 
-def require_same_for_maskcn(layout, coarse_sn):
-    """Check that mask-CN was trained on the masks of the present coarse-SN (or on none)."""
-    path = layout.weights('MaskCN')
-    maker = checkpoints.read_config(path).get('inputs', {}).get('coarse_sn', coarse_sn)
-    if maker != coarse_sn:
-        raise InputError('Mask-CN and the coarse masks do not belong together',
-                         [f'{path}: was trained on masks of another coarse-SN ({maker}) than the present '
-                          f'one ({coarse_sn})'], 'python train_MaskCN.py --RESUME=False')
+def require_chain(layout, names, made):
+    """Check that networks were trained on the present coarse masks and on the present mask-CN.
+
+    names : of 'MaskCN' and 'EnhancedSN', in this order; made : what `require` returned
+    Networks without a record (the released code's files) pass. Returns mask-CN's fingerprint.
+    """
+    mask_cn = checkpoints.fingerprint_or_refuse(layout.weights('MaskCN'), layout.command('train_MaskCN.py'))
+    for name in names:
+        path, redo = layout.weights(name), layout.command(f'train_{name}.py', '--RESUME=False')
+        inputs = checkpoints.read_config(path).get('inputs', {})
+        faults = []
+        if inputs.get('coarse_masks', made) != made:
+            faults.append(f'{path}: was trained on masks of another coarse-SN or drawing '
+                          f'({inputs["coarse_masks"]}) than the present ones ({made})')
+        if inputs.get('mask_cn', mask_cn) != mask_cn:
+            faults.append(f'{path}: was trained with another mask-CN ({inputs["mask_cn"]}) than the '
+                          f'present one ({mask_cn})')
+        if faults:
+            raise InputError('The stages do not belong together', faults, redo)
+    return mask_cn
 
 
 def _read(path):

@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from dataset import cache, files, images
+from dataset.errors import InputError
 from dataset.isic import CLASSES, MASK_SUFFIX
 from engine import checkpoints, hardware, metrics, paper
 from engine.inference import counts_on_device
@@ -91,29 +92,48 @@ def segment_files(segmenter, paths, coarse_paths, scales, batch_size, device, tt
     for batch in _batches(range(len(paths)), batch_size):
         coarse = None if coarse_paths is None else [coarse_paths[number] for number in batch]
         pictures = [images.read_rgb(paths[number], cover=2 * max(scales)) for number in batch]
-        logits = [_logits_at(segmenter, pictures, coarse, scale, device, tta)
+        logits = [view_logits(segmenter, *_squares(pictures, coarse, scale), device, tta)
                   for scale in (scales if tta else scales[:1])]   # one (views, B, scale, scale) a scale
         for place_in_batch, number in enumerate(batch):
             size = images.image_size(paths[number])
-            found = {'plain': _enlarge(logits[0][0, place_in_batch], size) > 0}
+            found = {'plain': enlarged_sum([logits[0][0, place_in_batch]], size) > 0}
             if tta:
-                found['tta'] = sum(_enlarge(views[:, place_in_batch].sum(0), size) for views in logits) > 0
+                found['tta'] = enlarged_sum([views[:, place_in_batch].sum(0) for views in logits], size) > 0
             yield found
 
 
-def _logits_at(segmenter, pictures, coarse_paths, scale, device, tta):
-    """Lesion logits of a batch at one scale: (views, B, scale, scale) float32 on the host."""
+def _squares(pictures, coarse_paths, scale):
+    """A batch at one scale: pictures (B, scale, scale, 3), coarse masks (B, scale, scale) or None."""
     squashed = np.stack([images.resize_rgb(picture, (scale, scale)) for picture in pictures])
-    coarse = None
-    if coarse_paths is not None:
-        coarse = np.stack([cache.read_mask_square(path, scale) for path in coarse_paths])
-    picture, coarse = place(squashed, coarse, device)
+    if coarse_paths is None:
+        return squashed, None
+    return squashed, np.stack([cache.read_mask_square(path, scale) for path in coarse_paths])
+
+
+def view_logits(segmenter, pictures, coarse, device, tta=True):
+    """Lesion logits of a batch under the six views, or plainly: (6 or 1, B, S, S) float32 on the host.
+
+    pictures : (B, S, S, 3) uint8; coarse : masks (B, S, S) of {0, 255}, or None
+    """
+    picture, coarse = place(pictures, coarse, device)
     logits = segmenter.views(picture, coarse) if tta else segmenter(picture, coarse)[None]
     return logits.cpu().numpy()
 
 
-def _enlarge(logit, size):
-    return cv2.resize(logit, size, interpolation=cv2.INTER_CUBIC)
+def enlarged_sum(logits, size):
+    """Sum of square logit maps, each resized bicubically to (width, height): (H, W) float32."""
+    return sum(cv2.resize(logit, size, interpolation=cv2.INTER_CUBIC) for logit in logits)
+
+
+def require_equal_sizes(pairs):
+    """Raise InputError naming every picture and mask whose sizes (px) differ. pairs : of paths"""
+    def fault(pair):
+        image, mask = (images.image_size(path) for path in pair)
+        return '' if image == mask else (f'{pair[1]}: mask is {mask[0]}x{mask[1]} but the image is '
+                                         f'{image[0]}x{image[1]} ({pair[0]})')
+    faults = list(filter(None, files.for_all(fault, pairs, 'sizes')))
+    if faults:
+        raise InputError('Masks and images differ in size', faults, 'python dataset/check_data.py')
 
 
 def evaluate_segmentation(segmenter, pairs, coarse_paths, cfg, device, mask_folder):
@@ -124,11 +144,14 @@ def evaluate_segmentation(segmenter, pairs, coarse_paths, cfg, device, mask_fold
     """
     paths = [image for image, _ in pairs]
     names = [path.stem for path in paths]
+    targets = predicted_paths(mask_folder, names)
+    for stale in set(mask_folder.glob(f'*{MASK_SUFFIX}.png')) - set(targets):
+        stale.unlink()   # of pictures that the list no longer has; a scorer would meet them
     segmented = segment_files(segmenter, paths, coarse_paths, cfg.SCALES, cfg.BATCH_SIZE, device, cfg.TTA)
     counts = {}
     for found, (_, truth_path), target in zip(
             tqdm(segmented, total=len(pairs), desc='segmenting', unit='image'), pairs,
-            predicted_paths(mask_folder, names), strict=True):
+            targets, strict=True):
         truth = images.read_mask(truth_path) > 0
         for kind, prediction in found.items():
             counts.setdefault(kind, []).append(metrics.confusion(prediction, truth))
@@ -160,7 +183,7 @@ def report_segmentation(layout, network, split, names, scores, facts):
     columns = [('paper', paper.SEGMENTATION.get((network, split), {}), None)]
     columns += [(name, summary[key], summary[key]['ci95']) for name, key in
                 (('with TTA', 'with TTA'), ('without TTA', 'without TTA')) if summary[key]]
-    print(f'\n{network} on {split} (n = {len(names)}), percent [95 % interval]')
+    print(f'\n{network} on {split} (n = {len(names)}, recipe {facts["recipe"]}), percent [95 % interval]')
     _print_table(metrics.SEGMENTATION, columns)
     print(f'written: {stem}.csv, {stem}.json')
     return summary
@@ -188,7 +211,7 @@ def report_classification(layout, split, names, results, labels, facts):
                      'ci95': metrics.intervals_of_areas(p, labels)} for kind, p in results.items()}
     summary = {'network': 'MaskCN', 'split': split, 'n': len(names), **scored['9-crop'], **scored, **facts}
     files.write_text(stem.with_suffix('.json'), json.dumps(summary, indent=1) + '\n')
-    print(f'\nMaskCN on {split} (n = {len(names)}), percent [95 % interval]')
+    print(f'\nMaskCN on {split} (n = {len(names)}, recipe {facts["recipe"]}), percent [95 % interval]')
     rows = [f'{task} {name}' for task in metrics.TASKS for name in metrics.CLASSIFICATION] + ['mean AUC']
     printed = paper.CLASSIFICATION.get(split, {})
     columns = [('paper', {f'{task} AUC': printed.get(task) for task in metrics.TASKS}
@@ -230,6 +253,12 @@ def _write_csv(path, header, rows):
 
 
 def provenance(cfg, weight_paths, data_fingerprint):
-    """What a result was computed from: recipe, settings, weights and data, for the json."""
-    return {'recipe': cfg.RECIPE, 'settings': vars(cfg), 'data': data_fingerprint,
-            'weights': {path.stem: checkpoints.fingerprint(path) for path in weight_paths}}
+    """What a result was computed from, for the json: recipe, settings, weights, data, versions.
+
+    The recipe is the one that the first of the networks was trained by.
+    """
+    trained = {path.stem: checkpoints.read_config(path) for path in weight_paths}
+    recipes = {name: config.get('settings', {}).get('RECIPE', 'unknown') for name, config in trained.items()}
+    return {'recipe': recipes[weight_paths[0].stem], 'settings': vars(cfg), 'data': data_fingerprint,
+            'weights': {path.stem: {'sha256': checkpoints.fingerprint(path), 'recipe': recipes[path.stem],
+                                    'start': trained[path.stem].get('start')} for path in weight_paths}}

@@ -2,6 +2,7 @@
 import contextlib
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from dataset.errors import InputError
 DEVICES = ('auto', 'cpu', 'cuda', 'mps')
 PRECISIONS = ('auto', 'bf16', 'fp16', 'fp32')
 WORKERS_AUTO = -1
+PATIENCE = timedelta(hours=3)   # processes wait for one that decodes all pictures
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,15 @@ class Process:
         return self.rank == 0
 
 
-def start(cfg):
+def start(cfg, alone=False):
     """Join the torchrun launch, if there is one, and choose this process's device.
 
-    Reads cfg.DEVICE and cfg.DETERMINISTIC. Raises InputError when the device is not there.
+    alone : the script cannot share its work. Reads cfg.DEVICE and cfg.DETERMINISTIC.
+    Raises InputError when the device is not there.
     """
     world, rank = int(os.environ.get('WORLD_SIZE', 1)), int(os.environ.get('RANK', 0))
+    if alone and world > 1:
+        raise InputError('This step runs in one process', remedy='start it with python, without torchrun')
     device = choose_device(cfg.DEVICE, int(os.environ.get('LOCAL_RANK', 0)))
     if device.type == 'cuda':
         torch.cuda.set_device(device)
@@ -41,7 +46,7 @@ def start(cfg):
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not cfg.DETERMINISTIC
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', timeout=PATIENCE)
     return Process(rank, world, device)
 
 
@@ -60,6 +65,9 @@ def choose_device(name, local_rank=0):
     if not available[name]:
         there = ', '.join(kind for kind in available if available[kind])
         raise InputError(f'DEVICE={name} is not available here', remedy=f'available: {there}')
+    if name == 'cuda' and local_rank >= torch.cuda.device_count():
+        raise InputError(f'Process {local_rank} has no GPU: there are {torch.cuda.device_count()}',
+                         remedy='lower --nproc-per-node')
     return torch.device('cuda', local_rank) if name == 'cuda' else torch.device(name)
 
 
@@ -73,9 +81,15 @@ def choose_precision(name, device):
         return name
     if device.type == 'cuda':
         return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'
-    if device.type == 'cpu' and torch.cpu._is_avx512_bf16_supported():
+    if device.type == 'cpu' and _cpu_multiplies_bf16():
         return 'bf16'
     return 'fp32'
+
+
+def _cpu_multiplies_bf16():
+    """PyTorch has no public question for this."""
+    return any(getattr(torch.cpu, name, bool)()
+               for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
 
 
 def autocast(precision, device):
@@ -91,7 +105,8 @@ def workers(setting, device):
     (a CPU has better to do, and Apple's would have to copy the cached pictures to each)."""
     if setting != WORKERS_AUTO:
         return setting
-    return min(8, os.cpu_count() or 1) if device.type == 'cuda' else 0
+    share = (os.cpu_count() or 1) // int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    return min(8, max(1, share)) if device.type == 'cuda' else 0
 
 
 def seed_step(seed, step, rank):
@@ -125,6 +140,13 @@ def main_first(process):
     yield
     if process.main:
         barrier(process)
+
+
+def share_buffers(network, process):
+    """Give all processes the first one's batch norm statistics, so that they validate one network."""
+    if process.world > 1:
+        for buffer in network.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def barrier(process):

@@ -1,5 +1,6 @@
 """A run folder that explains itself: lock, config.json, metrics.jsonl, TensorBoard, checkpoints."""
 import json
+import math
 import platform
 import time
 
@@ -9,7 +10,7 @@ import torch
 
 from dataset import files
 from dataset.errors import InputError
-from engine import checkpoints, figures
+from engine import checkpoints, figures, hardware
 
 # A run may go on under another value of these; every other constant defines the run.
 MAY_CHANGE = {'ROOT', 'RECIPE', 'NUM_WORKERS', 'RESUME', 'EPOCH', 'STEPS', 'PATIENCE', 'DEVICE'}
@@ -21,15 +22,16 @@ class Run:
 
     folder : Path; network : 'CoarseSN', 'MaskCN' or 'EnhancedSN'; cfg : Settings
     inputs : dict of fingerprints of everything the run reads (data, weights of earlier stages)
+    start : what its first weights are, in words
     process : hardware.Process; only its main process writes
     Raises InputError when another process trains in the folder, or when the folder holds a run
     with other settings.
     """
 
-    def __init__(self, folder, network, cfg, inputs, process):
+    def __init__(self, folder, network, cfg, inputs, start, process):
         self.folder, self.network, self.process = folder, network, process
         self.weights, self.last = folder / f'{network}.pth', folder / 'last.pth'
-        self.config = {'network': network, 'settings': vars(cfg), 'inputs': inputs,
+        self.config = {'network': network, 'settings': vars(cfg), 'inputs': inputs, 'start': start,
                        'versions': versions(process.device)}
         self.rows, self._board, self._drawn = [], None, 0.0
         folder.mkdir(parents=True, exist_ok=True)
@@ -42,16 +44,25 @@ class Run:
                                  'wait for it, or train below another --ROOT') from None
 
     def begin(self, resume):
-        """Return the content of last.pth to go on from, or None for a new run (which clears the folder)."""
+        """Return the content of last.pth to go on from, or None for a new run.
+
+        A new run clears the folder of an old one; trained weights only when resume is False.
+        """
+        state = None
         if resume and self.last.exists():
             self._refuse_other_settings()
             state = checkpoints.load(self.last, 'start anew with --RESUME=False')
             self._read_rows(state['progress']['step'])
-        else:
-            state = None
-            if self.process.main:
-                self._clear()
+            self.config['start'] = checkpoints.read_config(self.weights).get('start')
+        elif resume and self.weights.exists():
+            raise InputError('Trained weights would be overwritten',
+                             [f'{self.weights}: is there, but no last.pth to go on from'],
+                             'use another --ROOT, or overwrite them with --RESUME=False')
+        hardware.barrier(self.process)   # nobody looks any more at what is cleared now
+        if self.process.main and state is None:
+            self._clear()
         if self.process.main:
+            files.remove_abandoned(self.folder)
             files.write_text(self.folder / 'config.json', json.dumps(self.config, indent=1) + '\n')
         return state
 
@@ -78,13 +89,17 @@ class Run:
         """Take up metrics.jsonl up to `step`; later rows belong to work that was lost and is redone."""
         path = self.folder / 'metrics.jsonl'
         lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
-        self.rows = [row for row in map(json.loads, lines) if row['step'] <= step]
+        rows = [{name: math.nan if value is None else value for name, value in json.loads(line).items()}
+                for line in lines]
+        self.rows = [row for row in rows if row['step'] <= step]
         if self.process.main:
             self._write_rows()
 
     def _write_rows(self):
         files.write_text(self.folder / 'metrics.jsonl',
-                         ''.join(json.dumps(row) + '\n' for row in self.rows))
+                         ''.join(json.dumps({name: value if math.isfinite(value) else None
+                                             for name, value in row.items()}) + '\n'
+                                 for row in self.rows))
 
     def log(self, row, speed):
         """Add one row (dict of numbers, with 'step') to metrics.jsonl, TensorBoard and the curves.
@@ -99,7 +114,7 @@ class Run:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
             self._board = SummaryWriter(str(self.folder / 'tensorboard'), purge_step=row['step'])
         for name, value in {**row, 'steps_per_second': speed}.items():
-            if name != 'step' and np.isfinite(value):
+            if name != 'step' and math.isfinite(value):
                 self._board.add_scalar(name, value, row['step'])
         self._board.flush()
 
@@ -112,7 +127,10 @@ class Run:
         panel(self.folder / 'panel.png')
         self._drawn = time.monotonic()
 
-    def close(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_error):
         if self._board is not None:
             self._board.close()
         self._lock.release()
@@ -121,6 +139,5 @@ class Run:
 def versions(device):
     """What the run ran on: {'python': ..., 'torch': ..., 'device': ...}."""
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.machine()
-    return {'python': platform.python_version(), 'torch': torch.__version__,
-            'numpy': np.__version__,
+    return {'python': platform.python_version(), 'torch': torch.__version__, 'numpy': np.__version__,
             'device': f'{device.type} {name}', 'threads': torch.get_num_threads()}

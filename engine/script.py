@@ -1,6 +1,7 @@
 """How every script starts and ends: exit codes, and messages instead of tracebacks."""
 import errno
 import os
+import signal
 import sys
 
 from dataset.errors import InputError
@@ -8,21 +9,22 @@ from dataset.errors import InputError
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM arrived, and everything worth keeping has been saved.
 
-    signal : int   number of the signal; the exit code is 128 + signal, as shells expect
+    number : int   of the signal; the exit code is 128 + number, as shells expect
     """
 
-    def __init__(self, signal):
-        super().__init__(f'interrupted by signal {signal}')
-        self.signal = signal
+    def __init__(self, number):
+        super().__init__(f'interrupted by signal {int(number)}')
+        self.number = number
 
 
 def launch(main):
     """Run `main()`; exit with 0, 2 (bad input or a full disk, said on stderr) or 128 + signal."""
     if os.environ.get('RANK', '0') != '0':
         sys.stdout = open(os.devnull, 'w')   # torchrun: one process speaks for all
+    signal.signal(signal.SIGTERM, _interrupt)    # as Ctrl-C: temporary files are removed
     try:
         main()
     except InputError as error:
@@ -34,9 +36,22 @@ def launch(main):
         print(f'\nerror: {error.filename or "a file"} cannot be written or read: {error.strerror}\n'
               'Remedy: make room or grant access, then run the same command again', file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if type(error).__name__ == 'OutOfMemoryError':
+            print(f'\nerror: the device is out of memory: {error}\nRemedy: lower BATCH_SIZE', file=sys.stderr)
+            sys.exit(2)
+        if 'DataLoader worker' not in str(error):
+            raise
+        print(f'\nerror: a loader process died: {error}\nRemedy: give the machine more memory (or '
+              '/dev/shm), or load without such processes: --NUM_WORKERS=0', file=sys.stderr)
+        sys.exit(2)
     except Interrupted as interruption:
         print(f'\n{interruption}; run the same command again to go on', file=sys.stderr)
-        sys.exit(128 + interruption.signal)
+        sys.exit(128 + interruption.number)
     except KeyboardInterrupt:
         print('\ninterrupted; run the same command again to go on', file=sys.stderr)
         sys.exit(130)
+
+
+def _interrupt(number, _frame):
+    raise Interrupted(number)

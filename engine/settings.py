@@ -137,10 +137,12 @@ def _cast(name, given, default):
     if isinstance(default, tuple):
         items = given if isinstance(given, (tuple, list)) else (given,)
         like = default[0] if default else items[0] if items else 0
+        if not items or (type(like) is float and len(items) != len(default)):   # pairs of numbers
+            raise ValueError(f'{name}={given!r}: must be {_kind(default)}')
         return tuple(_cast(name, item, like) for item in items)
     if type(default) is int and type(given) is int:
         return given
-    if type(default) is float and number and given == given:
+    if type(default) is float and number and abs(given) < float('inf'):
         return float(given)
     if type(default) is str and type(given) is str:
         return given

@@ -31,9 +31,23 @@ def check_sides(sides):
         raise InputError(f'The input side must be a multiple of {STRIDE}', faults)
 
 
-def check_sizes(cfg, process):
-    """Raise InputError for an unusable input side, or a batch that the processes cannot share."""
+def check_numbers(cfg, process):
+    """Raise InputError for numbers that no training can use, or a batch that cannot be shared."""
     check_sides([cfg.INPUT_SIZE])
+    least = {'SEED': 0, 'NUM_WORKERS': hardware.WORKERS_AUTO, 'PATIENCE': 0, 'TRAIN_IMAGES': 0,
+             'ROTATION': 0, 'SHEAR': 0, 'RANK_WEIGHT': 0}
+    faults = [f'{name}={getattr(cfg, name)}: must be at least {low}' for name, low in least.items()
+              if getattr(cfg, name, low) < low]
+    for name, low, high in (('ZOOM', 0.1, 10), ('CENTRE_CROP', 0.05, 1), ('SHIFT', 0, 1)):
+        values = getattr(cfg, name, (high, high))
+        if not all(low <= value <= high for value in values) or (name != 'SHIFT' and values[0] > values[1]):
+            faults.append(f'{name}={values}: must be rising numbers from {low} to {high}')
+    if not 0 <= getattr(cfg, 'CENTRE_CROP_PROBABILITY', 0) <= 1:
+        faults.append(f'CENTRE_CROP_PROBABILITY={cfg.CENTRE_CROP_PROBABILITY}: must be from 0 to 1')
+    if cfg.SHEAR >= 1.5:
+        faults.append(f'SHEAR={cfg.SHEAR}: must be below a right angle (radians)')
+    if faults:
+        raise InputError('Settings that no training can use', faults)
     if cfg.BATCH_SIZE % process.world:
         raise InputError(f'BATCH_SIZE={cfg.BATCH_SIZE} cannot be shared by {process.world} processes',
                          remedy='choose a multiple')

@@ -73,6 +73,8 @@ def fit(stage, cfg, run, process, total_steps, validate_every):
                 session.save()
                 raise Interrupted(stopping.signal or signal.SIGTERM)
     if process.main:
+        best = checkpoints.load(run.weights, 'train again with --RESUME=False')
+        stage.network.load_state_dict(best)   # the last panel shows the weights that are kept
         run.draw(stage.monitor, stage.panel, final=True)
         print(f'{run.folder}: {progress.summary(stage.monitor)}')
 
@@ -87,13 +89,14 @@ class _Session:
         stage.network.to(process.device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.Adam(stage.network.parameters(), lr=cfg.LEARNING_RATE,
                                           fused=process.device.type in ('cpu', 'cuda'))
-        self.scaler = torch.amp.GradScaler(process.device.type, enabled=self.precision == 'fp16')
+        self.scaler = _scaler(self.precision, process.device)
         self.progress = Progress()
         state = run.begin(cfg.RESUME)
         if state is not None:
             stage.network.load_state_dict(state['model'])
             self.optimizer.load_state_dict(state['optimizer'])
-            self.scaler.load_state_dict(state['scaler'])
+            if state['scaler'] and self.scaler.is_enabled():
+                self.scaler.load_state_dict(state['scaler'])
             self.progress.restore(state['progress'])
         self.model = _distribute(stage.network, process, cfg.SYNC_BN)
 
@@ -119,6 +122,7 @@ class _Session:
         progress, stage, run = self.progress, self.stage, self.run
         progress.refuse_non_finite()
         stage.network.eval()
+        hardware.share_buffers(stage.network, self.process)
         speed = progress.speed()
         row = {'step': progress.step, 'lr': rate, **progress.take_means(self.process), **stage.validate()}
         best = progress.note_score(row[stage.monitor])
@@ -127,7 +131,7 @@ class _Session:
             shown = '  '.join(f'{name} {value:.4g}' for name, value in row.items() if name != 'step')
             tqdm.write(f'step {progress.step}: {shown}  {speed:.2f} steps/s{"  *" if best else ""}')
             if best:
-                checkpoints.save(stage.network.state_dict(), run.weights)
+                checkpoints.save(checkpoints.on_cpu(stage.network.state_dict()), run.weights)
         self.save()
         if progress.step < self.total_steps:
             run.draw(stage.monitor, stage.panel)
@@ -151,6 +155,15 @@ class _Session:
                     layer.eval()
 
 
+def _scaler(precision, device):
+    """Loss scaling for fp16. For other precisions on GPUs it scales by 1 and only skips optimisation
+    steps whose gradients are not finite, so that such a step never reaches the weights, although the
+    loss itself is looked at only now and then."""
+    if precision == 'fp16' or device.type != 'cuda':
+        return torch.amp.GradScaler(device.type, enabled=precision == 'fp16')
+    return torch.amp.GradScaler(device.type, init_scale=1.0, growth_interval=2**31 - 1)
+
+
 def _refuse_non_finite(loss, batch, step):
     """Stop before a loss that is not finite reaches the weights; last.pth holds the last good state."""
     if not math.isfinite(loss.item()):
@@ -171,8 +184,8 @@ def _distribute(network, process, sync_bn):
 def _asked_to_stop(stopping, step, process):
     if process.world == 1:
         return stopping.signal is not None
-    return (step % STEPS_BETWEEN_MEANS == 0
-            and hardware.any_process(stopping.signal is not None, process))
+    now = process.device.type == 'cpu' or step % STEPS_BETWEEN_MEANS == 0
+    return now and hardware.any_process(stopping.signal is not None, process)
 
 
 class Progress:

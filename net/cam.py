@@ -10,9 +10,8 @@ def class_activation_map(features, weight, classes, relu=False):
     features : (B, K, h, w) last feature map; weight : (C, K) of the FC layer
     classes : (B,) class numbers, mask-CN's own arg-max in the paper
     relu : set negative evidence to zero first
-    Returns (B, 1, h, w) float32 with maximum 1. A map without any positive value (possible when
-    negatives are kept) is divided by a tiny constant's guard instead of its maximum: with relu it
-    is zero everywhere, without it keeps its raw values.
+    Returns (B, 1, h, w) float32 with maximum 1. A map without any positive value is not divided:
+    with relu it is zero everywhere, without it keeps its negative values.
     """
     with torch.autocast(features.device.type, enabled=False):
         rows = weight.float()[classes]                                   # (B, K)

@@ -13,6 +13,11 @@ EXIT_FLOW = {'block12.skip': 'residual.0', 'block12.skipbn': 'residual.1',
              'conv3': 'SepConv3.0', 'bn3': 'SepConv3.1', 'conv4': 'SepConv4.0', 'bn4': 'SepConv4.1'}
 CLASSIFIERS = ('fc.', 'last_linear.', 'classifier.')
 
+# timm's aligned Xception-65 -> the encoder of coarse-SN, within a separable convolution.
+TIMM_LAYERS = {'conv_dw': 'depthwise', 'bn_dw': 'bn1', 'conv_pw': 'pointwise', 'bn_pw': 'bn2'}
+TIMM_VARIANCE = 1e-3 - 1e-5   # timm's batch norms add 1e-3 to the variance, ours 1e-5
+AFTER_ENCODER = ('aspp.', 'shortcut_conv.', 'cat_conv.', 'cls_conv.')
+
 
 def strip_prefixes(state):
     """Remove the `module.` and `_orig_mod.` that DistributedDataParallel and torch.compile add."""
@@ -48,7 +53,7 @@ def load(network, state, missing=(), ignored=()):
 
 def load_voc(network, state):
     """Load DeepLabv3+ trained on PASCAL VOC (21 classes): everything but the last 1x1 convolution."""
-    load(network, state, missing=('cls_conv.',), ignored=('cls_conv.', 'module.cls_conv.'))
+    load(network, state, missing=('cls_conv.',), ignored=('cls_conv.',))
 
 
 def load_coarse_into_enhanced(network, state):
@@ -64,9 +69,9 @@ def load_imagenet_xception(network, state, exit_flow=True):
     """
     state = {_maskcn_name(name): tensor.float() if tensor.is_floating_point() else tensor
              for name, tensor in strip_prefixes(state).items()}
-    rgb = state['conv1.weight']   # (32, 3, 3, 3)
-    extra = network.conv1.in_channels - rgb.shape[1]
-    if extra > 0:
+    rgb = state.get('conv1.weight', torch.empty(0))   # (32, 3, 3, 3)
+    extra = network.conv1.in_channels - 3
+    if extra > 0 and rgb.dim() == 4:
         state['conv1.weight'] = torch.cat([rgb, rgb.mean(1, keepdim=True).expand(-1, extra, -1, -1)], 1)
     missing, ignored = ['cls.'], list(CLASSIFIERS)
     if not exit_flow:
@@ -90,7 +95,59 @@ def _with_counters(network, state):
     return {**{name: torch.zeros_like(tensor) for name, tensor in counters.items()}, **state}
 
 
-def transplant_xception(network, state, images):
+def load_timm_xception65(network, state):
+    """Load timm's aligned Xception-65 (`xception65.tf_in1k`, ImageNet) into the encoder alone.
+
+    network : deeplabv3plus; its ASPP, decoder and last convolution keep their random values
+    state : timm's names, or the `backbone.*` names that `encoder_from_timm` makes of them
+    Raises ValueError like `load`.
+
+    With these weights our encoder computes what timm's computes, save for three things: our
+    blocks 4..19 add relu(input) where timm's add the input (see AlignedBlock); at output stride
+    16 timm dilates the last three separable convolutions by 2, ours do not; and our stem pads
+    x in [0, 1] with zeros, so black, where timm pads 2x - 1 with zeros, so grey.
+    """
+    load(network, _with_counters(network, encoder_from_timm(state)), missing=AFTER_ENCODER)
+
+
+def encoder_from_timm(state):
+    """Rename timm's `xception65` to our `backbone.*`, for inputs in [0, 1]; `head.*` is dropped.
+
+    The different epsilon of the batch norms goes into their running variance. Names that timm's
+    encoder does not have stay as they are, for `load` to refuse; so does a state that is renamed.
+    """
+    state, layers, renamed = strip_prefixes(state), _timm_layers(), {}
+    if any(name.startswith('backbone.') for name in state):
+        return state
+    for name, tensor in state.items():
+        layer, _, part = name.rpartition('.')
+        tensor = tensor.float() if tensor.is_floating_point() else tensor
+        if part == 'running_var':
+            tensor = tensor + TIMM_VARIANCE
+        if not name.startswith('head.'):
+            renamed[f'backbone.{layers[layer]}.{part}' if layer in layers else name] = tensor
+    filters, mean = (renamed.get(f'backbone.{name}') for name in ('conv1.weight', 'bn1.running_mean'))
+    if filters is not None and filters.dim() == 4 and mean is not None:
+        # timm reads 2x - 1 where ours reads x: w * (2x - 1) = 2w * x - sum(w).
+        renamed['backbone.bn1.running_mean'] = mean + filters.sum((1, 2, 3))
+        renamed['backbone.conv1.weight'] = 2 * filters
+    return renamed
+
+
+def _timm_layers():
+    """{timm's layer: our layer} of the whole encoder."""
+    layers = {f'stem.{k}.{kind}': f'{kind}{k + 1}' for k in (0, 1) for kind in ('conv', 'bn')}
+    for number in range(21):
+        layers[f'blocks.{number}.shortcut.conv'] = f'block{number + 1}.skip'
+        layers[f'blocks.{number}.shortcut.bn'] = f'block{number + 1}.skipbn'
+        for k in (1, 2, 3):
+            sepconv = f'block{number + 1}.sepconv{k}' if number < 20 else f'conv{k + 2}'
+            layers |= {f'blocks.{number}.stack.conv{k}.{theirs}': f'{sepconv}.{ours}'
+                       for theirs, ours in TIMM_LAYERS.items()}
+    return layers
+
+
+def transplant_xception(network, state, inputs, unit=True):
     """Start coarse-SN's 65-layer encoder from the 36-layer ImageNet Xception (our own, not the paper's).
 
     Where layers correspond they are copied; blocks 12..19 repeat 4..11 with their last batch
@@ -98,14 +155,15 @@ def transplant_xception(network, state, images):
     depthwise and pointwise convolution, so ours is set from data to be the identity.
 
     network : deeplabv3plus; state : names of `xception-43020ad28.pth`
-    images : (B, 3, H, W) in [0, 1] of training pictures, on the network's device
+    inputs : (B, 3, H, W) of training pictures, scaled as the network will see them
+    unit : their scaling is x/255; the stem is adapted from the source's (x/255 - 0.5)/0.5
     Raises ValueError when the file lacks a needed tensor.
     """
     source = {name: tensor.float() for name, tensor in strip_prefixes(state).items()}
     encoder = network.backbone
     identities = []   # batch norms that must become the identity
     try:
-        _copy_stem(encoder, source)
+        _copy_stem(encoder, source, unit)
         for number, sepconv, place, norm in _transplanted_sepconvs():
             target = getattr(encoder, number)
             target = getattr(target, sepconv) if sepconv else target
@@ -123,7 +181,7 @@ def transplant_xception(network, state, images):
         last = getattr(encoder, f'block{number}').sepconv3.bn2
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-    _calibrate(encoder, identities, images)
+    _calibrate(encoder, identities, inputs)
 
 
 def _transplanted_sepconvs():
@@ -142,9 +200,11 @@ def _transplanted_sepconvs():
     return rows + [('conv3', '', 'conv3', 'bn3'), ('conv5', '', 'conv4', 'bn4')]
 
 
-def _copy_stem(encoder, source):
+def _copy_stem(encoder, source, unit):
     for name in ('conv1', 'bn1', 'conv2', 'bn2'):
         _copy(getattr(encoder, name), source, name)
+    if not unit:
+        return
     # The source reads 2x - 1 where ours reads x: w * (2x - 1) = 2w * x - sum(w).
     with torch.no_grad():
         encoder.bn1.running_mean += encoder.conv1.weight.sum((1, 2, 3))
@@ -154,10 +214,14 @@ def _copy_stem(encoder, source):
 def _copy(layer, source, place):
     for name in layer.state_dict():
         if name != 'num_batches_tracked':
-            getattr(layer, name).data.copy_(source[f'{place}.{name}'])
+            own, other = getattr(layer, name).data, source[f'{place}.{name}']
+            if own.shape != other.shape:
+                raise ValueError(f'{place}.{name} has shape {tuple(other.shape)} instead of '
+                                 f'{tuple(own.shape)}')
+            own.copy_(other)
 
 
-def _calibrate(encoder, identities, images):
+def _calibrate(encoder, identities, inputs):
     """Set each batch norm to weight = std, bias = mean of its input, in one forward pass in order."""
     def become_identity(norm, inputs):
         variance, mean = torch.var_mean(inputs[0].float(), (0, 2, 3), correction=0)
@@ -173,7 +237,7 @@ def _calibrate(encoder, identities, images):
     for norm in norms:
         norm.momentum = 0.0   # the copied running statistics stay
     with torch.no_grad():
-        encoder.train()(images)
+        encoder.train()(inputs)
     encoder.train(was_training)
     for hook in hooks:
         hook.remove()

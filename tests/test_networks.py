@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from net.models import Xception_dilation, deeplabv3plus, deeplabv3plus_en
+from net.models import ASPP, Xception_dilation, deeplabv3plus, deeplabv3plus_en
 from net.xception import Block
 
 COMPAT = Path(__file__).resolve().parent.parent.parent / 'shared' / 'compat'
@@ -161,6 +161,16 @@ def test_the_constructor_chooses_the_variant(relu_skip):
     chosen = {name: block.relu_skip for name, block in network.named_modules() if isinstance(block, Block)}
     assert chosen.pop('block1') is False   # has no leading ReLU in either variant
     assert set(chosen.values()) == {relu_skip} and len(chosen) == 10
+
+
+@pytest.mark.parametrize('branch, rate', [('branch1', 0), ('branch2', 6), ('branch3', 12), ('branch4', 18)])
+def test_the_pyramids_branches_look_this_far(branch, rate):
+    """The reference outputs cannot tell: on their 6 x 6 maps every rate reaches the padding alone."""
+    convolution, impulse = getattr(ASPP(1, 1), branch)[0], torch.zeros(1, 1, 41, 41)
+    impulse[0, 0, 20, 20] = 1
+    response = (convolution(impulse) - convolution.bias[:, None, None])[0, 0]
+    reached = {20 - rate, 20, 20 + rate}
+    assert set(map(tuple, response.nonzero().tolist())) == {(y, x) for y in reached for x in reached}
 
 
 @pytest.mark.parametrize('side, cells', [(224, 14), (256, 16), (288, 18)])

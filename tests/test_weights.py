@@ -106,6 +106,8 @@ def test_half_precision_files_and_wrapper_prefixes_load(imagenet):
 
 @pytest.mark.parametrize('change, complaint', [
     ({'block5.rep.1.conv1.weight': None}, 'block5.rep.1.conv1.weight is missing'),
+    ({'conv1.weight': None}, 'conv1.weight is missing'),
+    ({'conv1.weight': torch.zeros(32)}, 'conv1.weight has shape (32,) instead of (32, 4, 3, 3)'),
     ({'block12.rep.4.pointwise.weight': None}, 'SepConv2.1.pointwise.weight is missing'),
     ({'block13.skip.weight': torch.zeros(1)}, 'block13.skip.weight is not a parameter of Xception_dilation'),
     ({'conv2.weight': torch.zeros(64, 3, 3, 3)}, 'conv2.weight has shape (64, 3, 3, 3) instead of'),

@@ -1,0 +1,337 @@
+"""Step 0: fetch ISIC-2017 and lay it out as step 1 reads it; with --EXTRA=True the extra pictures.
+
+Reads   https://isic-challenge-data.s3.amazonaws.com/2017/, or the same zip and csv files where they
+        lie already (ZIPS); then no network is needed
+Writes  dataset/data/ISIC-2017_{Training,Validation,Testing}_Data/{Images,Annotation}, the label csvs,
+        the zip files (unless KEEP_ZIPS=False) and downloads.json, their sizes and hashes
+
+    python dataset/download.py
+    python dataset/download.py --EXTRA=True
+
+Costs   12 GB to fetch, 24 GB on the disk with the zip files, 12 GB without. Interrupted, it goes on
+        where it stopped. Superpixels and metadata are not unpacked.
+
+With EXTRA=True it prints how to get the paper's 1320 extra training pictures with isic-cli and, once
+they lie in dataset/data/isic-cli/, joins them into ISIC-2017_Training_Add_Data/Images and its csv.
+"""
+import csv
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # for `python dataset/...`
+
+from dataset import extraction, fetch, files, isic  # noqa: E402
+from dataset.errors import InputError  # noqa: E402
+from dataset.images import EXTENSIONS  # noqa: E402
+from dataset.layout import ADDED, Layout  # noqa: E402
+from engine import script, settings  # noqa: E402
+
+# --- Where
+ROOT = '.'              # folder with dataset/data below it (released: the repository)
+RECIPE = 'default'      # default, or a file of recipes/
+ZIPS = ''               # folder of the zip files, there or to be fetched; empty = dataset/data
+BASE_URL = 'https://isic-challenge-data.s3.amazonaws.com/2017/'   # folder of the challenge's files
+EXTRA_URL = ('https://raw.githubusercontent.com/YtongXie/MB-DCNN/master/dataset/'
+             'Extra_images.csv')   # ids of the 1320 extra pictures (released)
+
+# --- What
+SPLITS = 'Training,Validation,Testing'   # of the challenge, with commas between
+EXTRA = False           # True: not the challenge, but the paper's extra training pictures
+KEEP_ZIPS = True        # False removes each fetched zip file once it is unpacked
+
+# --- Network and machine
+TIMEOUT = 30.0          # seconds without a byte after which an attempt ends
+RETRIES = 5             # further attempts after one that brought nothing
+NUM_WORKERS = 0         # threads that unpack; 0 = one for each core
+
+
+def main():
+    cfg = settings.resolve(globals(), positive=('TIMEOUT',))
+    layout = Layout(cfg.ROOT)
+    check(cfg, layout)
+    layout.data.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(layout.data / '.download.lock', timeout=0):
+            if cfg.EXTRA:
+                fetch_extra(layout, cfg)
+            else:
+                fetch_challenge(layout, cfg)
+    except filelock.Timeout:
+        raise InputError('Two downloads into one folder', [f'{layout.data}: another one is running'],
+                         'wait for it') from None
+
+
+# Below main(), where settings.resolve does not look: these are fixed, not settings.
+REMOTE_NAMES = {'Training': 'Training', 'Validation': 'Validation', 'Testing': 'Test_v2'}
+PICTURES = {'Training': 2000, 'Validation': 150, 'Testing': 600}   # in the official splits
+# Bytes of each split's pictures, as the challenge's page names them: for servers that do not say.
+ABOUT = {'Training': 5_800_000_000, 'Validation': 850_000_000, 'Testing': 5_400_000_000}
+ABOUT_MASKS, ABOUT_LABELS = 10_000_000, 50_000
+PH2 = """Optional: PH2, 200 pictures to test on. Its makers give it to who fills in a form:
+  https://www.fc.up.pt/addi/ph2%20database.html
+  Unpack it to {folder} (that folder then holds PH2_dataset.txt and 'PH2 Dataset images/').
+Optional: the paper's 1320 extra training pictures: python dataset/download.py --EXTRA=True"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of the challenge.
+
+    path : where the file lies or will lie; url : where it comes from
+    target : folder of its content, None for a label csv; wanted : accepts names to unpack
+    count, about : number of files in its content, and its bytes, in the official split
+    """
+    path: Path
+    url: str
+    target: Path
+    wanted: object
+    count: int
+    about: int
+
+
+def check(cfg, layout):
+    """Raise InputError for settings that cannot be used."""
+    faults = [f'SPLITS: {split!r} must be one of {", ".join(REMOTE_NAMES)}'
+              for split in cfg.SPLITS.split(',') if split not in REMOTE_NAMES]
+    faults += [f'{name}={getattr(cfg, name)}: must not be negative'
+               for name in ('RETRIES', 'NUM_WORKERS') if getattr(cfg, name) < 0]
+    if (layout.data / 'demo_data.json').exists():
+        faults.append(f'ROOT={cfg.ROOT}: {layout.data} holds drawn pictures (make_demo_data.py)')
+    if faults:
+        raise InputError('Settings that cannot be used', faults,
+                         'python dataset/download.py --help lists every constant')
+
+
+def parts_of(layout, cfg, split):
+    """The three files of a split: pictures, masks, labels."""
+    zips = Path(cfg.ZIPS) if cfg.ZIPS else layout.data
+    begin = f'ISIC-2017_{REMOTE_NAMES[split]}_'
+    base = cfg.BASE_URL.rstrip('/') + '/'
+    rows = [('Data.zip', 'Images', is_picture, PICTURES[split], ABOUT[split]),
+            ('Part1_GroundTruth.zip', 'Annotation', is_mask, PICTURES[split], ABOUT_MASKS),
+            ('Part3_GroundTruth.csv', None, None, 1, ABOUT_LABELS)]
+    return [Part((zips if folder else layout.data) / f'{begin}{end}', f'{base}{begin}{end}',
+                 folder and layout.originals(split) / folder, wanted, count, about)
+            for end, folder, wanted, count, about in rows]
+
+
+def is_picture(name):
+    """True for a photograph's file name; not for superpixels, metadata and hidden files."""
+    path = Path(name)
+    return (path.suffix.lower() in EXTENSIONS and not name.startswith('.')
+            and not path.stem.endswith(('_superpixels', isic.MASK_SUFFIX)))
+
+
+def is_mask(name):
+    """True for a part 1 mask's file name."""
+    return name.lower().endswith(f'{isic.MASK_SUFFIX}.png') and not name.startswith('.')
+
+
+def fetch_challenge(layout, cfg):
+    """Fetch, check and unpack everything of cfg.SPLITS that is not there."""
+    record = fetch.Record(layout.data)
+    parts = {split: parts_of(layout, cfg, split) for split in cfg.SPLITS.split(',')}
+    for split_parts in parts.values():
+        take_along(split_parts[-1], cfg)
+    to_do = [part for split_parts in parts.values() for part in split_parts
+             if part.path.exists() or not unpacked(part, record)]
+    plan(to_do, cfg)
+    for part in to_do:
+        obtain(part, record, cfg)
+    for split, (pictures, masks, labels) in parts.items():
+        found = len(isic.read_labels(labels.path))
+        print(f'{split}: {count(pictures)} pictures, {count(masks)} masks, {found} labels '
+              f'(the challenge has {PICTURES[split]}) in {layout.originals(split)}')
+    print(PH2.format(folder=layout.data / 'PH2Dataset'))
+    print('next: python dataset/check_data.py')
+
+
+def take_along(labels, cfg):
+    """Copy a label csv that lies beside the zip files to where it is read."""
+    source = Path(cfg.ZIPS) / labels.path.name
+    if cfg.ZIPS and source.is_file() and not labels.path.exists():
+        files.write_bytes(labels.path, source.read_bytes())
+
+
+def count(part):
+    """Number of unpacked files of a zip file's kind in its folder."""
+    return sum(part.wanted(path.name) for path in part.target.iterdir()) if part.target.is_dir() else 0
+
+
+def unpacked(part, record):
+    """True when a zip file is not needed any more: the folder holds as many files as belong there."""
+    if part.target is None:
+        return False
+    return count(part) >= record.entries.get(part.path.name, {}).get('members', part.count)
+
+
+def plan(parts, cfg):
+    """Print what will be fetched and what will be on the disk; InputError when there is no room."""
+    rows, fetched, content = [], [0], 0
+    for part in parts:
+        there = fetch.file_size(part.path)
+        have = fetch.file_size(part.path.with_name(part.path.name + '.part'))
+        size = there or fetch.remote_size(part.url, cfg.TIMEOUT) or part.about
+        state = 'is there' if there else f'{fetch.readable(have)} are there' if have else 'to be fetched'
+        rows.append(f'  {part.path.name:44}{fetch.readable(size):>9}  {state}')
+        fetched.append(0 if there else max(0, size - have))
+        if part.target:   # pictures do not shrink in an archive; some may be unpacked already
+            content += max(0, size - folder_size(part.target))
+    if not parts:
+        return
+    print('\n'.join(['files:', *rows]))
+    print(f'{fetch.readable(sum(fetched))} to fetch, about {fetch.readable(content)} to unpack; '
+          + ('the zip files stay' if cfg.KEEP_ZIPS else 'fetched zip files are removed afterwards'))
+    zips = sum(fetched) if cfg.KEEP_ZIPS else max(fetched)
+    fetch.require_space(parts[0].path.parent, zips, 'the zip files')
+    fetch.require_space(parts[-1].path.parent, content + (0 if cfg.ZIPS else zips), 'all of it')
+
+
+def folder_size(folder):
+    """Bytes of the files in a folder; 0 where there is none."""
+    return sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0
+
+
+def obtain(part, record, cfg):
+    """Make one file be there, whole and as recorded, and its content unpacked."""
+    if part.path.exists():
+        url, found = record.verify(part.path)
+    else:
+        url, known = part.url, record.sha256(part.path.name)
+        found = fetch.download(url, part.path, cfg.TIMEOUT, cfg.RETRIES, known,
+                               check_labels if part.target is None else None)
+        record.note(part.path, url)
+    if part.target is None:
+        record.note(part.path, url, found)
+        return
+    members = fetch.unpack(part.path, part.wanted, part.target, cfg.NUM_WORKERS)
+    record.note(part.path, url, found, members=len(members))   # not before its content has been read
+    if not cfg.KEEP_ZIPS and url:   # others lay there before; they are not ours to remove
+        part.path.unlink()
+
+
+def check_labels(path):
+    """Raise InputError when a fetched file is not a label csv (some servers answer with a page)."""
+    isic.read_labels(path)
+
+
+# --- The extra pictures
+
+ISIC_ID = re.compile(r'ISIC_\d{7}')
+IDS_IN_A_SEARCH = 50      # the server takes addresses of about 4000 characters
+PAPER_EXTRA = 'nevus 822, melanoma 466, keratosis 32'
+DIAGNOSES = 'diagnosis', *(f'diagnosis_{level}' for level in range(1, 6))   # old and new metadata
+EXTRA_COMMANDS = """Get pictures and metadata with isic-cli (pip install isic-cli), {searches} searches:
+
+  n=0; while read -r search; do n=$((n+1)); \\
+  isic image download --search "$search" {folder}/$n </dev/null; \\
+  done <{list}
+
+Each writes metadata.csv beside its pictures. Where the pictures are there already, put them into
+{folder} and get the metadata alone:
+
+  n=0; while read -r search; do n=$((n+1)); \\
+  isic metadata download --search "$search" --outfile {folder}/$n.csv </dev/null; \\
+  done <{list}
+
+Then run this command again: python dataset/download.py --EXTRA=True"""
+
+
+def fetch_extra(layout, cfg):
+    """Fetch the id list, print the commands of isic-cli, and join what they have brought."""
+    record, listed = fetch.Record(layout.data), layout.data / 'Extra_images.csv'
+    if not listed.exists():
+        found = fetch.download(cfg.EXTRA_URL, listed, cfg.TIMEOUT, cfg.RETRIES,
+                               record.sha256(listed.name), read_ids)
+        record.note(listed, cfg.EXTRA_URL, found)
+    ids = read_ids(listed)
+    folder = layout.data / 'isic-cli'
+    pictures, rows = found_pictures(folder, ids), found_metadata(folder, ids)
+    if pictures and rows:
+        join_extra(layout, ids, pictures, rows)
+        return
+    searches = [' OR '.join(f'isic_id:{image_id}' for image_id in ids[start:start + IDS_IN_A_SEARCH])
+                for start in range(0, len(ids), IDS_IN_A_SEARCH)]
+    files.write_text(layout.data / 'Extra_searches.txt', '\n'.join(searches) + '\n')
+    print(f'{len(ids)} extra pictures are named in {listed}; {len(pictures)} pictures and {len(rows)} '
+          f'rows of metadata lie in {folder}')
+    print(EXTRA_COMMANDS.format(searches=len(searches), folder=shlex.quote(str(folder)),
+                                list=shlex.quote(str(layout.data / 'Extra_searches.txt'))))
+
+
+def read_ids(path):
+    """Sorted ids of a one-column csv without header; file name endings are tolerated."""
+    text = path.read_text(encoding='utf-8-sig', errors='replace')
+    lines = [line.strip().strip('",;') for line in text.splitlines() if line.strip()]
+    names = [re.sub(r'\.\w+$', '', line) for line in lines]
+    faults = [f'{path}: {name[:80]!r} is no image id' for name in names if not ISIC_ID.fullmatch(name)]
+    if faults or not names:
+        raise InputError('The list of extra pictures cannot be used', faults[:20] or [f'{path}: is empty'],
+                         'remove it and run the same command again')
+    return sorted(set(names))
+
+
+def found_pictures(folder, ids):
+    """{image id: path} of the listed pictures anywhere below a folder."""
+    wanted = set(ids)
+    return {path.stem: path for path in sorted(folder.rglob('*'))
+            if path.suffix.lower() in EXTENSIONS and path.stem in wanted}
+
+
+def found_metadata(folder, ids):
+    """{image id: row (dict)} of the listed ids in any csv of isic-cli below a folder."""
+    rows, wanted = {}, set(ids)
+    for path in sorted(folder.rglob('*.csv')):
+        with open(path, encoding='utf-8-sig', newline='', errors='replace') as file:
+            rows |= {row['isic_id']: row for row in csv.DictReader(file)
+                     if row.get('isic_id') in wanted}
+    return rows
+
+
+def class_of(row):
+    """Class name of a row of the archive's metadata; None for what is none of the three.
+
+    Malignant melanocytic proliferations are melanomas; blue, Spitz and other named nevi stand
+    below 'Nevus' in the archive's tree of diagnoses.
+    """
+    texts = [(row.get(column) or '').strip().lower() for column in DIAGNOSES]
+    names = {'melanoma': any(text.startswith('melanoma') or text.endswith('(melanoma)') for text in texts),
+             'keratosis': any(text.startswith('seborrheic keratosis') for text in texts),
+             'nevus': 'nevus' in texts}
+    fitting = [name for name, fits in names.items() if fits]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def join_extra(layout, ids, pictures, rows):
+    """Copy the pictures whose class is known and write their label csv; list what is left out."""
+    classes = {image_id: class_of(rows[image_id]) for image_id in ids if image_id in rows}
+    left_out = [f'{image_id}: no picture below {layout.data / "isic-cli"}' for image_id in ids
+                if image_id not in pictures]
+    left_out += [f'{image_id}: no metadata' for image_id in ids if image_id not in rows]
+    left_out += [f'{image_id}: its diagnosis is none of {", ".join(isic.CLASSES)}: '
+                 + ' / '.join(rows[image_id].get(column) or '-' for column in DIAGNOSES)
+                 for image_id, name in classes.items() if name is None]
+    joined = [image_id for image_id in ids if image_id in pictures and classes.get(image_id)]
+    target = layout.originals(ADDED) / 'Images'
+    if not joined:
+        raise InputError('None of the extra pictures can be used', left_out, 'fetch them anew with isic-cli')
+    copies = [(pictures[i], target / f'{i}{pictures[i].suffix.lower()}') for i in joined]
+    files.for_all(lambda pair: files.write_bytes(pair[1], pair[0].read_bytes()),
+                  [pair for pair in copies if fetch.file_size(pair[0]) != fetch.file_size(pair[1])],
+                  'extra pictures')
+    lines = [f'{i},{float(classes[i] == "melanoma")},{float(classes[i] == "keratosis")}' for i in joined]
+    files.write_text(layout.labels(ADDED), '\n'.join([','.join(isic.COLUMNS), *lines]) + '\n')
+    extraction.print_lines('left out', left_out)
+    counts = [[classes[i] for i in joined].count(name) for name in isic.CLASSES]
+    print(f'{len(joined)} of {len(ids)} joined in {target.parent}: '
+          + ', '.join(f'{name} {number}' for name, number in zip(isic.CLASSES, counts, strict=True))
+          + f' (the paper: {PAPER_EXTRA})')
+
+
+if __name__ == '__main__':
+    script.launch(main)
