@@ -1,0 +1,23 @@
+"""The notebook runs from its first to its last cell."""
+from pathlib import Path
+
+import pytest
+
+nbclient = pytest.importorskip('nbclient')
+nbformat = pytest.importorskip('nbformat')
+NOTEBOOK = Path(__file__).resolve().parent.parent / 'docs' / 'tour.ipynb'
+
+
+def test_the_notebook_runs_on_the_small_root(chain, monkeypatch):
+    monkeypatch.setenv('MBDCNN_ROOT', str(chain.root))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbclient.NotebookClient(notebook, timeout=120, resources={'metadata': {'path': NOTEBOOK.parent}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == 'code' for output in cell.outputs]
+    assert sum('image/png' in output.get('data', {}) for output in outputs) >= 6
+    text = ''.join(output.get('text', '') for output in outputs)
+    assert 'best validation JA' in text and 'mean AUC' in text
+
+
+def test_the_notebook_is_stored_without_outputs():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    assert all(not cell.get('outputs') and cell.get('execution_count') is None for cell in notebook.cells)
