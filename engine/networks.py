@@ -34,7 +34,7 @@ def coarse_for_training(cfg, images):
     if choice == 'voc':
         _load_pretrained(weights.load_voc, network, path)
     elif choice == 'xception65':
-        _load_pretrained(weights.load_timm_xception65, network, path)
+        _load_pretrained(weights.load_timm_xception65, network, path, unit=cfg.INPUT_SCALING == 'unit')
     elif choice == 'xception':
         _load_pretrained(weights.transplant_xception, network, path,
                          inputs=_calibration_inputs(images, cfg.INPUT_SCALING),

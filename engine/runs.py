@@ -72,7 +72,7 @@ class Run:
         for part in ('settings', 'inputs'):
             old, new = before.get(part, {}), json.loads(json.dumps(self.config[part]))
             faults += [f'{name}: {old.get(name)!r} in {self.folder}, {new.get(name)!r} now'
-                       for name in sorted(old.keys() | new.keys())
+                       for name in sorted(old.keys() & new.keys())
                        if name not in MAY_CHANGE and old.get(name) != new.get(name)]
         if faults:
             raise InputError(f'{self.folder} holds a run with other settings or data', faults,

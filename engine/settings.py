@@ -200,4 +200,5 @@ def _literal(value):
 
 
 def _shown(script):
-    return f'dataset/{script.name}' if script.parent.name == 'dataset' else script.name
+    folder = script.resolve().parent.name
+    return f'{folder}/{script.name}' if folder in ('dataset', 'models') else script.name

@@ -15,6 +15,8 @@ from engine.script import Interrupted
 STEPS_BETWEEN_MEANS = 10   # how often a GPU is asked for its losses, and processes whether to stop
 GO_ON = ('lower LEARNING_RATE with --RESUME=False, or look at the pictures; last.pth still holds the '
          'last good state')
+GO_ANEW = 'start anew with --RESUME=False'
+
 
 
 def poly(start, step, total, power=0.9):
@@ -98,6 +100,7 @@ class _Session:
             if state['scaler'] and self.scaler.is_enabled():
                 self.scaler.load_state_dict(state['scaler'])
             self.progress.restore(state['progress'])
+            self._complete(checkpoints.on_cpu(state['model']))
         self.model = _distribute(stage.network, process, cfg.SYNC_BN)
 
     def step(self, batch, rate):
@@ -130,9 +133,9 @@ class _Session:
             run.log(row, speed)
             shown = '  '.join(f'{name} {value:.4g}' for name, value in row.items() if name != 'step')
             tqdm.write(f'step {progress.step}: {shown}  {speed:.2f} steps/s{"  *" if best else ""}')
-            if best:
-                checkpoints.save(checkpoints.on_cpu(stage.network.state_dict()), run.weights)
         self.save()
+        if self.process.main and best:   # after last.pth, see _complete
+            checkpoints.save(checkpoints.on_cpu(stage.network.state_dict()), run.weights)
         if progress.step < self.total_steps:
             run.draw(stage.monitor, stage.panel)
         hardware.barrier(self.process)
@@ -145,6 +148,14 @@ class _Session:
             checkpoints.save({'progress': self.progress.state(), 'model': self.stage.network.state_dict(),
                               'optimizer': self.optimizer.state_dict(),
                               'scaler': self.scaler.state_dict()}, self.run.last)
+
+    def _complete(self, model):
+        """Save the best weights when the run was killed after last.pth and before them."""
+        if not self.process.main or self.progress.best_step != self.progress.step:
+            return
+        kept = checkpoints.load(self.run.weights, GO_ANEW) if self.run.weights.exists() else {}
+        if kept.keys() != model.keys() or not all(torch.equal(kept[name], model[name]) for name in model):
+            checkpoints.save(model, self.run.weights)
 
     def train_mode(self):
         """Training mode; with FREEZE_BN the batch norms keep using their running statistics."""

@@ -95,23 +95,26 @@ def _with_counters(network, state):
     return {**{name: torch.zeros_like(tensor) for name, tensor in counters.items()}, **state}
 
 
-def load_timm_xception65(network, state):
+def load_timm_xception65(network, state, unit=True):
     """Load timm's aligned Xception-65 (`xception65.tf_in1k`, ImageNet) into the encoder alone.
 
     network : deeplabv3plus; its ASPP, decoder and last convolution keep their random values
     state : timm's names, or the `backbone.*` names that `encoder_from_timm` makes of them
+    unit : inputs will be x/255; the stem is adapted from timm's (x/255 - 0.5)/0.5
     Raises ValueError like `load`.
 
     With these weights our encoder computes what timm's computes, save for three things: our
     blocks 4..19 add relu(input) where timm's add the input (see AlignedBlock); at output stride
-    16 timm dilates the last three separable convolutions by 2, ours do not; and our stem pads
-    x in [0, 1] with zeros, so black, where timm pads 2x - 1 with zeros, so grey.
+    16 timm dilates the last three separable convolutions by 2, ours do not; and with `unit` the
+    stem pads x with zeros, so black, where timm pads 2x - 1 with zeros, so grey.
     """
     load(network, _with_counters(network, encoder_from_timm(state)), missing=AFTER_ENCODER)
+    if unit:
+        _read_unit_inputs(network.backbone)
 
 
 def encoder_from_timm(state):
-    """Rename timm's `xception65` to our `backbone.*`, for inputs in [0, 1]; `head.*` is dropped.
+    """Rename timm's `xception65` to our `backbone.*`; `head.*` is dropped.
 
     The different epsilon of the batch norms goes into their running variance. Names that timm's
     encoder does not have stay as they are, for `load` to refuse; so does a state that is renamed.
@@ -126,11 +129,6 @@ def encoder_from_timm(state):
             tensor = tensor + TIMM_VARIANCE
         if not name.startswith('head.'):
             renamed[f'backbone.{layers[layer]}.{part}' if layer in layers else name] = tensor
-    filters, mean = (renamed.get(f'backbone.{name}') for name in ('conv1.weight', 'bn1.running_mean'))
-    if filters is not None and filters.dim() == 4 and mean is not None:
-        # timm reads 2x - 1 where ours reads x: w * (2x - 1) = 2w * x - sum(w).
-        renamed['backbone.bn1.running_mean'] = mean + filters.sum((1, 2, 3))
-        renamed['backbone.conv1.weight'] = 2 * filters
     return renamed
 
 
@@ -203,9 +201,12 @@ def _transplanted_sepconvs():
 def _copy_stem(encoder, source, unit):
     for name in ('conv1', 'bn1', 'conv2', 'bn2'):
         _copy(getattr(encoder, name), source, name)
-    if not unit:
-        return
-    # The source reads 2x - 1 where ours reads x: w * (2x - 1) = 2w * x - sum(w).
+    if unit:
+        _read_unit_inputs(encoder)
+
+
+def _read_unit_inputs(encoder):
+    """Adapt a stem that expects 2x - 1 to reading x: w * (2x - 1) = 2w * x - sum(w)."""
     with torch.no_grad():
         encoder.bn1.running_mean += encoder.conv1.weight.sum((1, 2, 3))
         encoder.conv1.weight *= 2

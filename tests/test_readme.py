@@ -9,7 +9,8 @@ from engine import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ['README.md', 'models/README.md', 'docs/differences.md']
-SCRIPTS = sorted([*ROOT.glob('*.py'), *(path for path in (ROOT / 'dataset').glob('*.py')
+SCRIPTS = sorted([*ROOT.glob('*.py'), *(path for folder in ('dataset', 'models')
+                                        for path in (ROOT / folder).glob('*.py')
                                         if '__main__' in path.read_text(encoding='utf-8'))])
 COMMAND = re.compile(r'(?:python|torchrun --nproc-per-node=\d+) ([\w/]+\.py)((?: --?[\w-]+(?:=[^\s`"]+)?)*)')
 

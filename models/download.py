@@ -1,0 +1,158 @@
+"""Fetch, check and put in place the pretrained weights that training can start from.
+
+Reads   a release of pytorch-image-models (xception), or a file that you have (voc, xception65)
+Writes  models/xception-43020ad28.pth, models/deeplabv3plus_xception_VOC2012_epoch46_all.pth or
+        models/xception65.tf_in1k.pth, and models/downloads.json with their sizes and hashes
+
+    python models/download.py
+    python models/download.py --WEIGHTS=voc --VOC_FILE=where/it/is.pth
+    python models/download.py --WEIGHTS=xception65
+
+A file appears under its name only when it loads into the network that it is for. Costs 91 MB for
+mask-CN (xception); 220 MB (voc) or 152 MB (xception65) for coarse-SN's encoder.
+"""
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # for `python models/...`
+
+from dataset import fetch, files  # noqa: E402
+from dataset.errors import InputError  # noqa: E402
+from engine import checkpoints, script, settings  # noqa: E402
+from net import weights  # noqa: E402
+from net.models import Xception_dilation, deeplabv3plus  # noqa: E402
+
+# --- What
+RECIPE = 'default'      # default, or a file of recipes/
+WEIGHTS = 'xception'    # xception (mask-CN), voc (coarse-SN, paper) or xception65 (coarse-SN without voc)
+FOLDER = 'models'       # where the training scripts look
+
+# --- Sources
+XCEPTION_URL = ('https://github.com/huggingface/pytorch-image-models/releases/download/'
+                'v0.1-cadene/xception-43020ad28.pth')   # ImageNet Xception under Cadene's names
+XCEPTION_SHA256 = '43020ad28'   # first digits that its sha256 must have (its name); empty = any
+VOC_FILE = ''           # the VOC file where you have put it; it is on Google Drive alone
+SOURCE = ''             # xception65: a .safetensors or .pth file; empty = through the package timm
+
+# --- Network
+TIMEOUT = 30.0          # seconds without a byte after which an attempt ends
+RETRIES = 5             # further attempts after one that brought nothing
+
+
+def main():
+    cfg = settings.resolve(globals(), choices={'WEIGHTS': tuple(MAKERS)}, positive=('TIMEOUT',))
+    name, make, check = MAKERS[cfg.WEIGHTS]
+    path = Path(cfg.FOLDER) / name
+    record = fetch.Record(cfg.FOLDER)
+    if path.exists():
+        url, found = record.verify(path)
+        check(path)
+    else:
+        url = make(cfg, path)
+        found = fetch.sha256_of(path)
+    record.note(path, url, found)
+    print(f'{path} loads ({fetch.readable(fetch.file_size(path))}, sha256 {found})')
+
+
+# Below main(), where settings.resolve does not look: these are fixed, not settings.
+REMEDY = 'remove it and run the same command again'
+VOC_PAGE = 'https://github.com/YudeWang/deeplabv3plus-pytorch'
+TIMM_NAME = 'xception65.tf_in1k'
+TIMM_PAGE = f'https://huggingface.co/timm/{TIMM_NAME}/resolve/main/model.safetensors'
+NO_TIMM = (f'fetch {TIMM_PAGE} with a browser, then: python models/download.py --WEIGHTS=xception65 '
+           '--SOURCE=model.safetensors (this needs: pip install safetensors)')
+
+
+def unfilled(build):
+    """A network without values, to try a file on: drawing random ones would take longer."""
+    with torch.device('meta'):
+        network = build()
+    return network.to_empty(device='cpu')
+
+
+def make_xception(cfg, path):
+    """Download the ImageNet Xception; returns its address."""
+    fetch.download(cfg.XCEPTION_URL, path, cfg.TIMEOUT, cfg.RETRIES, cfg.XCEPTION_SHA256, check_xception)
+    return cfg.XCEPTION_URL
+
+
+def check_xception(path):
+    """Raise InputError unless the file fills mask-CN but for its classifier."""
+    state = checkpoints.load_state(path, REMEDY)
+    checkpoints.apply(weights.load_imagenet_xception, unfilled(Xception_dilation), state, path, REMEDY)
+
+
+def make_voc(cfg, path):
+    """Copy the VOC file into place; returns '', for it has no address of its own."""
+    source = Path(cfg.VOC_FILE)
+    if not cfg.VOC_FILE or not source.is_file():
+        raise InputError('The VOC weights are on Google Drive, where no script may fetch them',
+                         [f'VOC_FILE={cfg.VOC_FILE!r}: is no file'],
+                         f'open {VOC_PAGE}, follow the link to {path.name} in its README, then: '
+                         'python models/download.py --WEIGHTS=voc --VOC_FILE=<where it is>')
+    check_voc(source)
+    fetch.require_space(path.parent, fetch.file_size(source), path.name)
+    files.write_bytes(path, source.read_bytes())
+    return ''
+
+
+def check_voc(path):
+    """Raise InputError unless the file fills coarse-SN but for its last convolution."""
+    state = checkpoints.load_state(path, REMEDY)
+    checkpoints.apply(weights.load_voc, unfilled(deeplabv3plus), state, path, REMEDY)
+
+
+def make_xception65(cfg, path):
+    """Rename timm's aligned Xception-65 into our encoder and write it; returns where it came from."""
+    state = read_timm(Path(cfg.SOURCE)) if cfg.SOURCE else from_timm_package()
+    source = cfg.SOURCE or f'timm {TIMM_NAME}'
+    checkpoints.apply(weights.load_timm_xception65, unfilled(deeplabv3plus), state, source,
+                      f'use the file of {TIMM_NAME}: {TIMM_PAGE}')
+    checkpoints.save(weights.encoder_from_timm(state), path)
+    return source
+
+
+def check_xception65(path):
+    """Raise InputError unless the file fills coarse-SN's encoder, and that alone."""
+    state = checkpoints.load_state(path, REMEDY)
+    checkpoints.apply(weights.load_timm_xception65, unfilled(deeplabv3plus), state, path, REMEDY)
+
+
+def read_timm(path):
+    """State dict under timm's names from a .safetensors or PyTorch file."""
+    if path.suffix != '.safetensors':
+        return checkpoints.load_state(path, NO_TIMM)
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise InputError('A file of this kind cannot be read', [f'{path}: safetensors is not installed'],
+                         'pip install safetensors') from None
+    try:
+        return load_file(path)
+    except Exception as error:   # noqa: BLE001 - it has an exception type of its own
+        raise InputError('A weight file cannot be read', [f'{path}: {error}'], NO_TIMM) from None
+
+
+def from_timm_package():
+    """State dict under timm's names, fetched by timm from the Hugging Face hub."""
+    try:
+        import timm
+    except ImportError:
+        raise InputError('No source for xception65', ["SOURCE='' and the package timm is missing"],
+                         f'pip install timm, or {NO_TIMM}') from None
+    try:
+        return timm.create_model(TIMM_NAME, pretrained=True).state_dict()
+    except Exception as error:   # noqa: BLE001 - timm and the hub raise many kinds
+        reason = str(error).strip().partition('\n')[0][:160] or type(error).__name__
+        raise InputError('timm could not fetch its weights', [f'{TIMM_NAME}: {reason}'], NO_TIMM) from None
+
+
+MAKERS = {'xception': ('xception-43020ad28.pth', make_xception, check_xception),
+          'voc': ('deeplabv3plus_xception_VOC2012_epoch46_all.pth', make_voc, check_voc),
+          'xception65': ('xception65.tf_in1k.pth', make_xception65, check_xception65)}
+
+
+if __name__ == '__main__':
+    script.launch(main)
