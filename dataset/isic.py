@@ -1,10 +1,11 @@
 """ISIC-2017 as downloaded: which images, masks and labels a split has, joined by image id."""
 import csv
+from pathlib import Path
 import os
 
 from dataset.errors import InputError
 from dataset.images import EXTENSIONS
-from dataset.layout import ADDED
+from dataset.layout import ADDED, Layout
 
 CLASSES = ('nevus', 'melanoma', 'keratosis')   # index = class number of mask-CN
 MASK_SUFFIX = '_segmentation'
@@ -181,7 +182,9 @@ def read_list(path, folder):
     Raises InputError for a missing or empty list and for each malformed line or missing file.
     """
     script = 'dataset/list_seg.py' if path.stem.endswith('_seg') else 'dataset/list_cls.py'
-    remedy = f'make the list anew: python {script}'
+    root = Layout(path.absolute().parents[2])   # lists lie in <root>/dataset/ISIC/
+    here = root.root == Path.cwd()
+    remedy = f'make the list anew: {(Layout(".") if here else root).command(script)}'
     if not path.is_file():
         raise InputError('A list of step 1 is missing', [f'{path}: is missing'], remedy)
     entries, faults = [], []
@@ -207,7 +210,7 @@ def read_segmentation_list(layout, split):
     pairs = [(image, folder / mask) for image, mask in read_list(path, folder)]
     missing = [f'{mask}: is missing' for _, mask in pairs if not mask.is_file()]
     if missing:
-        raise InputError(f'{path}: masks are missing', missing, 'python dataset/list_seg.py')
+        raise InputError(f'{path}: masks are missing', missing, layout.command('dataset/list_seg.py'))
     return pairs
 
 
@@ -218,7 +221,7 @@ def read_classification_list(layout, split):
     faults = [f'{path}: {crop.name} has the class {label!r}, not 0, 1 or 2'
               for crop, label in entries if label not in ('0', '1', '2')]
     if faults:
-        raise InputError('A list of step 1 cannot be used', faults, 'python dataset/list_cls.py')
+        raise InputError('A list of step 1 cannot be used', faults, layout.command('dataset/list_cls.py'))
     return [(crop, int(label)) for crop, label in entries]
 
 

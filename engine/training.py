@@ -18,7 +18,6 @@ GO_ON = ('lower LEARNING_RATE with --RESUME=False, or look at the pictures; last
 GO_ANEW = 'start anew with --RESUME=False'
 
 
-
 def poly(start, step, total, power=0.9):
     """Learning rate start * (1 - step / total) ** power, never negative (section 7: a negative base
     would make it complex)."""
