@@ -1,7 +1,7 @@
 """ISIC-2017 as downloaded: which images, masks and labels a split has, joined by image id."""
 import csv
-from pathlib import Path
 import os
+from pathlib import Path
 
 from dataset.errors import InputError
 from dataset.images import EXTENSIONS

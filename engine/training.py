@@ -122,7 +122,7 @@ class _Session:
     def validate(self, rate):
         """Score the network, keep it when it is the best so far, save the state to go on from."""
         progress, stage, run = self.progress, self.stage, self.run
-        progress.refuse_non_finite()
+        self.refuse_non_finite()
         stage.network.eval()
         hardware.share_buffers(stage.network, self.process)
         speed = progress.speed()
@@ -142,7 +142,7 @@ class _Session:
 
     def save(self):
         """Write last.pth; never from weights that a loss without a finite value has reached."""
-        self.progress.refuse_non_finite()
+        self.refuse_non_finite()
         if self.process.main:
             checkpoints.save({'progress': self.progress.state(), 'model': self.stage.network.state_dict(),
                               'optimizer': self.optimizer.state_dict(),
@@ -155,6 +155,12 @@ class _Session:
         kept = checkpoints.load(self.run.weights, GO_ANEW) if self.run.weights.exists() else {}
         if kept.keys() != model.keys() or not all(torch.equal(kept[name], model[name]) for name in model):
             checkpoints.save(model, self.run.weights)
+
+    def refuse_non_finite(self):
+        """InputError when a loss or a weight is not finite: nothing is saved of such a network."""
+        self.progress.refuse_non_finite()
+        if not all(bool(weight.isfinite().all()) for weight in self.stage.network.parameters()):
+            raise InputError(f'A weight is not finite after step {self.progress.step}', remedy=GO_ON)
 
     def train_mode(self):
         """Training mode; with FREEZE_BN the batch norms keep using their running statistics."""

@@ -11,7 +11,8 @@ NOTEBOOK = Path(__file__).resolve().parent.parent / 'docs' / 'tour.ipynb'
 def test_the_notebook_runs_on_the_small_root(chain, monkeypatch):
     monkeypatch.setenv('MBDCNN_ROOT', str(chain.root))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=120, resources={'metadata': {'path': NOTEBOOK.parent}}).execute()
+    where = {'metadata': {'path': NOTEBOOK.parent}}
+    nbclient.NotebookClient(notebook, timeout=120, resources=where).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == 'code' for output in cell.outputs]
     assert sum('image/png' in output.get('data', {}) for output in outputs) >= 6
     text = ''.join(output.get('text', '') for output in outputs)

@@ -1,0 +1,270 @@
+"""Views, heads and full-size maps against slow loops over tiny networks."""
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from dataset import images
+from dataset.samples import to_input
+from dataset.sources import Classification, Segmentation
+from engine import evaluation, metrics
+from engine.hardware import Process
+from engine.inference import VIEWS, Classifier, Segmenter, counts_on_device
+from net.cam import class_activation_map
+from net.loss import lesion_logit
+
+QUICK = settings(max_examples=60, deadline=None)
+CPU = torch.device('cpu')
+ALONE = Process(0, 1, CPU)
+CELL = 4   # px, stride of the tiny mask-CN
+
+
+class PixelNetwork(nn.Module):
+    """A 1x1 convolution instead of a segmentation network: it commutes with every view.
+
+    cam, where there is one, is added to the lesion's channel; ramp breaks the symmetry on request.
+    """
+
+    def __init__(self, channels=2, ramp=0.0):
+        super().__init__()
+        self.conv, self.ramp = nn.Conv2d(3, channels, 1), ramp
+        g = torch.Generator().manual_seed(channels)
+        self.conv.weight.data = 4 * torch.randn(channels, 3, 1, 1, generator=g)
+        self.conv.bias.data = -self.conv.weight.data.sum((1, 2, 3)) / 2   # about half of the pixels
+
+    def forward(self, x, cam=None):
+        lesion = self.ramp * torch.linspace(-1, 1, x.shape[3])
+        if cam is not None:
+            lesion = lesion + F.interpolate(cam, x.shape[2:])
+        logits = self.conv(x)
+        return torch.cat([logits[:, :-1], logits[:, -1:] + lesion], 1)
+
+
+class TinyMaskCN(nn.Module):
+    def __init__(self, channels=4):
+        super().__init__()
+        self.conv1, self.cls = nn.Conv2d(channels, 8, 1), nn.Linear(8, 3)
+        g = torch.Generator().manual_seed(5)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=g)
+
+    def features(self, x):
+        return self.conv1(F.avg_pool2d(x, CELL)).relu()
+
+    def classify(self, features):
+        return self.cls(features.mean((2, 3)))
+
+
+def pictures(seed, count=3, side=16):
+    """uint8 images (B, 3, S, S) and coarse masks (B, S, S) of {0, 1}."""
+    g = torch.Generator().manual_seed(seed)
+    return (torch.randint(0, 256, (count, 3, side, side), generator=g, dtype=torch.uint8),
+            torch.randint(0, 2, (count, side, side), generator=g, dtype=torch.uint8))
+
+
+def enhanced(ramp=0.0):
+    return Segmenter(PixelNetwork(2, ramp), 'unit', 'fp32', Classifier(TinyMaskCN(), 'symmetric', 'fp32'))
+
+
+# --- Views
+
+def test_views_are_the_identity_three_rotations_and_two_flips():
+    x = torch.arange(16.0).reshape(1, 4, 4)
+    seen = [forward(x) for forward, _ in VIEWS]
+    expected = [x, x.rot90(1, (1, 2)), x.rot90(2, (1, 2)), x.rot90(3, (1, 2)), x.flip(2), x.flip(1)]
+    assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
+    assert len({tuple(view.flatten().tolist()) for view in seen}) == 6
+
+
+@QUICK
+@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))
+def test_each_view_is_undone_by_its_inverse(seed, batch, height, width):
+    x = torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
+    for forward, back in VIEWS:
+        assert torch.equal(back(forward(x)), x) and torch.equal(forward(back(x)), x)
+        assert torch.equal(back(forward(x[:, 0])), x[:, 0])   # masks and logits
+
+
+@pytest.mark.parametrize('segmenter', [Segmenter(PixelNetwork(2), 'unit', 'fp32'), enhanced()])
+def test_views_of_an_equivariant_network_sum_to_six_times_the_plain_logit(segmenter):
+    batch, coarse = pictures(1)
+    coarse = coarse if segmenter.classifier else None
+    plain, views = segmenter(batch, coarse), segmenter.views(batch, coarse)
+    assert views.shape == (6, 3, 16, 16) and plain.dtype is torch.float32
+    torch.testing.assert_close(views[0], plain)
+    torch.testing.assert_close(views.sum(0), 6 * plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('segmenter', [Segmenter(PixelNetwork(1, 2.0), 'unit', 'fp32'), enhanced(2.0)])
+def test_views_in_one_batch_are_views_one_by_one(segmenter):
+    batch, coarse = pictures(2)
+    views = segmenter.views(batch, coarse)
+    assert not torch.allclose(views[0], views[4])
+    for view, (forward, back) in zip(views, VIEWS, strict=True):
+        for number in range(len(batch)):
+            alone = segmenter(forward(batch[number:number + 1]), forward(coarse[number:number + 1]))
+            torch.testing.assert_close(view[number], back(alone)[0], rtol=1e-4, atol=1e-4)
+
+
+# --- Segmenter and Classifier
+
+@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+@pytest.mark.parametrize('scaling', ['unit', 'symmetric', 'whitening'])
+def test_a_segmenter_gives_the_lesion_logit_of_either_head(scaling, precision):
+    two, one = PixelNetwork(2), PixelNetwork(1)
+    one.conv.weight.data = two.conv.weight.data[1:] - two.conv.weight.data[:1]
+    one.conv.bias.data = two.conv.bias.data[1:] - two.conv.bias.data[:1]
+    batch, _ = pictures(3)
+    found = [Segmenter(network, scaling, precision)(batch) for network in (one, two)]
+    expected = two(to_input(batch, scaling)).softmax(1)[:, 1]
+    for logit in found:
+        assert logit.shape == (3, 16, 16) and logit.dtype is torch.float32 and not logit.requires_grad
+        torch.testing.assert_close(torch.sigmoid(logit), expected, rtol=0,
+                                   atol=1e-5 if precision == 'fp32' else 0.05)
+
+
+@pytest.mark.parametrize('relu', [False, True])
+@pytest.mark.parametrize('channels', [3, 4])
+def test_a_classifier_gives_probabilities_and_the_cam_of_its_own_class(channels, relu):
+    network, (batch, coarse) = TinyMaskCN(channels), pictures(4)
+    probabilities, cam = Classifier(network, 'symmetric', 'fp32', relu)(batch, coarse)
+    x = batch / 127.5 - 1
+    x = torch.cat([x, coarse[:, None].float()], 1) if channels == 4 else x
+    features = network.features(x)
+    logits = network.classify(features)
+    torch.testing.assert_close(probabilities, logits.softmax(1))
+    expected = class_activation_map(features, network.cls.weight, logits.argmax(1), relu)
+    torch.testing.assert_close(cam, expected)
+    assert cam.shape == (3, 1, 4, 4) and not network.training
+
+
+def test_an_enhanced_segmenter_feeds_the_cam_to_its_network():
+    segmenter, (batch, coarse) = enhanced(), pictures(5)
+    cam = segmenter.classifier(batch, coarse)[1]
+    expected = lesion_logit(segmenter.network(batch / 255.0, cam))
+    torch.testing.assert_close(segmenter(batch, coarse), expected)
+    assert not torch.allclose(segmenter(batch, 1 - coarse), expected)
+
+
+@QUICK
+@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 12), st.sampled_from([0.0, 0.3, 1.0]))
+def test_counts_on_the_device_are_the_metrics_counts(seed, batch, side, share):
+    g = torch.Generator().manual_seed(seed)
+    logit = torch.randn(batch, side, side, generator=g)
+    truth = (torch.rand(batch, side, side, generator=g) < share).to(torch.uint8)
+    counts = counts_on_device(logit, truth)
+    assert counts.dtype is torch.int64
+    for row, found, there in zip(counts.tolist(), logit.numpy() > 0, truth.numpy() > 0, strict=True):
+        assert row == metrics.confusion(found, there).tolist()
+
+
+# --- Evaluation at the networks' resolution
+
+@pytest.mark.parametrize('batch_size', [1, 2, 16])
+def test_quick_segmentation_is_the_mean_over_images_one_by_one(batch_size):
+    rng, segmenter = np.random.default_rng(6), enhanced()
+    masks = rng.integers(0, 2, (2, 5, 16, 16)).astype(np.uint8) * 255
+    data = Segmentation(rng.integers(0, 256, (5, 16, 16, 3), dtype=np.uint8), masks[0], masks[1],
+                        list('abcde'), '')
+    rows = []
+    for image, truth, coarse in zip(data.images, data.masks, data.coarse, strict=True):
+        logit = segmenter(torch.from_numpy(image).permute(2, 0, 1)[None], torch.from_numpy(coarse)[None] >> 7)
+        rows.append(metrics.confusion(logit[0].numpy() > 0, truth > 0))
+    expected = dict(zip(metrics.SEGMENTATION, metrics.segmentation_scores(rows).mean(0), strict=True))
+    assert evaluation.quick_segmentation(segmenter, data, batch_size, ALONE) == pytest.approx(expected)
+
+
+def crops_of_three_images():
+    """Seven 16 px crops, of three images in a mixed order."""
+    rng = np.random.default_rng(7)
+    return Classification(rng.integers(0, 256, (7, 16, 16, 3), dtype=np.uint8),
+                          rng.integers(0, 2, (7, 16, 16)).astype(np.uint8) * 255,
+                          np.array([2, 2, 0, 0, 0, 1, 2]), np.array([1, 1, 0, 0, 0, 2, 1]), list('abc'), '')
+
+
+@pytest.mark.parametrize('batch_size', [1, 3, 16])
+def test_crop_probabilities_in_batches_are_those_one_by_one(batch_size):
+    data, classifier = crops_of_three_images(), Classifier(TinyMaskCN(), 'symmetric', 'fp32')
+    found = evaluation.crop_probabilities(classifier, data, batch_size, ALONE)
+    for row, image, coarse in zip(found, data.images, data.coarse, strict=True):
+        alone, _ = classifier(torch.from_numpy(image).permute(2, 0, 1)[None],
+                              torch.from_numpy(coarse)[None] >> 7)
+        np.testing.assert_allclose(row, alone[0].numpy(), atol=1e-6)
+
+
+def test_an_images_probabilities_are_the_mean_over_its_crops():
+    data, crops = crops_of_three_images(), np.random.default_rng(8).dirichlet([1, 1, 1], 7)
+    found, labels = evaluation.image_probabilities(crops, data)
+    np.testing.assert_allclose(found, [crops[[2, 3, 4]].mean(0), crops[[0, 1, 6]].mean(0), crops[5]])
+    assert labels.tolist() == [0, 2, 1]
+    np.testing.assert_array_equal(evaluation.whole_image_probabilities(crops, data), crops[[2, 0, 5]])
+
+
+# --- Evaluation at full size
+
+SIZES = ((70, 50), (64, 64), (33, 90), (48, 31), (120, 100))   # width, height
+
+
+def write_pictures(folder):
+    """Smooth pictures, coarse masks and truths as png; returns the three lists of paths."""
+    rng, paths = np.random.default_rng(9), []
+    for number, (width, height) in enumerate(SIZES):
+        image = images.resize_rgb(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8), (width, height))
+        masks = [images.resize_mask(rng.integers(0, 2, (5, 5)).astype(np.uint8) * 255, (width, height))
+                 for _ in range(2)]
+        row = [folder / kind / f'ISIC_{number:07d}.png' for kind in ('image', 'coarse', 'truth')]
+        for path, array in zip(row, (image, *masks), strict=True):
+            images.write_png(path, array)
+        paths.append(row)
+    return zip(*paths, strict=True)
+
+
+def slow_logits(segmenter, path, coarse_path, scales, tta):
+    """One picture, one scale, one view at a time; enlarged by torch's bicubic interpolation."""
+    picture, total = images.read_rgb(path), 0
+    for scale in scales:
+        x = torch.from_numpy(images.resize_rgb(picture, (scale, scale)).copy()).permute(2, 0, 1)[None]
+        mask = images.resize_mask(images.read_mask(coarse_path), (scale, scale)) > 0
+        mask = torch.from_numpy(mask.astype(np.uint8))[None]
+        logit = sum(back(segmenter(forward(x), forward(mask))) for forward, back in VIEWS[:6 if tta else 1])
+        total = total + F.interpolate(logit[None], picture.shape[:2], mode='bicubic', align_corners=False)
+    return total[0, 0].numpy()
+
+
+@pytest.mark.parametrize('batch_size', [2, 16])
+@pytest.mark.parametrize('segmenter', [Segmenter(PixelNetwork(1, 1.0), 'unit', 'fp32'), enhanced(1.0)])
+def test_full_size_maps_are_those_of_one_image_at_a_time(tmp_path, segmenter, batch_size):
+    paths, coarse, _ = write_pictures(tmp_path)
+    scales = 32, 48, 64
+    found = list(evaluation.segment_files(segmenter, paths, coarse if segmenter.classifier else None, scales,
+                                          batch_size, CPU))
+    alone = list(evaluation.segment_files(segmenter, paths, coarse, scales, batch_size, CPU, tta=False))
+    for row, plain, path, coarse_path, size in zip(found, alone, paths, coarse, SIZES, strict=True):
+        assert plain.keys() == {'plain'} and np.array_equal(plain['plain'], row['plain'])
+        for kind, used, tta in (('plain', scales[:1], False), ('tta', scales, True)):
+            expected = slow_logits(segmenter, path, coarse_path, used, tta)
+            assert row[kind].shape == expected.shape == size[::-1] and row[kind].dtype == bool
+            certain = np.abs(expected) > 1e-3   # two bicubic implementations round differently
+            assert certain.mean() > 0.98
+            assert np.array_equal(row[kind][certain], expected[certain] > 0)
+            assert 0.02 < row[kind].mean() < 0.98
+
+
+def test_evaluation_scores_and_exports_masks_of_the_pictures_own_size(tmp_path):
+    segmenter = Segmenter(PixelNetwork(), 'unit', 'fp32')
+    paths, _, truths = write_pictures(tmp_path)
+    cfg = SimpleNamespace(SCALES=(32, 48), BATCH_SIZE=3, TTA=True)
+    names, scores = evaluation.evaluate_segmentation(segmenter, list(zip(paths, truths, strict=True)), None,
+                                                     cfg, CPU, tmp_path / 'out')
+    assert names == [path.stem for path in paths]
+    for number, (name, truth) in enumerate(zip(names, truths, strict=True)):
+        exported = images.read_mask(tmp_path / 'out' / f'{name}_segmentation.png')
+        counts = metrics.confusion(exported > 0, images.read_mask(truth) > 0)
+        assert exported.shape == SIZES[number][::-1]
+        np.testing.assert_allclose(metrics.segmentation_scores(counts)[0], scores['tta'][number])
+    assert scores['plain'].shape == (5, 5)

@@ -1,0 +1,226 @@
+"""Scores against pixel-by-pixel Python, against the challenge's own scorer, and at the edges."""
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataset import images
+from dataset.layout import Layout
+from engine import evaluation, metrics
+
+QUICK = settings(max_examples=100, deadline=None)
+SEEDS = st.integers(0, 2**32 - 1)
+pytestmark = pytest.mark.filterwarnings('ignore:The inplace keyword')   # the challenge's scorer, pandas 3
+
+
+def slow_counts(prediction, truth):
+    counts = {(True, True): 0, (True, False): 0, (False, True): 0, (False, False): 0}
+    for row, other in zip(prediction.tolist(), truth.tolist(), strict=True):
+        for found, there in zip(row, other, strict=True):
+            counts[found, there] += 1
+    return list(counts.values())   # tp, fp, fn, tn
+
+
+def slow_scores(tp, fp, fn, tn):
+    def ratio(a, b):
+        return a / b if b else 1.0
+    return [ratio(tp, tp + fp + fn), ratio(2 * tp, 2 * tp + fp + fn), ratio(tp + tn, tp + fp + fn + tn),
+            ratio(tp, tp + fn), ratio(tn, tn + fp)]
+
+
+def masks(rng, count=2, height=12, width=9):
+    """Boolean masks, empty and full ones among them."""
+    shares = rng.choice([0.0, 0.2, 0.5, 0.9, 1.0], count)
+    return [rng.random((height, width)) < share for share in shares]
+
+
+# --- Segmentation
+
+@QUICK
+@given(SEEDS, st.integers(1, 12), st.integers(1, 12))
+def test_counts_and_scores_are_those_of_single_pixels(seed, height, width):
+    prediction, truth = masks(np.random.default_rng(seed), 2, height, width)
+    counts = metrics.confusion(prediction, truth)
+    assert counts.dtype == np.int64 and counts.tolist() == slow_counts(prediction, truth)
+    np.testing.assert_allclose(metrics.segmentation_scores(counts), [slow_scores(*counts.tolist())])
+
+
+@QUICK
+@given(st.lists(st.tuples(*[st.integers(0, 10**8)] * 4), min_size=1, max_size=8))
+def test_bounds_and_identities(counts):
+    ja, di, ac, se, sp = metrics.segmentation_scores(counts).T
+    for score in (ja, di, ac, se, sp):
+        assert ((score >= 0) & (score <= 1)).all()
+    np.testing.assert_allclose(di, 2 * ja / (1 + ja), rtol=1e-12)
+    assert (ja <= di).all() and (ja <= se + 1e-12).all()
+    swapped = metrics.segmentation_scores([(tn, fn, fp, tp) for tp, fp, fn, tn in counts]).T
+    np.testing.assert_allclose(swapped[2:], [ac, sp, se])   # lesion and background exchanged
+
+
+@pytest.mark.parametrize('prediction, truth, expected', [
+    (0, 0, [1, 1, 1, 1, 1]), (1, 1, [1, 1, 1, 1, 1]), (1, 0, [0, 0, 0, 1, 0]), (0, 1, [0, 0, 0, 0, 1])])
+def test_empty_and_full_masks(prediction, truth, expected):
+    counts = metrics.confusion(np.full((4, 5), bool(prediction)), np.full((4, 5), bool(truth)))
+    assert metrics.segmentation_scores(counts)[0].tolist() == expected
+
+
+def test_scores_agree_with_the_challenges_scorer(tmp_path):
+    scoring = pytest.importorskip('isic_challenge_scoring.segmentation')
+    rng, rows = np.random.default_rng(1), []
+    for number in range(12):
+        prediction, truth = masks(rng, 2, 30, 41)
+        for folder, mask in (('truth', truth), ('found', prediction)):
+            images.write_png(tmp_path / folder / f'ISIC_{number:07d}_segmentation.png', mask * np.uint8(255))
+        rows.append(metrics.confusion(prediction, truth))
+    theirs = scoring.SegmentationScore.from_dir(tmp_path / 'truth', tmp_path / 'found').macro_average
+    ours = dict(zip(metrics.SEGMENTATION, metrics.segmentation_scores(rows).mean(0), strict=True))
+    for name, their_name in (('JA', 'jaccard'), ('DI', 'dice'), ('pixel-AC', 'accuracy'),
+                             ('pixel-SE', 'sensitivity'), ('pixel-SP', 'specificity')):
+        assert ours[name] == pytest.approx(theirs[their_name], abs=1e-12), name
+
+
+# --- Classification
+
+def predictions(seed=0, count=60):
+    """Probabilities (N, 3) that lean towards the truth, some tied, and labels (N,) of all classes."""
+    rng = np.random.default_rng(seed)
+    labels = np.concatenate([[0, 1, 2], rng.integers(0, 3, count - 3)])
+    scores = rng.gamma(1.0, size=(count, 3)) + 0.8 * np.eye(3)[labels]
+    return np.round(scores / scores.sum(1, keepdims=True), 2), labels
+
+
+def slow_area(p, truth):
+    """AUC as the share of (positive, negative) pairs in the right order, ties one half."""
+    pairs = [(a > b) + 0.5 * (a == b) for a in p[truth] for b in p[~truth]]
+    return sum(pairs) / len(pairs)
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_classification_scores_are_those_of_single_images(seed):
+    p, labels = predictions(seed)
+    scores = metrics.classification_scores(p, labels)
+    for task, number in (('melanoma', 1), ('keratosis', 2)):
+        truth = labels == number
+        assert scores[task]['AUC'] == pytest.approx(slow_area(p[:, number], truth))
+        for suffix, found in (('', p.argmax(1) == number), (' at 0.5', p[:, number] > 0.5)):
+            tp, fp, fn, tn = slow_counts(found[None], truth[None])
+            assert scores[task][f'AC{suffix}'] == pytest.approx((tp + tn) / len(labels))
+            assert scores[task][f'SE{suffix}'] == pytest.approx(tp / (tp + fn))
+            assert scores[task][f'SP{suffix}'] == pytest.approx(tn / (tn + fp))
+    mean = (scores['melanoma']['AUC'] + scores['keratosis']['AUC']) / 2
+    assert scores['mean AUC'] == metrics.ranking_score(p, labels) == pytest.approx(mean)
+
+
+@QUICK
+@given(SEEDS, st.integers(1, 20))
+def test_any_predictions_and_labels_give_scores_within_bounds(seed, count):
+    rng = np.random.default_rng(seed)
+    p, labels = rng.dirichlet([1, 1, 1], count), rng.integers(0, 3, count)
+    scores = metrics.classification_scores(p, labels)
+    for task in metrics.TASKS:
+        assert set(metrics.CLASSIFICATION) <= set(scores[task])
+        assert all(value is None or 0 <= value <= 1 for value in scores[task].values())
+    json.dumps(scores)   # plain numbers
+
+
+def test_classification_agrees_with_the_challenges_scorer(tmp_path):
+    scoring = pytest.importorskip('isic_challenge_scoring.classification')
+    pd = pytest.importorskip('pandas')
+    p, labels = predictions(7)
+    names, columns = [f'ISIC_{n:07d}' for n in range(len(p))], ['melanoma', 'seborrheic_keratosis']
+    layout = Layout(tmp_path)
+    evaluation.report_classification(layout, 'Testing', names, {'9-crop': p, '1-crop': p}, labels,
+                                     {'recipe': 'default'})
+    # The package's own csv parser needs pandas < 3, hence its two checks by hand: columns and index.
+    found = pd.read_csv(layout.results / 'MaskCN_Testing_challenge.csv', header=0)
+    assert list(found.columns) == ['image', *columns]
+    found = found.set_index('image')
+    assert found.index.tolist() == names and not found.isna().any().any()
+    truth = pd.DataFrame({name: (labels == k + 1).astype(float) for k, name in enumerate(columns)}, names)
+    ones = pd.DataFrame({'score_weight': 1.0, 'validation_weight': 1.0}, names)
+    theirs = scoring.ClassificationScore(truth, found, ones, scoring.ClassificationMetric.AUC)
+    ours = metrics.classification_scores(p, labels)
+    for task, column in zip(metrics.TASKS, columns, strict=True):
+        row = theirs.per_category.loc[column]
+        for name, their_name in (('AUC', 'auc'), ('AP', 'ap'), ('AC at 0.5', 'accuracy'),
+                                 ('SE at 0.5', 'sensitivity'), ('SP at 0.5', 'specificity')):
+            assert ours[task][name] == pytest.approx(row[their_name], abs=1e-9), (task, name)
+    assert theirs.overall == pytest.approx(ours['mean AUC'])
+
+
+@pytest.mark.parametrize('labels, undefined', [
+    ([0, 0, 0, 0], ['melanoma', 'keratosis']), ([1, 1, 1, 1], ['melanoma', 'keratosis']),
+    ([0, 1, 0, 1], ['keratosis'])])
+def test_one_class_alone_gives_none_and_no_crash(tmp_path, capsys, labels, undefined):
+    p = np.random.default_rng(0).dirichlet([1, 1, 1], len(labels))
+    scores = metrics.classification_scores(p, labels)
+    for task in metrics.TASKS:
+        missing = task in undefined
+        assert (scores[task]['AUC'] is None) is (scores[task]['AP'] is None) is missing
+    assert scores['mean AUC'] is None and math.isnan(metrics.ranking_score(p, labels))
+    assert set(metrics.intervals_of_areas(p, labels).values()) == {None}
+    names = [f'ISIC_{number:07d}' for number in range(len(labels))]
+    evaluation.report_classification(Layout(tmp_path), 'Validation', names, {'9-crop': p, '1-crop': p},
+                                     np.array(labels), {'recipe': 'default'})
+    assert f'AUC and AP of {" and ".join(undefined)} are undefined' in capsys.readouterr().out
+    written = json.loads((tmp_path / 'results' / 'MaskCN_Validation.json').read_text())
+    assert written['mean AUC'] is None and written['recipe'] == 'default'
+
+
+# --- Intervals and reports
+
+def test_bootstrap_intervals_of_means():
+    values = np.random.default_rng(2).beta(8, 2, (400, 5))
+    widths = []
+    for count in (25, 100, 400):
+        bounds = metrics.interval_of_means(values[:count])
+        means = values[:count].mean(0)
+        assert bounds.shape == (5, 2) and (bounds[:, 0] < means).all() and (means < bounds[:, 1]).all()
+        np.testing.assert_array_equal(bounds, metrics.interval_of_means(values[:count]))
+        widths.append((bounds[:, 1] - bounds[:, 0]).mean())
+    assert widths[0] > 1.5 * widths[1] > 2.25 * widths[2]   # about 1 / sqrt(n)
+    half = 1.96 * values.std(0) / np.sqrt(len(values))      # the normal approximation
+    np.testing.assert_allclose(widths[2], 2 * half.mean(), rtol=0.1)
+    assert not np.array_equal(bounds, metrics.interval_of_means(values, seed=1))
+
+
+def test_an_interval_of_one_image_is_that_image():
+    np.testing.assert_array_equal(metrics.interval_of_means([[0.25, 1.0]]), [[0.25, 0.25], [1.0, 1.0]])
+
+
+def test_bootstrap_intervals_of_areas(monkeypatch):
+    monkeypatch.setattr(metrics, 'RESAMPLES', 200)
+    p, labels = predictions(3, 400)
+    widths = []
+    for count in (60, 400):
+        bounds = metrics.intervals_of_areas(p[:count], labels[:count])
+        scores = metrics.classification_scores(p[:count], labels[:count])
+        points = {'mean AUC': scores['mean AUC'],
+                  **{f'{task} AUC': scores[task]['AUC'] for task in metrics.TASKS}}
+        assert bounds.keys() == points.keys()
+        assert all(low < points[name] < high for name, (low, high) in bounds.items())
+        assert bounds == metrics.intervals_of_areas(p[:count], labels[:count])
+        widths.append(bounds['mean AUC'][1] - bounds['mean AUC'][0])
+    assert widths[0] > 1.5 * widths[1]
+
+
+def test_segmentation_report_holds_every_image_and_both_means(tmp_path, capsys):
+    rng = np.random.default_rng(4)
+    scores = {'plain': rng.random((6, 5)), 'tta': rng.random((6, 5))}
+    names = [f'ISIC_{number:07d}' for number in range(6)]
+    summary = evaluation.report_segmentation(Layout(tmp_path), 'EnhancedSN', 'Testing', names, scores,
+                                             {'recipe': 'paper'})
+    with open(tmp_path / 'results' / 'EnhancedSN_Testing.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert [row['image_id'] for row in rows] == names
+    for k, name in enumerate(metrics.SEGMENTATION):
+        np.testing.assert_allclose([float(row[name]) for row in rows], scores['tta'][:, k], atol=1e-6)
+        assert summary[name] == pytest.approx(scores['tta'][:, k].mean())
+        assert summary['without TTA'][name] == pytest.approx(scores['plain'][:, k].mean())
+    written = json.loads((tmp_path / 'results' / 'EnhancedSN_Testing.json').read_text())
+    assert written == summary and written['n'] == 6 and written['recipe'] == 'paper'
+    assert '80.4' in capsys.readouterr().out   # the paper's JA stands beside

@@ -1,0 +1,397 @@
+"""The training loop with a tiny network: schedule, resuming, stopping, refusing; and checkpoints."""
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from dataset.augment import Ranges
+from dataset.errors import InputError
+from dataset.samples import Pictures, to_input
+from engine import checkpoints, hardware, runs, training
+from engine.runs import Run
+from engine.script import Interrupted
+from net.loss import hybrid_loss
+
+ALONE = hardware.Process(0, 1, torch.device('cpu'))
+SETTINGS = {'AMP': 'fp32', 'LEARNING_RATE': 0.01, 'RESUME': True, 'PATIENCE': 0, 'BATCH_SIZE': 4,
+            'NUM_WORKERS': 0, 'FREEZE_BN': False, 'SYNC_BN': True, 'SEED': 5}
+TOTAL, EVERY = 8, 4   # steps, and steps between validations
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    """Figures have their own test; a curve costs more than all the steps here."""
+    monkeypatch.setattr(runs.figures, 'curves', lambda rows, monitor, path: path.write_bytes(b'curve'))
+
+
+def tiny_network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5),
+                         nn.Conv2d(4, 2, 1))
+
+
+def tiny_stage(before_loss=lambda step, loss: loss, scores=None):
+    """Stage of six 12 px pictures. before_loss(step, loss) -> loss is called with the number of the call;
+    scores : of the validations in order, default a number from the weights.
+    """
+    rng, network, calls = np.random.default_rng(1), tiny_network(), []
+    scores = iter(scores) if scores else None
+    data = Pictures(rng.integers(0, 256, (6, 12, 12, 3), dtype=np.uint8),
+                    {'mask': rng.integers(0, 2, (6, 12, 12)).astype(np.uint8) * 255}, None, 8,
+                    Ranges(crop=(0.5, 1.0), crop_probability=0.5), seed=5)
+
+    def loss(model, batch):
+        calls.append(len(calls))
+        assert model.training
+        total, dice, rank = hybrid_loss(model(to_input(batch['image'], 'unit')), batch['mask'])
+        return before_loss(calls[-1], total), {'dice': dice, 'rank': rank}
+
+    def validate():
+        assert not network.training
+        return {'JA': next(scores) if scores else float(network[0].weight.abs().mean().detach())}
+
+    return training.Stage(network, data, loss, validate, lambda path: path.write_bytes(b'panel'), 'JA')
+
+
+def train(folder, stage=None, total=TOTAL, every=EVERY, inputs=None, **changes):
+    """Call `fit` as the scripts do; returns the stage."""
+    stage, cfg = stage or tiny_stage(), SimpleNamespace(**SETTINGS | changes)
+    with Run(folder, 'CoarseSN', cfg, inputs or {'training': 'a'}, 'random weights', ALONE) as run:
+        training.fit(stage, cfg, run, ALONE, total, every)
+    return stage
+
+
+def same(a, b):
+    """Equality of nested dicts and lists with tensors, bit for bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def load(folder, name):
+    return torch.load(folder / name, weights_only=True)
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+
+
+def assert_same_folders(one, other):
+    assert all(same(load(one, name), load(other, name)) for name in ('last.pth', 'CoarseSN.pth'))
+    assert rows_of(one) == rows_of(other)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+# --- Schedule and progress
+
+@given(st.floats(0, 1), st.integers(0, 2 * 10**6), st.integers(1, 10**6))
+def test_the_schedule_is_real_and_never_negative(start, step, total):
+    rate, following = training.poly(start, step, total), training.poly(start, step + 1, total)
+    assert isinstance(rate, float) and 0 <= following <= rate <= start
+    assert step < total or rate == 0
+
+
+def test_the_schedule_is_poly_with_power_0_9():
+    assert training.poly(1e-4, 0, 100) == 1e-4 and training.poly(1e-4, 101, 100) == 0
+    assert training.poly(1e-4, 50, 100) == pytest.approx(1e-4 * 0.5 ** 0.9)
+
+
+def test_means_are_taken_over_the_steps_and_processes_since_the_last_call(monkeypatch):
+    progress = training.Progress()
+    for value in (1.0, 2.0, 6.0):
+        progress.add({'loss': torch.tensor(value), 'dice': torch.tensor(value / 2)})
+    assert progress.take_means(ALONE) == {'loss': 3.0, 'dice': 1.5}
+    progress.add({'loss': torch.tensor(5.0)})
+    monkeypatch.setattr(hardware, 'merge', lambda rows, process: [*rows, {'loss': 9.0}])
+    assert progress.take_means(ALONE) == {'loss': 7.0}
+
+
+def test_progress_refuses_what_was_not_finite_since_the_last_validation():
+    progress = training.Progress()
+    for value in (1.0, float('inf'), 1.0):
+        progress.add({'loss': torch.tensor(value)})
+    with pytest.raises(InputError, match='not finite before step'):
+        progress.refuse_non_finite()
+
+
+def test_speed_after_resuming_counts_the_new_steps_only():
+    old, new = training.Progress(), training.Progress()
+    old.step = 10**6
+    new.restore(old.state())
+    assert new.speed() == 0
+
+
+@pytest.mark.parametrize('patience, scores, steps, best', [
+    (2, [0.5, 0.6, 0.6, 0.1], 8, 4), (1, [0.5, 0.4], 4, 2), (0, [0.5, 0.4, 0.3, 0.2, 0.1], 10, 2),
+    (2, [0.1, 0.2, 0.3, 0.4, 0.5], 10, 10)])
+def test_patience_ends_a_run_without_improvement(tmp_path, capsys, patience, scores, steps, best):
+    train(tmp_path, tiny_stage(scores=scores), total=10, every=2, PATIENCE=patience)
+    rows = rows_of(tmp_path)
+    assert rows[-1]['step'] == steps and [row['JA'] for row in rows] == scores
+    assert f'best JA {max(scores):.4f} at step {best}' in capsys.readouterr().out
+
+
+# --- A whole run
+
+def test_a_run_folder_explains_itself(tmp_path):
+    train(tmp_path, total=6, every=4)
+    rows = rows_of(tmp_path)
+    assert [row['step'] for row in rows] == [4, 6]   # the last step is always validated
+    for row in rows:
+        assert row.keys() == {'step', 'lr', 'loss', 'dice', 'rank', 'JA'}
+        assert row['loss'] == pytest.approx(row['dice'] + 0.05 * row['rank'], rel=1e-4)
+        assert row['lr'] == training.poly(0.01, row['step'] - 1, 6)
+    config = json.loads((tmp_path / 'config.json').read_text())
+    assert config['network'] == 'CoarseSN' and config['settings'] == SETTINGS
+    assert config['inputs'] == {'training': 'a'} and config['versions']['torch'] == torch.__version__
+    assert (tmp_path / 'curves.png').exists() and (tmp_path / 'panel.png').exists()
+    assert list((tmp_path / 'tensorboard').glob('events.*'))
+
+
+def test_the_best_weights_are_those_of_the_best_validation(tmp_path):
+    early = train(tmp_path / 'early', tiny_stage(scores=[0.2, 0.9, 0.5, 0.4]), every=2)
+    train(tmp_path / 'late', tiny_stage(scores=[0.2, 0.9, 0.95, 0.99]), every=2)
+    best = load(tmp_path / 'early', 'CoarseSN.pth')
+    assert list(best) == list(tiny_network().state_dict()) and best['1.num_batches_tracked'] == 4
+    assert same(best, early.network.state_dict())   # what the last panel shows
+    assert same(load(tmp_path / 'early', 'last.pth')['model'], load(tmp_path / 'late', 'CoarseSN.pth'))
+
+
+def test_undefined_scores_keep_the_newest_weights_until_one_is_defined(tmp_path):
+    nan = float('nan')
+    for scores, steps in (([nan, nan, nan], 6), ([nan, 0.3, nan], 4)):
+        train(tmp_path / str(steps), tiny_stage(scores=scores), total=6, every=2)
+        assert load(tmp_path / str(steps), 'CoarseSN.pth')['1.num_batches_tracked'] == steps
+        found = [row['JA'] or nan for row in rows_of(tmp_path / str(steps))]
+        assert found == pytest.approx(scores, nan_ok=True)
+
+
+def test_frozen_batch_norms_keep_their_statistics(tmp_path):
+    frozen = train(tmp_path / 'frozen', FREEZE_BN=True).network
+    free = train(tmp_path / 'free').network
+    assert (frozen[1].running_mean == 0).all() and (free[1].running_mean != 0).any()
+    assert not torch.equal(frozen[1].weight, torch.ones(4))   # its parameters are trained
+
+
+# --- Stopping and resuming
+
+def interrupt_at(step, number=signal.SIGTERM):
+    def before_loss(call, loss):
+        if call == step:
+            os.kill(os.getpid(), number)
+        return loss
+    return before_loss
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('every, steps', [(EVERY, 2), (EVERY, 4), (EVERY, 7), (1, 3)])
+def test_an_interrupted_and_resumed_run_is_the_uninterrupted_one(tmp_path, every, steps, number):
+    train(tmp_path / 'whole', every=every)
+    handlers = [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(Interrupted) as interruption:
+        train(tmp_path / 'parts', tiny_stage(interrupt_at(steps - 1, number)), every=every)
+    assert interruption.value.number == number
+    assert [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert load(tmp_path / 'parts', 'last.pth')['progress']['step'] == steps
+    torch.manual_seed(99)   # a new process starts from other random states
+    np.random.seed(99)
+    random.seed(99)
+    train(tmp_path / 'parts', every=every)
+    assert_same_folders(tmp_path / 'whole', tmp_path / 'parts')
+
+
+@pytest.mark.parametrize('saves', range(4))
+def test_a_run_killed_after_any_save_ends_as_the_uninterrupted_one(tmp_path, monkeypatch, saves):
+    """Work after the last save is redone; rows of the log that last.pth does not know are dropped."""
+    train(tmp_path / 'whole')
+    save, left = checkpoints.save, iter(range(saves))
+
+    def save_or_die(content, path):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        save(content, path)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoints, 'save', save_or_die)
+        train(tmp_path / 'parts')
+    with open(tmp_path / 'parts' / 'metrics.jsonl', 'a') as log:
+        log.write(json.dumps({'step': 9, 'JA': 0.0}) + '\n')
+    train(tmp_path / 'parts')
+    assert_same_folders(tmp_path / 'whole', tmp_path / 'parts')
+
+
+def test_a_finished_run_is_left_alone_and_may_be_extended(tmp_path, capsys):
+    train(tmp_path)
+    before = contents(tmp_path)
+    train(tmp_path, tiny_stage(lambda *_: pytest.fail('trained on')))
+    after = contents(tmp_path)
+    assert 'already trained' in capsys.readouterr().out
+    assert all(after[name] == before[name] for name in ('last.pth', 'CoarseSN.pth', 'metrics.jsonl'))
+    train(tmp_path, total=TOTAL + 2)
+    assert rows_of(tmp_path)[-1]['step'] == TOTAL + 2
+
+
+def test_without_resume_a_run_starts_anew(tmp_path):
+    train(tmp_path, LEARNING_RATE=0.5)
+    train(tmp_path, RESUME=False)
+    train(tmp_path / 'fresh', RESUME=False)
+    assert rows_of(tmp_path) == rows_of(tmp_path / 'fresh')
+
+
+def test_a_second_signal_takes_the_usual_way():
+    with training.Stopping() as stopping:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopping.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+# --- Refusals
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+@pytest.mark.parametrize('step', [0, 5])
+def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(tmp_path, step, value):
+    if step:
+        train(tmp_path / 'good')
+    stage = tiny_stage(lambda call, loss: loss * value if call == step else loss)
+    with pytest.raises(InputError) as error:
+        train(tmp_path / 'bad', stage)
+    assert f'The loss of step {step} is {value}' in str(error.value)
+    assert 'pictures (by line of the list, from 0): [' in str(error.value)
+    assert all(parameter.isfinite().all() for parameter in stage.network.parameters())
+    assert ('last.pth' in contents(tmp_path / 'bad')) == (step > EVERY)
+    if step:   # goes on from the last good state as if nothing had happened
+        train(tmp_path / 'bad')
+        assert same(load(tmp_path / 'bad', 'last.pth'), load(tmp_path / 'good', 'last.pth'))
+
+
+def test_a_run_with_other_settings_or_data_is_refused_and_untouched(tmp_path):
+    train(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(InputError) as error:
+        train(tmp_path, inputs={'training': 'b'}, BATCH_SIZE=2, SEED=6)
+    assert len(error.value.faults) == 3
+    for fault in ('BATCH_SIZE: 4 in', 'SEED: 5 in', "training: 'a' in"):
+        assert fault in str(error.value)
+    assert contents(tmp_path) == before
+    train(tmp_path, NUM_WORKERS=1, PATIENCE=3)   # may change
+
+
+def test_a_second_process_in_the_folder_is_refused(tmp_path):
+    holder = ('import sys, filelock\n'
+              'with filelock.FileLock(sys.argv[1]):\n'
+              '    print("held", flush=True)\n'
+              '    sys.stdin.read()\n')
+    with subprocess.Popen([sys.executable, '-c', holder, tmp_path / '.lock'], text=True,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == 'held\n'
+        with pytest.raises(InputError, match='another process trains here'):
+            train(tmp_path)
+        other.stdin.close()
+    assert other.returncode == 0
+    train(tmp_path)
+
+
+# --- Checkpoints
+
+STATE = {'model': {'a.weight': torch.arange(5000.0)}, 'step': 3, 'best': 0.5, 'names': ['x']}
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    checkpoints.save(STATE, tmp_path / 'x.pth')
+    assert same(checkpoints.load(tmp_path / 'x.pth', ''), STATE)
+
+
+@pytest.mark.parametrize('share', [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_or_missing_checkpoint_is_named_with_the_remedy(tmp_path, share):
+    path = tmp_path / 'last.pth'
+    checkpoints.save(STATE, path)
+    data = path.read_bytes()
+    path.write_bytes(data[:int(share * len(data))])
+    with pytest.raises(InputError) as error:
+        checkpoints.load(path, 'start anew')
+    assert all(part in str(error.value) for part in (str(path), 'truncated', 'start anew'))
+    path.unlink()
+    with pytest.raises(InputError, match='(?s)last.pth: is missing.*start anew'):
+        checkpoints.load(path, 'start anew')
+
+
+class Malicious:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_a_checkpoint_that_would_run_code_is_refused_and_not_run(tmp_path, zipped):
+    path, trace = tmp_path / 'x.pth', tmp_path / 'was_run'
+    content = {'model': Malicious(trace)}
+    torch.save(content, path) if zipped else path.write_bytes(pickle.dumps(content, 2))
+    for load in (checkpoints.load, checkpoints.load_state):
+        with pytest.raises(InputError, match='cannot be read'):
+            load(path, '')
+    assert not trace.exists()
+
+
+def half_saved(error):
+    """A torch.save that writes some bytes and then fails, or ends its process when error is None."""
+    def save(_content, path):
+        with open(path, 'wb') as file:
+            file.write(b'half')
+            file.flush()
+        if error is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise error
+    return save
+
+
+@pytest.mark.parametrize('error', [OSError(28, 'No space left on device'), RuntimeError(
+    'PytorchStreamWriter failed writing file data/0: file write failed')])
+def test_a_full_disk_is_said_and_leaves_the_old_file(tmp_path, monkeypatch, error):
+    path = tmp_path / 'last.pth'
+    checkpoints.save(STATE, path)
+    monkeypatch.setattr(torch, 'save', half_saved(error))
+    with pytest.raises(InputError, match='(?s)disk is full.*last.pth.*untouched'):
+        checkpoints.save({}, path)
+    assert same(checkpoints.load(path, ''), STATE) and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_kill_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / 'last.pth'
+    checkpoints.save(STATE, path)
+    monkeypatch.setattr(torch, 'save', half_saved(None))
+    process = multiprocessing.get_context('fork').Process(target=checkpoints.save, args=({}, path))
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+    assert same(checkpoints.load(path, ''), STATE)
+    assert [file.suffix for file in tmp_path.iterdir() if not file.name.startswith('.')] == ['.pth']
+
+
+@pytest.mark.parametrize('wrap', [lambda state: state, lambda state: {'model': state, 'step': 1},
+                                  lambda state: {'state_dict': {f'module.{k}': v for k, v in state.items()}}])
+def test_common_wrappings_of_network_parameters_are_understood(tmp_path, wrap):
+    torch.save(wrap(STATE['model']), tmp_path / 'x.pth')
+    assert same(checkpoints.load_state(tmp_path / 'x.pth', ''), STATE['model'])
+    torch.save(wrap({}), tmp_path / 'x.pth')
+    with pytest.raises(InputError, match='holds no network parameters'):
+        checkpoints.load_state(tmp_path / 'x.pth', '')
