@@ -99,7 +99,7 @@ def image_size(path):
     with open_image(path) as image:
         width, height = image.size
         # Asking a png for its EXIF block would decode the whole picture.
-        turned = path.suffix.lower() in ('.jpg', '.jpeg') and _orientation(image) > 4
+        turned = image.format in ('JPEG', 'MPO') and _orientation(image) > 4
     return (height, width) if turned else (width, height)
 
 

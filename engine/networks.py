@@ -14,8 +14,6 @@ from net.models import STRIDE, Xception_dilation, deeplabv3plus, deeplabv3plus_e
 
 PRETRAINED_SN = ('auto', 'voc', 'xception65', 'xception', 'none')
 PRETRAINED_CN = ('auto', 'xception', 'none')
-MADE_BY = {'CoarseSN': 'python train_CoarseSN.py', 'MaskCN': 'python train_MaskCN.py',
-           'EnhancedSN': 'python train_EnhancedSN.py'}
 WHERE = 'see models/README.md for where the file comes from, or start without: --PRETRAINED=none'
 REPOSITORY = Path(__file__).resolve().parent.parent
 CALIBRATION_IMAGES = 32

@@ -19,9 +19,11 @@ from dataset import crops, extraction, images
 from dataset.errors import InputError
 from dataset.isic import CLASSES
 from dataset.layout import Layout
-from engine import checkpoints, evaluation, hardware, networks, stages
+from engine import checkpoints, coarse_masks, evaluation, hardware, networks, stages
+from engine.inference import VIEWS
 from net.models import STRIDE
 
+NETWORKS = 'CoarseSN', 'MaskCN', 'EnhancedSN'   # in the order of their training
 INPUT_SIZE = 224          # px, of networks without a config.json (the released code's weights)
 SCALES = 1, 8 / 7, 9 / 7  # of enhanced-SN's input side: 224, 256, 288 (released code)
 PREVIEW = 1024            # px, long side of the picture that a result keeps
@@ -103,10 +105,12 @@ class MBDCNN:
     """The three trained networks. Make one with `MBDCNN.load`.
 
     coarse, enhanced : engine.inference.Segmenter; device : torch.device
-    sides : {'CoarseSN': px, 'MaskCN': px, 'EnhancedSN': px}, input sides that they were trained at
+    sides : {'CoarseSN': px, 'MaskCN': px, 'EnhancedSN': px}, input sides; coarse-SN's is that of step 3
+    coarse_tta : step 3 drew its masks from six views
     """
 
-    def __init__(self, coarse, enhanced, sides, device):
+    def __init__(self, coarse, enhanced, sides, device, coarse_tta=True):
+        self.coarse_tta = coarse_tta
         self.coarse, self.enhanced, self.classifier = coarse, enhanced, enhanced.classifier
         self.sides, self.device = sides, device
         self.scales = scales_of(sides['EnhancedSN'])
@@ -126,7 +130,8 @@ class MBDCNN:
         layout = Layout(Path(folder).parent)
         layout.models = Path(folder)
         _require_weights(layout)
-        sides = {name: _trained_side(layout.weights(name)) for name in networks.MADE_BY}
+        sides = {name: _trained_side(layout.weights(name)) for name in NETWORKS}
+        sides['CoarseSN'], coarse_views = _drawing(layout)
         device = hardware.choose_device(device)
         precision = hardware.choose_precision(precision, device)
         coarse, enhanced = (networks.load_segmenter(layout, name, device, precision)
@@ -135,8 +140,8 @@ class MBDCNN:
         if classes != len(CLASSES):
             raise InputError('Mask-CN does not tell nevus, melanoma and keratosis apart',
                              [f'{layout.weights("MaskCN")}: has {classes} classes'],
-                             networks.MADE_BY['MaskCN'])
-        return cls(coarse, enhanced, sides, device)
+                             layout.command('train_MaskCN.py'))
+        return cls(coarse, enhanced, sides, device, coarse_views > 1)
 
     def __call__(self, image, tta=True):
         """Prediction for one picture; see `prepare` for what it may be, and `predict` for tta."""
@@ -170,7 +175,7 @@ class MBDCNN:
         """Run the chain on prepared pictures; a generator of Predictions, in order.
 
         The pictures go through the networks together; full-size maps are made one at a time.
-        tta : six views for each mask and three scales for the final one; False is about eight times
+        tta : six views for each mask and three scales for the final one; False is about six times
         faster. The nine crops of the classification are always used.
         """
         if not pictures:
@@ -193,7 +198,8 @@ class MBDCNN:
     def _draw_coarse(self, squares, tta, batch_size):
         """Coarse masks of (N, S, S, 3) uint8, at coarse-SN's own resolution: (N, S, S) of {0, 255}."""
         masks = [evaluation.view_logits(self.coarse, squares[start:start + batch_size], None, self.device,
-                                        tta).sum(0) > 0 for start in range(0, len(squares), batch_size)]
+                                        tta and self.coarse_tta).sum(0) > 0
+                 for start in range(0, len(squares), batch_size)]
         return np.concatenate(masks).astype(np.uint8) * 255
 
     def _classify(self, cut, tta, batch_size):
@@ -270,32 +276,40 @@ def _mask_square(mask, side):
 
 
 def _require_weights(layout):
-    """Raise InputError when weights are missing, or networks were trained on others than are there."""
-    missing = [f'{layout.weights(name)}: is missing; made by `{command}`'
-               for name, command in networks.MADE_BY.items() if not layout.weights(name).is_file()]
+    missing = [f'{layout.weights(name)}: is missing; made by {layout.command(f"train_{name}.py")}'
+               for name in NETWORKS if not layout.weights(name).is_file()]
     if missing:
         raise InputError(f'{layout.models} does not hold the three trained networks', missing,
                          'run these scripts (steps 2 to 5 of the README), or point at the models of '
                          "another root, for instance the demo's: --MODELS=demo/models on the command "
                          "line, MBDCNN.load('demo/models') in Python")
-    present = {name: checkpoints.fingerprint(layout.weights(name)) for name in ('CoarseSN', 'MaskCN')}
-    faults = []
-    for name, key, source in (('MaskCN', 'coarse_sn', 'CoarseSN'), ('EnhancedSN', 'coarse_sn', 'CoarseSN'),
-                              ('EnhancedSN', 'mask_cn', 'MaskCN')):
-        inputs = checkpoints.read_config(layout.weights(name)).get('inputs', {})
-        if inputs.get(key, present[source]) != present[source]:
-            faults.append(f'{layout.weights(name)}: was trained on another {source} ({inputs[key]}) than '
-                          f'{layout.weights(source)} ({present[source]})')
-    if faults:
-        raise InputError('The networks do not belong together', faults,
-                         'repeat the later steps: ' + ', '.join([
-                             'python generate_Coarse_mask.py', networks.MADE_BY['MaskCN'],
-                             networks.MADE_BY['EnhancedSN']]))
+
+
+def _drawing(layout):
+    """How the coarse masks were drawn that the later networks were trained on: (side in px, views).
+
+    Raises InputError when it was with another coarse-SN than the present one, or when the networks
+    otherwise do not belong together. Weights without a record (the released code's) pass.
+    """
+    weights = layout.weights('CoarseSN')
+    present = checkpoints.fingerprint(weights)
+    records = [checkpoints.read_config(layout.weights(name)).get('inputs', {}).get('coarse_masks')
+               for name in NETWORKS[1:]]
+    made = next((record for record in records if record), f'{present} {_trained_side(weights)} {len(VIEWS)}')
+    coarse_masks.require_chain(layout, NETWORKS[1:], made)
+    maker, side, views = made.split()
+    if maker != present:
+        raise InputError('The networks do not belong together',
+                         [f'{layout.weights("MaskCN")}: was trained on masks of another coarse-SN ({maker}) '
+                          f'than {weights} ({present})'],
+                         f'{layout.command(coarse_masks.SCRIPT)}, then '
+                         f'{layout.command("train_MaskCN.py", "--RESUME=False")} and enhanced-SN likewise')
+    return int(side), int(views)
 
 
 def _trained_side(path):
     """The input side in px that a network was trained at, from the config.json beside its weights."""
-    side = checkpoints.read_config(path).get('settings', {}).get('INPUT_SIZE', INPUT_SIZE)
+    side = networks.trained_settings(path).get('INPUT_SIZE', INPUT_SIZE)
     if type(side) is not int:
         raise InputError('A run folder is damaged',
                          [f'{path.parent / "config.json"}: INPUT_SIZE is {side!r}, no whole number'])

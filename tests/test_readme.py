@@ -12,14 +12,17 @@ PAGES = ['README.md', 'models/README.md', 'docs/differences.md']
 SCRIPTS = sorted([*ROOT.glob('*.py'), *(path for folder in ('dataset', 'models')
                                         for path in (ROOT / folder).glob('*.py')
                                         if '__main__' in path.read_text(encoding='utf-8'))])
-COMMAND = re.compile(r'(?:python|torchrun --nproc-per-node=\d+) ([\w/]+\.py)((?: --?[\w-]+(?:=[^\s`"]+)?)*)')
+# A script, then options, and files or folders (which end in an extension or a slash).
+COMMAND = re.compile(r'(?:python|torchrun --nproc-per-node=\d+) ([\w/]+\.py)'
+                     r'((?: --?[\w-]+(?:=[^\s`"]+)?| [\w./-]+(?:/|\.jpg|\.png)(?!\S))*)')
 
 
 def commands():
     """Every command in the pages and in the scripts' docstrings: (where, script, options)."""
     for path in [*(ROOT / page for page in PAGES), *SCRIPTS]:
         for script, options in COMMAND.findall(path.read_text(encoding='utf-8')):
-            yield f'{path.name}: {script}{options}', script, options.split()
+            yield (f'{path.name}: {script}{options}', script,
+                   [word for word in options.split() if word.startswith('-')])
 
 
 @pytest.mark.parametrize(('script', 'options'),

@@ -1,0 +1,302 @@
+"""Segment and classify your own pictures with the trained networks.
+
+Reads   pictures (jpg, png, bmp of any size): files, and folders with all that is below them;
+        models/CoarseSN/, models/MaskCN/ and models/EnhancedSN/ (steps 2 to 5)
+Writes  predictions/predictions.csv        a row a picture: class probabilities, lesion, confidence
+        predictions/index.html             a page to leaf through
+        predictions/masks/<name>.png       the lesion, {0, 255}, at the picture's own size
+        predictions/overlays/<name>.jpg    contours of both masks; where mask-CN saw its class
+
+    python predict.py pictures/ --OUT=predictions
+    python predict.py one.jpg another.png --MODELS=demo/models
+
+Bad files are listed at the end (exit code 2); the others are predicted. A research tool, not a
+medical device.
+
+Cost: 106 forward passes for each picture, 22 with --TTA=False: about 9 and 1.5 s of one CPU core at
+224 px, 3 and 0.7 s with the demo's networks.
+"""
+import csv
+import html
+import io
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import quote
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from dataset import files, images
+from dataset.errors import InputError
+from dataset.isic import CLASSES
+from engine import figures, script, settings, stages
+from engine.pipeline import MBDCNN
+
+# --- Folders
+MODELS = 'models'         # holds CoarseSN/, MaskCN/ and EnhancedSN/; the demo's are in demo/models
+OUT = 'predictions'       # what an earlier run wrote here is replaced, picture by picture
+
+# --- Prediction
+TTA = True                # 6 views of each picture, and 3 scales for the final mask (released)
+BATCH_SIZE = 4            # pictures at a time, crops in between; memory and speed only
+
+# --- Overlays
+OVERLAY_SIDE = 1024       # px, long side of each of the two views in an overlay; none is enlarged
+CAM_OPACITY = 0.6         # of the heat map where the class activation is highest
+
+# --- Machine
+DEVICE = 'auto'           # auto (cuda, else mps, else cpu), cuda, mps or cpu
+AMP = 'auto'              # precision: auto (bf16, else fp16 on GPUs), bf16, fp16, fp32
+
+
+def split_words(words):
+    """Command line -> (files and folders, overrides): whatever begins with a dash is an override."""
+    return ([word for word in words if not word.startswith('-')],
+            [word for word in words if word.startswith('-')])
+
+
+# --- What to predict, and how its outputs are called
+
+
+def find_pictures(words, out):
+    """[(path, output name)] for files and folders, in their order, each file once.
+
+    Below folders: every jpg, png and bmp that is not hidden and not this script's output, sorted. A name is
+    the path relative to its folder without the extension; equal ones are numbered.
+    """
+    written = {Path(out, part).resolve() for part in ('.', 'masks', 'overlays')}
+    found, seen, taken = [], set(), set()
+    for word in words:
+        place = Path(word)
+        for path in _pictures_below(place, written) if os.path.isdir(word) else [place]:
+            if path.resolve() not in seen:
+                seen.add(path.resolve())
+                relative = path.relative_to(place) if path != place else Path(path.name)
+                found.append((path, _free_name(relative, taken)))
+    return found
+
+
+def _pictures_below(folder, left_out):
+    for parent, folders, names in os.walk(folder):
+        parent = Path(parent)
+        folders[:] = sorted(name for name in folders
+                            if not name.startswith('.') and (parent / name).resolve() not in left_out)
+        yield from (parent / name for name in sorted(names)
+                    if not name.startswith('.') and Path(name).suffix.lower() in images.EXTENSIONS)
+
+
+def _free_name(relative, taken):
+    """An output name (posix path) that no other picture has, also where the file system ignores case."""
+    stem = _shown(relative.with_suffix('')).encode()[-180:].decode(errors='ignore')   # 255 bytes at most
+    name, number = stem, 1
+    while name.lower() in taken:
+        number += 1
+        name = f'{stem}_{number}'
+    taken.add(name.lower())
+    return name
+
+
+def _shown(path):
+    """A path as text that every file can hold; bytes that are no text become question marks."""
+    return path.as_posix().encode(errors='replace').decode()
+
+
+# --- Running the chain
+
+
+def predict_all(model, found, out, cfg, rows, faults):
+    """Predict and write every picture of `found`; rows and faults are filled as they come."""
+    def prepare(entry):
+        try:
+            return model.prepare(entry[0], cfg.OVERLAY_SIDE)
+        except InputError as error:
+            return error
+
+    readers = ThreadPoolExecutor(min(4, os.cpu_count() or 1))   # each may hold a decoded picture
+    with readers, tqdm(total=len(found), desc='predicting', unit='picture') as bar:
+        for start in range(0, len(found), cfg.BATCH_SIZE):
+            batch, good = found[start:start + cfg.BATCH_SIZE], []
+            for entry, picture in zip(batch, readers.map(prepare, batch), strict=True):
+                if isinstance(picture, InputError):
+                    faults += picture.faults or [picture.summary]
+                    bar.update()
+                else:
+                    good.append((entry, picture))
+            predictions = model.predict([picture for _, picture in good], cfg.TTA, cfg.BATCH_SIZE)
+            for ((path, name), _), prediction in zip(good, predictions, strict=True):
+                write_pictures(out, name, prediction, cfg.CAM_OPACITY)
+                rows.append(row_of(path, name, prediction))
+                bar.update()
+
+
+def row_of(path, name, prediction):
+    """A picture's row of predictions.csv, as text: a dict with COLUMNS as keys."""
+    box = prediction.bounding_box or ('',) * 4
+    values = (_shown(path), *(f'{p:.6f}' for p in prediction.class_probabilities.values()),
+              prediction.label, prediction.area, f'{100 * prediction.area_fraction:.4f}', *box,
+              f'{prediction.mask_confidence:.4f}', *prediction.mask.shape[::-1], name,
+              prediction.cam_label)
+    return dict(zip(COLUMNS, map(str, values), strict=True))
+
+
+COLUMNS = ('file', *CLASSES, 'predicted', 'lesion_px', 'lesion_percent', 'left', 'top', 'right', 'bottom',
+           'mask_confidence', 'width', 'height', 'name', 'heat_map_of')
+
+
+def write_pictures(out, name, prediction, opacity):
+    """Write a picture's mask and overlay below `out`, each completely or not at all."""
+    images.write_png(out / 'masks' / f'{name}.png', prediction.mask.astype(np.uint8) * 255)
+    drawn = cv2.cvtColor(overlay(prediction, opacity), cv2.COLOR_RGB2BGR)
+    data = cv2.imencode('.jpg', drawn, [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
+    files.write_bytes(out / 'overlays' / f'{name}.jpg', data.tobytes())
+
+
+def overlay(prediction, opacity):
+    """Two views side by side, (h, about 2 w, 3) uint8: contours of coarse (thick) and final mask (thin);
+    the positive part of the class activation map as a heat map over the picture, opacity 0 to 1."""
+    picture = prediction.preview
+    size = picture.shape[1::-1]
+    coarse, mask = (images.resize_mask(mask.astype(np.uint8), size)
+                    for mask in (prediction.coarse_mask, prediction.mask))
+    heat = cv2.resize(prediction.cam.clip(0, 1), size, interpolation=cv2.INTER_LINEAR)
+    colours = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+    alpha = opacity * heat[..., None]
+    warm = (picture * (1 - alpha) + colours * alpha).round().astype(np.uint8)
+    gap = np.full((size[1], 1 + size[0] // 100, 3), 255, np.uint8)
+    return np.hstack([figures.outlined(picture, coarse, mask), gap, warm])
+
+
+# --- The table and the page
+
+
+def write_table(path, rows):
+    """Write predictions.csv, complete or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_text(path, text.getvalue())
+
+
+def write_page(path, rows, faults):
+    """Write index.html, which shows the overlays that lie beside it and needs nothing else."""
+    bad = ''
+    if faults:
+        items = ''.join(f'<li>{_escaped(fault)}</li>' for fault in faults)
+        bad = f'<section><h2>Not predicted ({len(faults)})</h2><ul>{items}</ul></section>'
+    cards = ''.join(map(_card, rows))
+    files.write_text(path, PAGE.format(style=STYLE, notice=NOTICE, count=len(rows), cards=cards, bad=bad))
+
+
+def _escaped(text):
+    return html.escape(text.encode(errors='replace').decode())
+
+
+def _card(row):
+    """A picture's part of the page."""
+    bars = ''.join(_bar(name, float(row[name]), name == row['predicted']) for name in CLASSES)
+    box = 'none' if not row['left'] else (f'{row["left"]} to {row["right"]} px across, {row["top"]} to '
+                                          f'{row["bottom"]} px down')
+    shown = {key: _escaped(value) for key, value in row.items()}
+    shown |= {'lesion_percent': f'{float(row["lesion_percent"]):.1f}',
+              'mask_confidence': f'{float(row["mask_confidence"]):.2f}',
+              'title': _escaped(Path(row['file']).name)}
+    return CARD.format(**shown, bars=bars, box=box, link=quote(f'overlays/{row["name"]}.jpg'),
+                       mask=quote(f'masks/{row["name"]}.png'))
+
+
+def _bar(name, probability, predicted):
+    kind = ' class="predicted"' if predicted else ''
+    return BAR.format(name=name, kind=kind, percent=f'{100 * probability:.1f}')
+
+
+NOTICE = 'A research tool, not a medical device: do not base a diagnosis on it.'
+
+BAR = '''<tr{kind}><th scope="row">{name}</th><td>{percent}&nbsp;%</td>
+<td class="bar" aria-hidden="true"><span style="width:{percent}%"></span></td></tr>
+'''
+
+CARD = '''<li><article>
+<h2>{title}</h2>
+<p class="path">{file}</p>
+<a href="{link}"><img src="{link}" loading="lazy" alt="{title}: contours of the lesion, and heat map"></a>
+<p>Predicted: <strong>{predicted}</strong></p>
+<table><tbody>{bars}</tbody></table>
+<p>Lesion: {lesion_percent}&nbsp;% of the picture ({lesion_px} px of {width} x {height}). Bounding box: {box}.
+Confidence of the mask: {mask_confidence}. Heat map: evidence for {heat_map_of}.
+<a href="{mask}">Mask of {title}</a></p>
+</article></li>
+'''
+
+STYLE = '''
+:root { color-scheme: light dark; --line: #8888; --bar: #2a6fb0; }
+body { font: 16px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 100rem; padding: 1rem; }
+ul.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr));
+  list-style: none; padding: 0; }
+article { border: 1px solid var(--line); border-radius: .5rem; height: 100%; box-sizing: border-box;
+  padding: .8rem; }
+h1 { font-size: 1.5rem; margin: .5rem 0; }
+h2 { font-size: 1.1rem; margin: 0; overflow-wrap: anywhere; }
+.path { font-size: .8rem; margin: 0 0 .5rem; overflow-wrap: anywhere; }
+img { display: block; height: auto; width: 100%; }
+p { margin: .6rem 0 0; }
+table { border-collapse: collapse; margin-top: .3rem; table-layout: fixed; width: 100%; }
+th { font-weight: normal; text-align: left; white-space: nowrap; }
+td { padding: .1rem .6rem; text-align: right; white-space: nowrap; }
+.predicted th, .predicted td { font-weight: bold; }
+.bar { padding: 0; width: 50%; }
+.bar span { background: var(--bar); display: block; height: .8rem; }
+.predicted .bar span { outline: 2px solid currentColor; }
+a:focus-visible { outline: 3px solid #d80; outline-offset: 2px; }
+.notice { border-left: .3rem solid #d80; padding-left: .6rem; }
+'''
+
+PAGE = '''<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>MB-DCNN predictions</title><style>{style}</style></head>
+<body>
+<header><h1>MB-DCNN predictions</h1>
+<p class="notice">{notice}</p>
+<p>Pictures: {count}. Left in each: contours of the coarse mask (thick, green) and of the final mask (thin,
+magenta). Right: where mask-CN sees its class in the whole picture; brighter is more. Confidence of the mask:
+0 to 1, how far the views of the picture agree on it. Numbers: <a href="predictions.csv">predictions.csv</a>.
+</p></header>
+<main><ul class="cards">
+{cards}</ul>{bad}</main>
+</body></html>
+'''
+
+
+def main():
+    words, overrides = split_words(sys.argv[1:])
+    cfg = settings.resolve(globals(), overrides, stages.MACHINE_CHOICES, ('BATCH_SIZE', 'OVERLAY_SIDE'))
+    out = Path(cfg.OUT)
+    found = find_pictures(words, out)
+    if not found:
+        raise InputError('There are no pictures to predict',
+                         [f'{word}: holds no jpg, png or bmp' for word in words],
+                         'name files or folders: python predict.py pictures/ --OUT=predictions')
+    if out.exists() and not out.is_dir():
+        raise InputError(f'OUT={out} is a file', remedy='name a folder')
+    if not 0 <= cfg.CAM_OPACITY <= 1:
+        raise InputError(f'CAM_OPACITY={cfg.CAM_OPACITY} must be from 0 to 1')
+    print(NOTICE)
+    model = MBDCNN.load(cfg.MODELS, cfg.DEVICE, cfg.AMP)
+    rows, faults = [], []
+    try:
+        predict_all(model, found, out, cfg, rows, faults)
+    finally:   # also of an interrupted run: the table holds what is finished
+        write_table(out / 'predictions.csv', rows)
+        write_page(out / 'index.html', rows, faults)
+        print(f'{len(rows)} of {len(found)} pictures predicted: {out}/predictions.csv, {out}/index.html')
+    if faults:
+        raise InputError(f'{len(faults)} of {len(found)} files cannot be used; the others are predicted',
+                         faults, 'replace or remove them')
+
+
+if __name__ == '__main__':
+    script.launch(main)

@@ -1,0 +1,400 @@
+"""Own pictures: predict.py as a process, what it writes, and the same chain from Python."""
+import csv
+import json
+import os
+import shutil
+import struct
+import sys
+import zlib
+from html.parser import HTMLParser
+from types import SimpleNamespace
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import generate_Coarse_mask
+import predict
+from dataset import cache, crops, extraction, images, sources
+from dataset.errors import InputError
+from dataset.isic import CLASSES
+from dataset.layout import Layout
+from dataset.samples import to_input, to_maskcn_input
+from engine import checkpoints, evaluation, script
+from engine.hardware import Process
+from engine.inference import Classifier, Segmenter
+from engine.pipeline import MBDCNN, NETWORKS, mask_confidence, scales_of
+from net.models import Xception_dilation, deeplabv3plus, deeplabv3plus_en
+from tests.conftest import run_script
+
+SIDE = 32   # px, the networks' input; enhanced-SN's scales are 32 and 48
+
+
+def drawn(width, height, seed=0):
+    """A smooth coloured picture, (H, W, 3) uint8."""
+    noise = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    return images.resize_rgb(noise, (width, height))
+
+
+PICTURE = drawn(150, 110, 5)
+
+
+@pytest.fixture(scope='module')
+def models(tmp_path_factory):
+    """A models folder with random networks whose outputs depend visibly on all of their inputs."""
+    torch.manual_seed(3)
+    layout = Layout(tmp_path_factory.mktemp('chain'))
+    pictures = torch.from_numpy(np.stack([drawn(SIDE, SIDE, seed) for seed in range(8)])).permute(0, 3, 1, 2)
+    masks, maps = torch.rand(8, SIDE, SIDE) > 0.5, torch.rand(8, 1, SIDE // 16, SIDE // 16)
+    built = {'CoarseSN': awake(deeplabv3plus(), to_input(pictures, 'unit')),
+             'MaskCN': awake(Xception_dilation(), to_maskcn_input(pictures, masks, 'symmetric')),
+             'EnhancedSN': awake(deeplabv3plus_en(), to_input(pictures, 'unit'), maps)}
+    balance(*built.values())
+    for name, network in built.items():
+        layout.run(name).mkdir(parents=True)
+        torch.save(network.half().state_dict(), layout.weights(name))   # half the disk
+        write_config(layout.models, name, {'settings': {'INPUT_SIZE': SIDE, 'CAM_RELU': True}})
+    yield layout.models
+    shutil.rmtree(layout.root)   # 260 MB
+
+
+@torch.no_grad()
+def awake(network, *batch):
+    """A random network whose batch norms know the spread of its inputs, so that outputs vary with them."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    network.train()(*batch)
+    return network
+
+
+@torch.no_grad()
+def balance(coarse, mask, enhanced):
+    """Shift the last biases so that half of PICTURE becomes lesion, and its classes are equally probable."""
+    classifier = Classifier(mask, 'symmetric', 'fp32', cam_relu=True)
+    chain = MBDCNN(Segmenter(coarse, 'unit', 'fp32'), Segmenter(enhanced, 'unit', 'fp32', classifier),
+                   dict.fromkeys(NETWORKS, SIDE), torch.device('cpu'))
+    whole = chain.prepare(PICTURE).whole[None]
+    logits = evaluation.view_logits(chain.coarse, whole, None, chain.device).mean(0)
+    coarse.cls_conv.bias[1] -= float(np.median(logits))
+    found = chain(PICTURE)
+    mask.cls.bias -= torch.tensor(list(found.class_probabilities.values())).log()
+    enhanced.cls_conv.bias[1] -= float(np.median(evaluation.enlarged_sum(found.logits, (SIDE, SIDE))))
+
+
+def write_config(models, name, content):
+    (models / name / 'config.json').write_text(json.dumps(content))
+
+
+@pytest.fixture(scope='module')
+def model(models):
+    return MBDCNN.load(models, device='cpu', precision='fp32')
+
+
+def write_good(folder):
+    """{file below `folder`: (width, height) as seen} for pictures that can be predicted."""
+    (folder / 'a' / 'deep').mkdir(parents=True)
+    picture = Image.fromarray(drawn(90, 60))
+    turned = Image.Exif()
+    turned[images.ORIENTATION] = 6
+    picture.save(folder / 'a' / 'turned.jpg', exif=turned)
+    picture.save(folder / 'a' / 'same.png')
+    picture.save(folder / 'a' / 'same.jpg')
+    picture.save(folder / 'a' / 'deep' / 'same.PNG')
+    picture.convert('CMYK').save(folder / 'cmyk.jpeg')
+    picture.convert('P').save(folder / 'palette & <i>tags</i>.bmp'.replace('/', '-'))
+    Image.fromarray(drawn(16, 300).astype(np.uint16)[..., 0] * 257).save(folder / 'grey €.png')
+    return {'a/turned.jpg': (60, 90), 'a/same.png': (90, 60), 'a/same.jpg': (90, 60),
+            'a/deep/same.PNG': (90, 60), 'cmyk.jpeg': (90, 60), 'grey €.png': (16, 300),
+            'palette & <i>tags<-i>.bmp': (90, 60)}
+
+
+def write_bad(folder):
+    """Names of files that cannot be predicted."""
+    whole = (folder / 'a' / 'same.jpg').read_bytes()
+    giant = bytearray((folder / 'a' / 'same.png').read_bytes())
+    giant[16:24] = struct.pack('>II', 30000, 30000)   # the size in its header, and the header's checksum
+    giant[29:33] = struct.pack('>I', zlib.crc32(giant[12:29]))
+    content = {'truncated.jpg': whole[:len(whole) // 2], 'text.png': b'no picture', 'empty.bmp': b'',
+               'bomb.png': giant}
+    for name, data in content.items():
+        (folder / name).write_bytes(data)
+    Image.fromarray(drawn(15, 40)).save(folder / 'tiny.png')
+    return [*content, 'tiny.png']
+
+
+class Page(HTMLParser):
+    """Collects what a page links to and says; demands that tags are closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.links, self.alternatives, self.text = [], set(), [], ''
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.links |= {attributes[name] for name in ('href', 'src') if name in attributes}
+        if tag == 'img':
+            self.alternatives.append(attributes['alt'])
+        if tag not in ('img', 'meta'):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope='module')
+def run(models, tmp_path_factory):
+    """One run of predict.py over good and bad files; its output lies within its input."""
+    folder = tmp_path_factory.mktemp('pictures')
+    good, bad = write_good(folder), write_bad(folder)
+    (folder / 'notes.txt').write_text('of no interest')
+    Image.fromarray(drawn(40, 40)).save(folder / '.hidden.png')
+    out = folder / 'out'
+    (out / 'masks').mkdir(parents=True)
+    images.write_png(out / 'masks' / 'cmyk.png', drawn(50, 50))   # of an earlier run
+    printed = run_script('predict.py', None, str(folder), str(folder / 'absent.jpg'), f'--MODELS={models}',
+                         f'--OUT={out}', '--TTA=False', '--AMP=fp32', '--BATCH_SIZE=3', expect=2)
+    with open(out / 'predictions.csv', encoding='utf-8', newline='') as file:
+        rows = {os.path.relpath(row['file'], folder): row for row in csv.DictReader(file)}
+    return SimpleNamespace(folder=folder, out=out, good=good, bad=[*bad, 'absent.jpg'], rows=rows,
+                           printed=printed)
+
+
+# --- The script
+
+
+def test_bad_files_are_named_and_the_others_done(run):
+    assert set(run.rows) == set(run.good)
+    assert f'{len(run.bad)} of {len(run.bad) + len(run.good)} files cannot be used' in run.printed
+    for name in run.bad:
+        assert str(run.folder / name) in run.printed
+    assert run.printed.count('not a medical device') == 1
+    assert '.hidden' not in run.printed and 'notes' not in run.printed
+
+
+def test_every_picture_has_a_mask_of_its_size_and_an_overlay(run):
+    assert len({row['name'] for row in run.rows.values()}) == len(run.good)
+    for name, (width, height) in run.good.items():
+        row = run.rows[name]
+        mask = images.read_mask(run.out / 'masks' / f'{row["name"]}.png')
+        assert mask.shape == (height, width) and (row['width'], row['height']) == (str(width), str(height))
+        overlay = images.read_rgb(run.out / 'overlays' / f'{row["name"]}.jpg')
+        assert overlay.shape[0] == height and 2 * width < overlay.shape[1] <= 2 * width + 12
+    assert run.rows['a/deep/same.PNG']['name'] == 'a/deep/same'
+    assert {run.rows[f'a/same.{kind}']['name'] for kind in ('jpg', 'png')} == {'a/same', 'a/same_2'}
+    assert not [path for path in run.out.rglob('*') if path.name.startswith('.')]
+
+
+def test_table_agrees_with_the_masks(run):
+    for row in run.rows.values():
+        assert tuple(row) == predict.COLUMNS
+        p = [float(row[name]) for name in CLASSES]
+        assert sum(p) == pytest.approx(1, abs=1e-5) and row['predicted'] == CLASSES[np.argmax(p)]
+        mask = images.read_mask(run.out / 'masks' / f'{row["name"]}.png') > 0
+        assert int(row['lesion_px']) == mask.sum()
+        assert float(row['lesion_percent']) == pytest.approx(100 * mask.mean(), abs=1e-4)
+        edges = [row[side] for side in ('left', 'top', 'right', 'bottom')]
+        if mask.any():
+            y, x = np.nonzero(mask)
+            assert list(map(int, edges)) == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+        else:
+            assert edges == [''] * 4
+        assert 0 <= float(row['mask_confidence']) <= 1
+
+
+def test_page_shows_every_file_and_links_to_what_is_there(run):
+    source = (run.out / 'index.html').read_text(encoding='utf-8')
+    page = Page(source)
+    for name in [*run.good, *run.bad]:
+        assert str(run.folder / name) in page.text
+    assert len(page.alternatives) == len(run.good) and all(page.alternatives)
+    assert 'not a medical device' in page.text
+    assert not [word for word in ('://', '<script', '<i>') if word in source]
+    for link in page.links:
+        assert (run.out / unquote(link)).is_file(), link
+
+
+def launch(monkeypatch, *words):
+    """Exit code of predict.py in this process."""
+    monkeypatch.setattr(sys, 'argv', ['predict.py', *map(str, words)])
+    monkeypatch.setattr(script.signal, 'signal', lambda *_: None)
+    with pytest.raises(SystemExit) as end:
+        script.launch(predict.main)
+    return end.value.code
+
+
+def test_no_pictures(tmp_path, monkeypatch, capsys):
+    (tmp_path / 'notes.txt').write_text('text')
+    assert launch(monkeypatch, tmp_path) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+    assert launch(monkeypatch) == 2
+    assert 'python predict.py pictures/' in capsys.readouterr().err
+
+
+def test_missing_weights_name_the_scripts(tmp_path, monkeypatch, capsys):
+    Image.fromarray(drawn(40, 40)).save(tmp_path / 'one.png')
+    assert launch(monkeypatch, tmp_path, f'--MODELS={tmp_path}', f'--OUT={tmp_path}/out') == 2
+    said = capsys.readouterr().err
+    for hint in ('train_CoarseSN.py', 'train_MaskCN.py', 'train_EnhancedSN.py', '--MODELS=demo/models'):
+        assert hint in said
+    assert not (tmp_path / 'out').exists()
+    with pytest.raises(InputError, match='cuda'):
+        MBDCNN.load(tmp_path, device='gpu')
+
+
+def test_interrupted_run_keeps_what_is_finished(tmp_path, model, monkeypatch):
+    for number in range(3):
+        Image.fromarray(drawn(40, 40, number)).save(tmp_path / f'{number}.png')
+    write = predict.write_pictures
+
+    def interrupted(out, name, *rest):
+        if name == '1':
+            raise KeyboardInterrupt
+        write(out, name, *rest)
+
+    monkeypatch.setattr(predict, 'write_pictures', interrupted)
+    monkeypatch.setattr(MBDCNN, 'load', lambda *_: model)
+    assert launch(monkeypatch, tmp_path, f'--OUT={tmp_path / "out"}', '--TTA=False', '--BATCH_SIZE=1') == 130
+    with open(tmp_path / 'out' / 'predictions.csv', encoding='utf-8') as file:
+        assert [row['name'] for row in csv.DictReader(file)] == ['0']
+    assert images.read_mask(tmp_path / 'out' / 'masks' / '0.png').shape == (40, 40)
+    for folder, count in ((tmp_path, 3), (tmp_path / 'out', 0)):   # its output is not its input
+        assert len(predict.find_pictures([folder], tmp_path / 'out')) == count
+    Page((tmp_path / 'out' / 'index.html').read_text(encoding='utf-8'))
+
+
+def test_output_names_are_unique_short_and_text(tmp_path):
+    words = ['a/x.jpg', 'b/X.png', 'c/x_2.png', 'a/../a/x.jpg', os.fsdecode(b'\xff.png'), f'{"ö" * 220}.png']
+    found = predict.find_pictures(words, tmp_path)
+    assert [name for _, name in found] == ['x', 'X_2', 'x_2_2', '?', 'ö' * 90]
+
+
+# --- From Python
+
+
+def test_prediction_has_the_shapes_and_types_it_says(model):
+    result = model(PICTURE)
+    assert result.mask.shape == result.coarse_mask.shape == (110, 150)
+    assert result.mask.dtype == result.coarse_mask.dtype == bool
+    assert result.probability.dtype == np.float32
+    np.testing.assert_array_equal(result.probability > 0.5, result.mask)
+    for mask in (result.mask, result.coarse_mask):
+        assert 0.1 < mask.mean() < 0.9   # otherwise these tests see little
+    assert result.area == result.mask.sum() and result.area_fraction == result.mask.mean()
+    assert tuple(result.class_probabilities) == CLASSES and result.label in CLASSES
+    assert sum(result.class_probabilities.values()) == pytest.approx(1)
+    assert result.cam.shape == (SIDE // 16,) * 2 and result.cam.dtype == np.float32
+    assert result.cam_label in CLASSES and 0 < result.mask_confidence < 1
+    np.testing.assert_array_equal(result.preview, PICTURE)
+
+
+def test_arrays_pil_images_and_paths_are_the_same_picture(model, tmp_path):
+    Image.fromarray(PICTURE).save(tmp_path / 'one.png')
+    turned = Image.fromarray(np.rot90(PICTURE).copy())
+    turned.getexif()[images.ORIENTATION] = 6
+    alone = model(PICTURE)
+    for other in model.batch([Image.fromarray(PICTURE), tmp_path / 'one.png', str(tmp_path / 'one.png'),
+                              turned], batch_size=3):
+        np.testing.assert_allclose(list(other.class_probabilities.values()),
+                                   list(alone.class_probabilities.values()), atol=1e-5)
+        assert (other.mask == alone.mask).mean() > 0.999
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(model, tmp_path):
+    grey = drawn(60, 40)[..., 0]
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / 'deep.png')
+    np.testing.assert_array_equal(model.prepare(tmp_path / 'deep.png').preview, np.stack([grey] * 3, 2))
+
+
+@pytest.mark.parametrize('bad', [np.zeros((40, 40), np.uint8), np.zeros((40, 40, 3)),
+                                 np.zeros((40, 8, 3), np.uint8), Image.new('F', (40, 40)), 'absent.png'])
+def test_what_is_no_picture_is_refused(model, bad):
+    with pytest.raises(InputError):
+        model(bad)
+
+
+def test_the_chain_equals_the_steps_from_disk(model, tmp_path):
+    """Crops, coarse masks and scores as steps 1, 3 and 6 write and read them."""
+    layout, name = Layout(tmp_path), 'ISIC_0000001'
+    source = layout.originals('Testing') / 'Images' / f'{name}.png'
+    images.write_png(source, PICTURE)
+    layout.labels('Testing').write_text(f'image_id,melanoma,seborrheic_keratosis\n{name},0.0,1.0\n')
+    extraction.extract_crops(layout, 'Testing')
+    extraction.files.write_text(layout.classification_list('Testing'), '\n'.join(
+        f'{crop} 2' for crop in crops.crop_names(name, crops.SCALES_9)) + '\n')
+    process = Process(0, 1, torch.device('cpu'))
+    cfg = SimpleNamespace(INPUT_SIZE=SIDE, TTA=True, BATCH_SIZE=4, NUM_WORKERS=0)
+    for paths, folder, side in (
+            (sorted(layout.crops('Testing').glob('*.png')), layout.coarse_for_classification('Testing'), 224),
+            ([source], layout.coarse_for_segmentation('Testing'), 0)):
+        generate_Coarse_mask.draw_masks(model.coarse, paths, folder, side, cfg, process)
+
+    data = sources.classification(layout, 'Testing', SIDE)
+    expected, _ = evaluation.image_probabilities(
+        evaluation.crop_probabilities(model.classifier, data, 64, process), data)
+    coarse_path = layout.coarse_for_segmentation('Testing') / source.name
+    mask = next(evaluation.segment_files(model.enhanced, [source], [coarse_path], model.scales, 1,
+                                         process.device))
+    result = model(source)
+    np.testing.assert_allclose(list(result.class_probabilities.values()), expected[0], atol=1e-5)
+    assert (result.coarse_mask == (images.read_mask(coarse_path) > 0)).all()
+    whole = cache.read_rgb_square(source, SIDE)[None], cache.read_mask_square(coarse_path, SIDE)[None]
+    cam = model.classifier(*evaluation.place(*whole, process.device))[1]
+    np.testing.assert_allclose(result.cam, cam[0, 0], atol=1e-5)
+    assert (result.mask == mask['tta']).mean() > 0.999
+
+
+@pytest.fixture
+def record(models):
+    """record(network, settings, inputs) writes a config.json; the previous one comes back at the end."""
+    paths = [models / name / 'config.json' for name in NETWORKS]
+    before = [path.read_text() for path in paths]
+    yield lambda name, settings, inputs: write_config(models, name, {
+        'settings': {'INPUT_SIZE': SIDE} | settings, 'inputs': inputs})
+    for path, text in zip(paths, before, strict=True):
+        path.write_text(text)
+
+
+def test_coarse_masks_are_drawn_as_those_of_the_training(models, record):
+    made = checkpoints.fingerprint(models / 'CoarseSN' / 'CoarseSN.pth') + ' 48 1'
+    record('MaskCN', {}, {'coarse_masks': made})
+    record('EnhancedSN', {'INPUT_SIZE': 64}, {'coarse_masks': made})
+    model = MBDCNN.load(models, device='cpu')
+    assert model.sides == {'CoarseSN': 48, 'MaskCN': 32, 'EnhancedSN': 64} and model.scales == (64, 80)
+    assert not model.coarse_tta
+
+
+@pytest.mark.parametrize(('name', 'settings', 'inputs', 'said'), [
+    ('MaskCN', {}, {'coarse_masks': 'another 32 6'}, 'train_MaskCN.py'),
+    ('EnhancedSN', {}, {'coarse_masks': 'another 32 6'}, 'generate_Coarse_mask.py'),
+    ('EnhancedSN', {}, {'mask_cn': 'another'}, 'train_EnhancedSN.py'),
+    ('MaskCN', {'INPUT_SIZE': 40}, {}, 'multiple of 16'),
+    ('MaskCN', {'INPUT_SIZE': '224'}, {}, 'no whole number')])
+def test_networks_that_do_not_fit_are_refused(models, record, name, settings, inputs, said):
+    record(name, settings, inputs)
+    with pytest.raises(InputError, match=said):
+        MBDCNN.load(models)
+
+
+def test_scales_follow_the_trained_side():
+    assert scales_of(224) == (224, 256, 288)
+    assert scales_of(128) == (128, 144, 160)
+    assert scales_of(32) == (32, 48)
+
+
+def test_confidence_falls_with_doubt_and_with_contradiction():
+    certain = np.full((6, 16, 16), -20, np.float32)
+    certain[:, 4:12, 4:12] = 20
+    assert mask_confidence([certain]) == pytest.approx(1, abs=1e-6)
+    assert mask_confidence([certain * 0.1]) < 0.9   # p of 0.88 and 0.12
+    torn = certain.copy()
+    torn[:2, 4:12, 4:8] = -20                       # two of six views leave half of the lesion out
+    assert mask_confidence([torn]) == pytest.approx(2 * (32 + 32 * 4 / 6) / (64 + 32 + 32 * 4 / 6), abs=1e-5)
+    assert mask_confidence([-abs(certain)]) == 0
