@@ -16,8 +16,8 @@ def save(content, path):
     Raises InputError on a full disk.
     """
     try:
-        with files.replacing(path) as temporary:
-            torch.save(content, temporary)
+        with files.replacing(path) as temporary, open(temporary, 'wb') as file:
+            torch.save(content, file)   # given a path, its name would become part of the bytes
     except (OSError, RuntimeError) as error:
         full = getattr(error, 'errno', None) == errno.ENOSPC or 'file write failed' in str(error)
         if not full:

@@ -1,0 +1,42 @@
+"""Two processes on one CPU, started by torchrun, train what one process trains."""
+import json
+
+import pytest
+import torch
+
+from tests.conftest import SMALL, STAGES, run_script
+
+TORCHRUN = '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'
+RATE = 1e-5   # small: untrained networks soon blow up the last bits in which the two differ
+# Frozen batch norms: otherwise each process normalises by its own half of the batch. One thread
+# each: how a sum is split among threads decides its last bits.
+COMMON = *SMALL, '--BATCH_SIZE=4', '--FREEZE_BN=True', f'--LEARNING_RATE={RATE}'
+RUNS = {'MaskCN': (*COMMON, '--STEPS=4', '--VALIDATE_EVERY=2',
+                   '--PRETRAINED=xception', STAGES['train_MaskCN.py'][-1]),
+        'CoarseSN': (*COMMON, '--EPOCH=1', '--CACHE_SIZE=64', '--DROPOUT=False',
+                     '--PRETRAINED=voc', STAGES['train_CoarseSN.py'][-1])}
+ONE_THREAD = {'OMP_NUM_THREADS': '1'}
+
+
+def rows_of(layout, network):
+    lines = (layout.run(network) / 'metrics.jsonl').read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize('network', RUNS)
+def test_two_processes_train_what_one_trains(sibling, network):
+    one, two = (sibling(*(['CoarseSN'] if network == 'MaskCN' else [])) for _ in range(2))
+    run_script(f'train_{network}.py', one.root, *RUNS[network], env=ONE_THREAD)
+    text = run_script(f'train_{network}.py', two.root, *RUNS[network], env=ONE_THREAD,
+                      launcher=TORCHRUN)
+    assert text.count('training on 2 x cpu') == 1   # one process speaks for both
+    expected, found = rows_of(one, network), rows_of(two, network)
+    assert [row['step'] for row in found] == [row['step'] for row in expected]
+    for row, other in zip(found, expected, strict=True):
+        for name in {'loss', 'dice', 'rank'} & row.keys():
+            assert row[name] == pytest.approx(other[name], rel=1e-4), name
+    alone, together = (torch.load(layout.run(network) / 'last.pth', weights_only=True)['model']
+                       for layout in (one, two))
+    assert alone.keys() == together.keys()
+    apart = torch.cat([(together[name] - alone[name]).abs().flatten().double() for name in alone])
+    assert apart.mean() < 0.01 * RATE   # each step moves a weight by about RATE

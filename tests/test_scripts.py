@@ -1,0 +1,329 @@
+"""The scripts of steps 2 to 6 as processes: what they write, what they skip and what they refuse."""
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dataset import images, isic
+from dataset.layout import SPLITS
+from engine import checkpoints, metrics, settings
+from engine.training import poly
+from tests.conftest import REPOSITORY, STAGES, finish, run_in_turn, run_script, start_script, wait_for
+
+NETWORKS = {'CoarseSN': 857, 'MaskCN': 276, 'EnhancedSN': 864}   # entries of the state dict
+INPUTS = {'CoarseSN': set(), 'MaskCN': {'coarse_masks'}, 'EnhancedSN': {'coarse_masks', 'mask_cn'}}
+SCORES = ['image_id', 'JA', 'DI', 'pixel-AC', 'pixel-SE', 'pixel-SP']
+
+
+def state(folder):
+    """{relative path: (bytes, inode)} of the files below a folder; a rewritten file has a new inode."""
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_ino)
+            for path in sorted(folder.rglob('*')) if path.is_file()}
+
+
+def read_csv(path):
+    with open(path, newline='', encoding='utf-8') as file:
+        return list(csv.DictReader(file))
+
+
+def read_rows(layout, network):
+    lines = (layout.run(network) / 'metrics.jsonl').read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+# What is written
+
+def test_no_stage_prints_a_warning(chain):
+    assert {script: text for script, text in chain.outputs.items() if 'Warning' in text} == {}
+
+
+@pytest.mark.parametrize('network', NETWORKS)
+def test_weights_are_plain_state_dicts(chain, network):
+    weights = torch.load(chain.layout.weights(network), weights_only=True)
+    assert len(weights) == NETWORKS[network]
+    assert all(isinstance(value, torch.Tensor) and value.isfinite().all() for value in weights.values())
+    assert not any(name.startswith(('module.', '_orig_mod.')) for name in weights)
+
+
+def test_enhanced_sn_starts_from_coarse_sn(chain):
+    coarse, enhanced = (torch.load(chain.layout.weights(network), weights_only=True)
+                        for network in ('CoarseSN', 'EnhancedSN'))
+    assert {name.partition('.')[0] for name in enhanced.keys() - coarse.keys()} == {'cam_conv'}
+    name = 'backbone.conv1.weight' if 'backbone.conv1.weight' in coarse else next(iter(coarse))
+    moved = (enhanced[name] - coarse[name]).abs().max()
+    assert 0 < moved < 2 * 5e-5 * 2   # two steps of Adam
+
+
+@pytest.mark.parametrize(('network', 'steps', 'total', 'start', 'scores'), [
+    ('CoarseSN', [2, 4], 4, 1e-4, {'dice', 'rank', *SCORES[1:]}),
+    ('MaskCN', [3, 6, 9], 9, 1e-4, {'mean AUC', 'melanoma AUC', 'keratosis AUC', 'accuracy'}),
+    ('EnhancedSN', [2], 2, 5e-5, {'dice', 'rank', *SCORES[1:]})])
+def test_metrics_have_a_row_for_each_validation(chain, network, steps, total, start, scores):
+    rows = read_rows(chain.layout, network)
+    assert [row['step'] for row in rows] == steps
+    for row in rows:
+        assert row.keys() == {'step', 'lr', 'loss'} | scores
+        assert row['lr'] == pytest.approx(poly(start, row['step'] - 1, total))
+        assert 0 < row['loss'] < 5 and all(0 <= row[name] <= 1 for name in scores - {'rank'})
+    monitor = 'mean AUC' if network == 'MaskCN' else 'JA'
+    best = max(rows, key=lambda row: row[monitor])
+    assert f'best {monitor} {best[monitor]:.4f} at step {best["step"]}' in chain.outputs[
+        f'train_{network}.py']
+
+
+@pytest.mark.parametrize('network', NETWORKS)
+def test_config_holds_settings_inputs_and_versions(chain, network):
+    config = json.loads((chain.layout.run(network) / 'config.json').read_text())
+    assert config['network'] == network
+    constants = settings.read_constants(REPOSITORY / f'train_{network}.py')
+    assert config['settings'].keys() == constants.keys()
+    assert config['settings']['INPUT_SIZE'] == 32 and config['settings']['SHIFT'] == [0.0, 0.1]
+    assert config['inputs'].keys() == {'training', 'validation'} | INPUTS[network]
+    coarse, mask = (checkpoints.fingerprint(chain.layout.weights(name)) for name in ('CoarseSN', 'MaskCN'))
+    assert config['inputs'].get('coarse_masks', f'{coarse} 32 6') == f'{coarse} 32 6'
+    assert config['inputs'].get('mask_cn', mask) == mask
+    assert {'CoarseSN': 'voc.pth', 'MaskCN': 'xception.pth', 'EnhancedSN': 'CoarseSN.pth'}[network] in (
+        config['start'])
+    assert config['versions']['torch'] == torch.__version__ and config['versions']['threads'] == 2
+
+
+@pytest.mark.parametrize('network', NETWORKS)
+def test_a_run_draws_curves_and_a_panel(chain, network):
+    for name in ('curves.png', 'panel.png'):
+        picture = images.read_rgb(chain.layout.run(network) / name)
+        assert min(picture.shape[:2]) > 100 and picture.std() > 10
+    assert list(chain.layout.run(network).glob('tensorboard/events.*'))
+
+
+@pytest.mark.parametrize('split', SPLITS)
+def test_coarse_masks_fit_what_they_were_drawn_for(chain, split):
+    layout, sizes = chain.layout, set()
+    crops = isic.read_classification_list(layout, split)
+    pictures = isic.read_segmentation_list(layout, split)
+    for folder, paths in ((layout.coarse_for_classification(split), [path for path, _ in crops]),
+                          (layout.coarse_for_segmentation(split), [path for path, _ in pictures])):
+        assert {path.name for path in folder.iterdir()} == {
+            'made_by.json', *(f'{path.stem}.png' for path in paths)}
+        for path in paths:
+            mask = images.read_mask(folder / f'{path.stem}.png')   # refuses other values than 0 and 255
+            assert mask.shape[::-1] == images.image_size(path)
+            sizes.add(mask.shape)
+        record = json.loads((folder / 'made_by.json').read_text())
+        assert record == {'complete': True, 'masks': len(paths), 'facts': {
+            'coarse_sn': checkpoints.fingerprint(layout.weights('CoarseSN')), 'input_size': 32, 'views': 6}}
+    assert (224, 224) in sizes and len(sizes) > 1
+
+
+def test_coarse_masks_show_what_coarse_sn_found(chain):
+    folders = [chain.layout.coarse_for_classification(split) for split in SPLITS]
+    shares = {images.read_mask(path).mean() / 255 for folder in folders for path in folder.glob('*.png')}
+    assert len(shares) > 40 and min(shares) < 0.7 < max(shares)   # they depend on the picture
+
+
+@pytest.mark.parametrize('network', ['CoarseSN', 'EnhancedSN'])
+def test_segmentation_results_agree_with_each_other(chain, network):
+    stem = chain.layout.results / f'{network}_Validation'
+    rows, result = read_csv(f'{stem}.csv'), json.loads(stem.with_suffix('.json').read_text())
+    assert list(rows[0]) == SCORES and len(rows) == 6
+    assert result['network'] == network and result['split'] == 'Validation' and result['n'] == 6
+    assert set(SCORES[1:]) | {'ci95', 'with TTA', 'without TTA'} <= result.keys()
+    for name in SCORES[1:]:
+        mean = np.mean([float(row[name]) for row in rows])
+        assert result[name] == pytest.approx(mean, abs=1e-6)
+        for scores in (result, result['with TTA'], result['without TTA']):
+            low, high = scores['ci95'][name]
+            assert 0 <= low <= scores[name] <= high <= 1
+        assert result['with TTA'][name] == result[name]
+    assert result['with TTA'] != result['without TTA']
+    used = {'CoarseSN': ['CoarseSN'], 'EnhancedSN': ['EnhancedSN', 'MaskCN']}[network]
+    assert {name: facts['sha256'] for name, facts in result['weights'].items()} == {
+        name: checkpoints.fingerprint(chain.layout.weights(name)) for name in used}
+    assert images.read_rgb(stem.with_name(f'{stem.name}_panel.png')).std() > 10
+    assert '<html' in (chain.layout.results / 'report.html').read_text(encoding='utf-8')
+
+
+@pytest.mark.parametrize('network', ['CoarseSN', 'EnhancedSN'])
+def test_predicted_masks_are_those_that_were_scored(chain, network):
+    stem = chain.layout.results / f'{network}_Validation'
+    rows = {row['image_id']: row for row in read_csv(f'{stem}.csv')}
+    pairs = isic.read_segmentation_list(chain.layout, 'Validation')
+    folder = stem.with_name(f'{stem.name}_masks')
+    assert {path.name for path in folder.iterdir()} == {
+        f'{image.stem}_segmentation.png' for image, _ in pairs}
+    for image, mask in pairs:
+        found = images.read_mask(folder / f'{image.stem}_segmentation.png') > 0
+        assert found.shape[::-1] == images.image_size(image)
+        scores = metrics.segmentation_scores(metrics.confusion(found, images.read_mask(mask) > 0))[0]
+        printed = [float(rows[image.stem][name]) for name in SCORES[1:]]
+        np.testing.assert_allclose(printed, scores, atol=1e-6)
+
+
+def test_classification_results_agree_with_each_other(chain):
+    stem = chain.layout.results / 'MaskCN_Validation'
+    rows, result = read_csv(f'{stem}.csv'), json.loads(stem.with_suffix('.json').read_text())
+    assert list(rows[0]) == ['image_id', *isic.CLASSES] and len(rows) == 6
+    p = np.array([[float(row[name]) for name in isic.CLASSES] for row in rows])
+    np.testing.assert_allclose(p.sum(1), 1, atol=1e-6)
+    truth = {image_id: label for image_id, _, label in isic.classification_images(chain.layout, 'Validation')}
+    expected = metrics.classification_scores(p, [truth[row['image_id']] for row in rows])
+    for crops in ('9-crop', '1-crop'):
+        for task in ('melanoma', 'keratosis'):
+            assert {'AUC', 'AP', 'AC', 'SE', 'SP'} <= result[crops][task].keys()
+            assert f'{task} AUC' in result[crops]['ci95']
+        low, high = result[crops]['ci95']['mean AUC']
+        assert 0 <= low <= high <= 1
+    for task in ('melanoma', 'keratosis'):
+        assert result[task] == result['9-crop'][task] == pytest.approx(expected[task])
+    assert result['mean AUC'] == pytest.approx(expected['mean AUC'])
+    assert result['9-crop'] != result['1-crop']
+
+
+def test_challenge_file_has_its_columns_and_the_same_probabilities(chain):
+    stem = chain.layout.results / 'MaskCN_Validation'
+    challenge, rows = read_csv(f'{stem}_challenge.csv'), read_csv(f'{stem}.csv')
+    assert list(challenge[0]) == ['image', 'melanoma', 'seborrheic_keratosis']
+    assert [list(row.values()) for row in challenge] == [
+        [row['image_id'], row[isic.CLASSES[1]], row[isic.CLASSES[2]]] for row in rows]
+
+
+# Running again
+
+def test_a_finished_training_has_nothing_to_do(chain):
+    before = state(chain.layout.run('MaskCN'))
+    text = run_script('train_MaskCN.py', chain.root, *STAGES['train_MaskCN.py'])
+    assert 'nothing to do' in text
+    after = state(chain.layout.run('MaskCN'))
+    assert {name: data for name, (data, _) in after.items()} == {
+        name: data for name, (data, _) in before.items()}
+
+
+def test_masks_are_drawn_only_where_they_are_missing(chain, sibling):
+    layout = sibling('CoarseSN', masks='copy')
+    lost = layout.coarse_for_segmentation('Validation') / 'ISIC_9100002.png'
+    before = state(layout.coarse_masks)
+    lost.unlink()
+    text = run_script('generate_Coarse_mask.py', layout.root, *STAGES['generate_Coarse_mask.py'])
+    assert 'Validation_EnhancedSN: 5 of 6 masks are there' in text
+    assert 'Training_EnhancedSN: 8 of 8 masks are there' in text
+    after = state(layout.coarse_masks)
+    kept = [name for name in before if name.endswith('.png') and before[name][1] == after[name][1]]
+    assert len(kept) >= len(list(layout.coarse_masks.rglob('*.png'))) - 1
+    assert {name: data for name, (data, _) in after.items()} == {
+        name: data for name, (data, _) in before.items()}
+
+
+def test_masks_that_were_interrupted_are_refused_and_go_on(chain, sibling):
+    layout = sibling('CoarseSN')
+    layout.coarse_masks.unlink()
+    options = *STAGES['generate_Coarse_mask.py'], '--BATCH_SIZE=4'
+    process = start_script('generate_Coarse_mask.py', layout.root, *options)
+    wait_for(process, '3/')   # of the training crops' batches
+    process.terminate()
+    assert 'run the same command again' in finish(process, 143)
+    drawn = len(list(layout.coarse_for_classification('Training').glob('*.png')))
+    assert 0 < drawn < len(isic.read_classification_list(layout, 'Training'))
+    text = run_script('train_MaskCN.py', layout.root, *STAGES['train_MaskCN.py'], expect=2)
+    assert 'was not finished' in text and f'python generate_Coarse_mask.py --ROOT={layout.root}' in text
+    assert f'{drawn} of' in run_script('generate_Coarse_mask.py', layout.root, *options)
+    for path in chain.layout.coarse_masks.rglob('*.*'):
+        assert (layout.coarse_masks / path.relative_to(chain.layout.coarse_masks)).read_bytes() == (
+            path.read_bytes()), path
+
+
+# Settings
+
+def test_scripts_explain_themselves():
+    scripts = sorted(path.name for path in REPOSITORY.glob('*.py'))
+    assert set(STAGES) <= set(scripts)
+    texts = run_in_turn(*((script, None, '--help') for script in scripts))
+    for script, text in zip(scripts, texts, strict=True):
+        constants = settings.read_constants(REPOSITORY / script)
+        assert {'DEVICE', 'AMP'} <= constants.keys()
+        assert all(f'--{name}=' in text for name in constants)
+        assert f'python {script}' in text and 'Reads ' in text and 'Writes ' in text
+
+
+def test_settings_that_cannot_be_used_are_refused(chain, tmp_path):
+    text, sizes, scales, changed = run_in_turn(
+        ('train_MaskCN.py', tmp_path, '--STEP=3', '--AMP=fp8', '--EPOCH'),
+        ('train_CoarseSN.py', tmp_path, '--INPUT_SIZE=40'),
+        ('eval_EnhancedSN.py', tmp_path, '--SCALES=224,250'),
+        ('train_MaskCN.py', chain.root, *STAGES['train_MaskCN.py'], '--ROTATION=20'), expect=2)
+    assert 'STEP is not a setting; did you mean STEPS?' in text
+    assert "AMP='fp8': must be one of" in text and '--NAME=value' in text
+    assert 'multiple of 16' in sizes and '40 px' in sizes
+    assert 'multiple of 16' in scales and '250 px' in scales and '224 px' not in scales
+    assert 'ROTATION: 10.0' in changed and '20.0 now' in changed and '--RESUME=False' in changed
+    assert not list(tmp_path.iterdir())
+
+
+# Stages out of order
+
+def test_a_missing_stage_is_named(chain, sibling, tmp_path_factory):
+    empty, listed = tmp_path_factory.mktemp('empty'), sibling()
+    coarse, mask = sibling('CoarseSN'), sibling('CoarseSN', 'MaskCN')
+    needed = {('train_CoarseSN.py', empty): 'python dataset/list_seg.py',
+              ('generate_Coarse_mask.py', empty): 'python dataset/list_seg.py',
+              ('train_MaskCN.py', empty): 'python train_CoarseSN.py',
+              ('train_MaskCN.py', empty, '--INPUT_CHANNEL=3'): 'python dataset/list_cls.py',
+              ('eval_EnhancedSN.py', empty): 'python dataset/list_seg.py',
+              ('eval_MaskCN.py', empty): 'python train_MaskCN.py',
+              ('generate_Coarse_mask.py', listed.root): 'python train_CoarseSN.py',
+              ('train_EnhancedSN.py', coarse.root): 'python train_MaskCN.py',
+              ('eval_EnhancedSN.py', mask.root): 'python train_EnhancedSN.py'}
+    for command, text in zip(needed, run_in_turn(*needed, expect=2), strict=True):
+        remedy = text.partition('Remedy: ')[2]
+        assert f'{needed[command]} --ROOT={command[1]}' in remedy and 'missing' in text, text
+    assert not list(empty.rglob('*.pth'))
+
+
+def replace_coarse_sn(layout):
+    """Another coarse-SN in place of the one that drew the masks; returns its fingerprint."""
+    path = layout.weights('CoarseSN')
+    weights = torch.load(path, weights_only=True)
+    weights['cls_conv.bias'][0] += 1e-6
+    path.unlink()   # the link
+    torch.save(weights, path)
+    return checkpoints.fingerprint(path)
+
+
+def test_masks_of_another_coarse_sn_are_refused(sibling):
+    layout = sibling('CoarseSN', 'MaskCN', 'EnhancedSN', masks='copy')
+    present = replace_coarse_sn(layout)
+    scripts = ('train_MaskCN.py', 'train_EnhancedSN.py', 'eval_EnhancedSN.py', 'eval_MaskCN.py')
+    commands = [(script, layout.root, *STAGES[script]) for script in scripts]
+    for text in run_in_turn(*commands, expect=2):
+        assert f'than {layout.weights("CoarseSN")} ({present})' in text
+        assert f'Remedy: python generate_Coarse_mask.py --ROOT={layout.root}' in text
+    for record in layout.coarse_masks.glob('*/made_by.json'):   # as if drawn anew
+        facts = json.loads(record.read_text())
+        facts['facts']['coarse_sn'] = present
+        record.write_text(json.dumps(facts))
+    for text in run_in_turn(*commands[1:], expect=2):
+        assert 'was trained on masks of another coarse-SN' in text and present in text
+        assert f'Remedy: python train_MaskCN.py --ROOT={layout.root} --RESUME=False' in text
+    assert not layout.results.exists()
+
+
+def cut(path):
+    """Replace a link to a file by the first half of that file."""
+    whole = path.resolve().read_bytes()
+    path.unlink()
+    path.write_bytes(whole[:len(whole) // 2])
+
+
+def test_damaged_files_are_named_with_a_remedy(chain, sibling):
+    coarse, mask, last = sibling('CoarseSN'), sibling('CoarseSN', 'MaskCN'), sibling('CoarseSN', 'MaskCN')
+    cut(coarse.weights('CoarseSN'))
+    cut(mask.weights('MaskCN'))
+    unfinished = last.run('MaskCN') / 'last.pth'
+    unfinished.symlink_to(chain.layout.run('MaskCN') / 'last.pth')
+    cut(unfinished)
+    texts = run_in_turn(*((script, layout.root, *STAGES[script]) for script, layout in (
+        ('generate_Coarse_mask.py', coarse), ('eval_MaskCN.py', mask), ('train_MaskCN.py', last))), expect=2)
+    for text, path, remedy in zip(texts, (coarse.weights('CoarseSN'), mask.weights('MaskCN'), unfinished), (
+            'python train_CoarseSN.py', 'python train_MaskCN.py', '--RESUME=False'), strict=True):
+        assert f'{path}: ' in text and 'truncated' in text and remedy in text.partition('Remedy: ')[2]
+    assert unfinished.is_file()   # it is the user's to remove
