@@ -354,10 +354,9 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_not_run(tmp_path, zippe
 
 def half_saved(error):
     """A torch.save that writes some bytes and then fails, or ends its process when error is None."""
-    def save(_content, path):
-        with open(path, 'wb') as file:
-            file.write(b'half')
-            file.flush()
+    def save(_content, file):
+        file.write(b'half')
+        file.flush()
         if error is None:
             os.kill(os.getpid(), signal.SIGKILL)
         raise error
@@ -385,6 +384,12 @@ def test_a_kill_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
     assert process.exitcode == -signal.SIGKILL
     assert same(checkpoints.load(path, ''), STATE)
     assert [file.suffix for file in tmp_path.iterdir() if not file.name.startswith('.')] == ['.pth']
+
+
+def test_equal_content_gives_equal_bytes(tmp_path):
+    for name in ('one.pth', 'two.pth'):
+        checkpoints.save(STATE, tmp_path / name)
+    assert (tmp_path / 'one.pth').read_bytes() == (tmp_path / 'two.pth').read_bytes()
 
 
 @pytest.mark.parametrize('wrap', [lambda state: state, lambda state: {'model': state, 'step': 1},
