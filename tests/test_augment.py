@@ -1,4 +1,5 @@
 """Augmentation: one geometry for image and masks, and samples that depend on (seed, position) alone."""
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,8 @@ QUICK = settings(max_examples=150, deadline=None)
 SEEDS, POSITIONS = st.integers(-2**63, 2**64), st.integers(0, 2**62)
 RANGES = augment.Ranges(crop=(0.5, 1.0), crop_probability=0.5)
 STILL = augment.Ranges(0.0, 0.0, (0.0, 0.0), (1.0, 1.0), False)
+# OpenCV 4 rounds the coordinates of a warp to 1/32 pixel, OpenCV 5 does not.
+EXACT_WARP = int(cv2.__version__.partition('.')[0]) >= 5
 IDENTITY = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 
 
@@ -78,9 +81,10 @@ def test_the_warp_is_torchs_affine_grid_and_grid_sample(seed, mode, shape):
     expected = F.grid_sample(picture, grid, mode=mode, padding_mode='zeros', align_corners=False)[0]
     difference = (warped - expected).abs()
     if mode == 'bilinear':
-        assert difference.max() <= 1
-    else:
-        assert (difference > 0).double().mean() < 0.002   # coordinates half-way between two pixels
+        assert difference.max() <= (1 if EXACT_WARP else 10)
+        assert difference.mean() <= 1
+    else:   # coordinates half-way between two pixels
+        assert (difference > 0).double().mean() < (0.002 if EXACT_WARP else 0.02)
 
 
 @pytest.mark.parametrize('mode', augment.INTERPOLATIONS)
