@@ -183,7 +183,7 @@ def report_segmentation(layout, network, split, names, scores, facts):
     columns = [('paper', paper.SEGMENTATION.get((network, split), {}), None)]
     columns += [(name, summary[key], summary[key]['ci95']) for name, key in
                 (('with TTA', 'with TTA'), ('without TTA', 'without TTA')) if summary[key]]
-    print(f'\n{network} on {split} (n = {len(names)}, recipe {facts["recipe"]}), percent [95 % interval]')
+    _print_heading(summary)
     _print_table(metrics.SEGMENTATION, columns)
     print(f'written: {stem}.csv, {stem}.json')
     return summary
@@ -211,7 +211,7 @@ def report_classification(layout, split, names, results, labels, facts):
                      'ci95': metrics.intervals_of_areas(p, labels)} for kind, p in results.items()}
     summary = {'network': 'MaskCN', 'split': split, 'n': len(names), **scored['9-crop'], **scored, **facts}
     files.write_text(stem.with_suffix('.json'), json.dumps(summary, indent=1) + '\n')
-    print(f'\nMaskCN on {split} (n = {len(names)}, recipe {facts["recipe"]}), percent [95 % interval]')
+    _print_heading(summary)
     rows = [f'{task} {name}' for task in metrics.TASKS for name in metrics.CLASSIFICATION] + ['mean AUC']
     printed = paper.CLASSIFICATION.get(split, {})
     columns = [('paper', {f'{task} AUC': printed.get(task) for task in metrics.TASKS}
@@ -229,6 +229,11 @@ def _flat(scores):
     flat = {f'{task} {name}': scores[task][name] for task in metrics.TASKS
             for name in metrics.CLASSIFICATION}
     return {**flat, 'mean AUC': scores['mean AUC']}
+
+
+def _print_heading(summary):
+    print(f'\n{summary["network"]} on {summary["split"]} (n = {summary["n"]}, recipe '
+          f'{summary.get("recipe", "unknown")}), percent [95 % interval]')
 
 
 def _print_table(rows, columns):
@@ -260,5 +265,5 @@ def provenance(cfg, weight_paths, data_fingerprint):
     trained = {path.stem: checkpoints.read_config(path) for path in weight_paths}
     recipes = {name: config.get('settings', {}).get('RECIPE', 'unknown') for name, config in trained.items()}
     return {'recipe': recipes[weight_paths[0].stem], 'settings': vars(cfg), 'data': data_fingerprint,
-            'weights': {path.stem: {'sha256': checkpoints.fingerprint(path), 'recipe': recipes[path.stem],
-                                    'start': trained[path.stem].get('start')} for path in weight_paths}}
+            'weights': {path.stem: checkpoints.fingerprint(path) for path in weight_paths},
+            'started from': {name: config.get('start') for name, config in trained.items()}}

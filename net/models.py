@@ -51,6 +51,8 @@ class deeplabv3plus(nn.Module):   # the released code's name
                                       *_conv_bn_relu(256, 256, 3), nn.Dropout(0.1 * dropout))
         self.cls_conv = nn.Conv2d(256, num_classes, 1)
         _initialise(self)
+        # He's rule by fan-out would start the few outputs with logits of tens: a saturated softmax.
+        nn.init.normal_(self.cls_conv.weight, std=0.01)
 
     def forward(self, x):
         """(B, 3, H, W) in [0, 1] -> logits (B, num_classes, H, W); H, W multiples of 16."""

@@ -219,7 +219,7 @@ def test_masks_that_were_interrupted_are_refused_and_go_on(chain, sibling):
     layout.coarse_masks.unlink()
     options = *STAGES['generate_Coarse_mask.py'], '--BATCH_SIZE=4'
     process = start_script('generate_Coarse_mask.py', layout.root, *options)
-    wait_for(process, '3/')   # of the training crops' batches
+    wait_for(process, '| 3/')   # of the training crops' batches
     process.terminate()
     assert 'run the same command again' in finish(process, 143)
     drawn = len(list(layout.coarse_for_classification('Training').glob('*.png')))
