@@ -1,5 +1,6 @@
 # make demo   environment, small synthetic data set, steps 1 to 6 with the real networks, tables
 # make test   environment, test suite
+# make tables Tables IV to VII and Figures 4 to 7 of the paper on the demo's data, after make demo
 # make lint   style
 # VENV=folder chooses another place for the environment, PYTHON=python3.12 another interpreter.
 
@@ -9,7 +10,7 @@ DEMO ?= demo
 RUN = $(VENV)/bin/python
 AS_DEMO = --ROOT=$(DEMO) --RECIPE=demo
 
-.PHONY: env demo test lint clean-demo
+.PHONY: env demo tables test lint clean-demo
 
 env: $(VENV)/.requirements
 
@@ -40,6 +41,9 @@ demo: $(VENV)/.requirements
 	$(RUN) eval_EnhancedSN.py $(AS_DEMO) --SPLIT=Testing --NETWORK=CoarseSN
 	$(RUN) eval_EnhancedSN.py $(AS_DEMO) --SPLIT=Testing
 	$(RUN) tests/check_demo.py $(DEMO)
+
+tables: $(VENV)/.requirements
+	$(RUN) reproduce_tables.py $(AS_DEMO) --TABLE=4,5,6,7 --FIGURE=4,5,6,7
 
 test: $(VENV)/.requirements-test
 	$(RUN) -m ruff check .

@@ -14,7 +14,7 @@ def curves(rows, monitor, path):
 
     rows : list of dicts as in metrics.jsonl; monitor : name of the score; path : png to write
     """
-    figure, (left, right) = _subplots(1, 2, (9, 3.4))
+    figure, (left, right) = subplots(1, 2, (9, 3.4))
     steps = [row['step'] for row in rows]
     for name in ('loss', 'dice', 'rank'):
         if name in rows[0]:
@@ -30,17 +30,17 @@ def curves(rows, monitor, path):
     right.set(xlabel='step', ylabel=f'validation {monitor}')
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def panel(rows, titles, path):
     """Draw a grid of pictures, one row an image.
 
     rows : list of (caption, [pictures]); a picture is (H, W, 3) or (H, W) uint8, or (H, W) float in
-    [0, 1] or below, drawn as a heat map; titles : one a column; path : png to write
+    [0, 1] or below, drawn as a heat map; titles : one a column; path : png or pdf to write, or a list
     """
-    figure, grid = _subplots(len(rows), len(titles),
-                             (COLUMN_WIDTH * len(titles), COLUMN_WIDTH * len(rows) + 0.3))
+    figure, grid = subplots(len(rows), len(titles),
+                            (COLUMN_WIDTH * len(titles), COLUMN_WIDTH * len(rows) + 0.3))
     grid = np.asarray(grid).reshape(len(rows), len(titles))
     for line, (caption, pictures) in zip(grid, rows, strict=True):
         for axes, picture in zip(line, pictures, strict=True):
@@ -53,7 +53,7 @@ def panel(rows, titles, path):
         line[0].set_ylabel(caption, fontsize=6)
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def outlined(image, truth=None, prediction=None):
@@ -68,14 +68,20 @@ def outlined(image, truth=None, prediction=None):
     return drawn
 
 
-def _subplots(rows, columns, size):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import; no display needed
+def subplots(rows, columns, size):
+    """A figure of `size` (width, height in inches) that needs no display, and its axes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
     from matplotlib.figure import Figure
     figure = Figure(figsize=size, dpi=DPI, layout='constrained')
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns)
 
 
-def _save(figure, path):
-    with files.replacing(path) as temporary:
-        figure.savefig(temporary)
+def save(figure, paths):
+    """Write a figure to a path or to several; the suffix says the format."""
+    import matplotlib  # slow to import
+    for path in paths if isinstance(paths, (list, tuple)) else [paths]:
+        undated = {'metadata': {'CreationDate': None}} if str(path).endswith('.pdf') else {}
+        # Type 42: printers of journals refuse matplotlib's usual Type 3 fonts.
+        with files.replacing(path) as temporary, matplotlib.rc_context({'pdf.fonttype': 42}):
+            figure.savefig(temporary, **undated)

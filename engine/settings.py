@@ -42,17 +42,7 @@ def resolve(namespace, argv=None, choices=None, positive=()):
         sys.exit(0)
 
     command_line, faults = _split_arguments(argv, values)
-    recipe = command_line.get('RECIPE', values.get('RECIPE', 'default'))
-    layers = [(f'recipes/{recipe}.toml', _read_recipe(recipe, script.stem, faults)),
-              ('command line', command_line)]
-    changed = {}
-    for source, overrides in layers:
-        for name, given in overrides.items():
-            try:
-                values[name] = convert(name, given, values)
-                changed[name] = source
-            except ValueError as error:
-                faults.append(f'{source}: {error}')
+    changed = _override(values, script, command_line, 'command line', faults)
     faults += _out_of_range(values, choices or {}, positive)
     if faults:
         raise InputError(f'{script.name}: settings that cannot be used', faults,
@@ -60,6 +50,37 @@ def resolve(namespace, argv=None, choices=None, positive=()):
     for name, source in changed.items():
         print(f'{name} = {values[name]!r}   # {source}')
     return Settings(**values)
+
+
+def resolved(script, overrides):
+    """The settings that `python <script> --NAME=value ...` would run with, as a dict; nothing is run.
+
+    script : path; overrides : dict of literals or text, RECIPE among them
+    Raises InputError that names every override that the script would refuse for its name or type.
+    """
+    values, faults = read_values(script), []
+    _override(values, Path(script), overrides, 'overrides', faults)
+    if faults:
+        raise InputError(f'{Path(script).name}: settings that cannot be used', faults,
+                         f'python {_shown(Path(script))} --help lists every constant')
+    return values
+
+
+def _override(values, script, overrides, source, faults):
+    """Apply the recipe's table and then `overrides` to `values`; faults are added to the list.
+
+    Returns {name: where its value is from}.
+    """
+    recipe, changed = overrides.get('RECIPE', values.get('RECIPE', 'default')), {}
+    for where, layer in ((f'recipes/{recipe}.toml', _read_recipe(recipe, script.stem, faults)),
+                         (source, overrides)):
+        for name, given in layer.items():
+            try:
+                values[name] = convert(name, given, values)
+                changed[name] = where
+            except ValueError as error:
+                faults.append(f'{where}: {error}')
+    return changed
 
 
 def _out_of_range(values, choices, positive):
@@ -85,17 +106,27 @@ def read_constants(script):
                 if token.type == tokenize.COMMENT}
     banners = {line: text.strip('- ') for line, text in comments.items() if text.startswith('---')}
     constants = {}
+    for name, node in _assignments(source):
+        group = next((banners[line] for line in sorted(banners, reverse=True) if line < node.lineno), '')
+        constants[name] = (group, comments.get(node.end_lineno, ''))
+    return constants
+
+
+def read_values(script):
+    """{NAME: value} of a script's upper-case constants, without running it; they are literals."""
+    source = Path(script).read_text(encoding='utf-8')
+    return {name: ast.literal_eval(node.value) for name, node in _assignments(source)}
+
+
+def _assignments(source):
+    """(name, node) of every upper-case constant before the first function of a script's source."""
     for node in ast.parse(source).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             break
-        if not isinstance(node, ast.Assign) or len(node.targets) != 1:
-            continue
-        name = getattr(node.targets[0], 'id', '')
-        if name.isupper():
-            group = next((banners[line] for line in sorted(banners, reverse=True)
-                          if line < node.lineno), '')
-            constants[name] = (group, comments.get(node.end_lineno, ''))
-    return constants
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            name = getattr(node.targets[0], 'id', '')
+            if name.isupper():
+                yield name, node
 
 
 def describe(documentation, constants, values):

@@ -1,0 +1,76 @@
+"""Running the steps of experiments one after the other, each as a process of its own."""
+import signal
+import subprocess
+import time
+
+import filelock
+
+from dataset.errors import InputError
+from engine.script import Interrupted
+
+ENDED_BY_SIGNAL = 128 + signal.SIGINT, 128 + signal.SIGTERM
+
+
+def run(library, steps):
+    """Run the steps that are not finished, in order; their output goes to the terminal.
+
+    A step that fails costs those that need it, not the others. Returns {step: why it was not run or
+    did not finish}. Raises Interrupted after the running script has saved its state, and InputError
+    when another process runs experiments below the same root.
+    """
+    library.runs.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(library.runs / '.lock')
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise InputError('Two programs run experiments', [f'{library.runs}: another process works here'],
+                         'wait for it, or use another --ROOT') from None
+    failed = {}
+    with lock:
+        for number, step in enumerate(steps, start=1):
+            blame = next((need for need in step.before if need in failed), None)
+            if blame is not None:
+                failed[step] = f'needs {blame.name}, which failed'
+                continue
+            library.look_again(step)
+            if not library.finished(step):
+                code = _run_one(library, step, f'[{number}/{len(steps)}]')
+                if code:
+                    failed[step] = f'{library.command(step)} ended with exit code {code}'
+    return failed
+
+
+def _run_one(library, step, place):
+    """Run one step in its folder; its exit code."""
+    library.prepare(step)
+    print(f'\n{place} {library.command(step)}', flush=True)
+    since, code = time.monotonic(), None
+    try:
+        code = call(library.arguments(step))
+    finally:
+        library.note(step, time.monotonic() - since, finished=code == 0)
+    return code
+
+
+def call(words):
+    """Run a command and wait; its exit code.
+
+    Ctrl-C and SIGTERM are handed on to the command, which saves its state; Interrupted is raised after
+    its end. A session of its own: else the terminal would send it a second Ctrl-C, which does not wait.
+    """
+    caught = []
+    process = subprocess.Popen(words, start_new_session=True)
+
+    def forward(number, _frame):
+        caught.append(number)
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if caught or code in ENDED_BY_SIGNAL:
+        raise Interrupted(caught[0] if caught else code - 128)
+    return code

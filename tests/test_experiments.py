@@ -1,0 +1,387 @@
+"""The graph of experiments: what is shared, what is run again, what is refused. The scripts are stood
+in for by a function that writes what they would, so that whole graphs run in a blink."""
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from dataset.errors import InputError
+from dataset.layout import Layout
+from engine import coarse_masks, costs, runner, settings
+from engine.exhibits import Exhibits
+from engine.experiments import REPOSITORY, Declarations, in_order
+from engine.library import HERE, RECORD, Library
+from engine.script import Interrupted
+
+VALUES = {'FOLDS': 4, 'CROSS_FIT': 3}
+SYSTEM = """
+[experiment.coarse]
+script = 'train_CoarseSN.py'
+[experiment.masks]
+script = 'generate_Coarse_mask.py'
+needs = ['coarse']
+[experiment.mask_cn]
+script = 'train_MaskCN.py'
+needs = ['masks']
+[experiment.enhanced]
+script = 'train_EnhancedSN.py'
+needs = ['mask_cn']
+"""
+SWEEP = """
+[experiment.'enhanced_k{k}']
+for.k = [10, 30]
+script = 'train_EnhancedSN.py'
+needs = ['mask_cn']
+HARD_PIXELS = '{k}'
+[table.K]
+columns = ['JA']
+rows = [{ label = 'ten', of = 'enhanced_k10', paper = [79.0] }, { label = 'thirty', of = 'enhanced_k30' },
+        { label = 'default', of = 'enhanced' },
+        { label = 'theirs', paper = [76.5], source = 'a leaderboard' }]
+compare = [['ten', 'thirty']]
+"""
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A root with lists of four segmentation and four classification images a split; no real pictures."""
+    layout = Layout(tmp_path / 'root')
+    for split in ('Training', 'Validation'):
+        for folder, listed, lines in (
+                (layout.segmentation(split), layout.segmentation_list(split),
+                 [f'Images/{split}{n}.png Annotation/{split}{n}_segmentation.png' for n in range(4)]),
+                (layout.crops(split), layout.classification_list(split),
+                 [f'{split}{n}.png {n % 3}' for n in range(4)])):
+            for name in (word for line in lines for word in line.split() if word.endswith('.png')):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_text(name)
+            listed.parent.mkdir(parents=True, exist_ok=True)
+            listed.write_text('\n'.join(lines) + '\n')
+    return layout.root
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Stands in for the scripts; a list of (script, run folder, overrides) of what was called."""
+    made = []
+
+    def call(words):
+        options = dict(word.removeprefix('--').split('=', 1) for word in words[2:])
+        script, layout = Path(words[1]).name, Layout(options.pop('ROOT'))
+        made.append((script, layout.root.name, options))
+        seen = sorted(str(path.relative_to(layout.root)) + path.read_text()
+                      for path in layout.models.glob('*/*.pth'))
+        content = hashlib.sha256(f'{script} {options} {seen}'.encode()).hexdigest()
+        if script == 'generate_Coarse_mask.py':
+            for split in ('Training', 'Validation'):
+                for of in (layout.coarse_for_segmentation, layout.coarse_for_classification):
+                    folder = of(split)
+                    coarse_masks.begin(folder, {'coarse_sn': content})
+                    coarse_masks.finish(folder, {'coarse_sn': content}, 4, settings.Settings())
+        elif script.startswith('train'):
+            network = script.removeprefix('train_').removesuffix('.py')
+            folds = int(options.get('CROSS_FIT', 0))
+            for name in [f'{network}_fold{n}' for n in range(1, folds + 1)] or [network]:
+                layout.run(name).mkdir(parents=True)
+                (layout.run(name) / f'{network}.pth').write_text(content + name)
+        else:
+            network = options.get('NETWORK', 'MaskCN' if script == 'eval_MaskCN.py' else 'EnhancedSN')
+            values = [int(content[n], 16) / 15 for n in range(4)]
+            rows = [f'Validation{n},{value},0.5,0.5,0.5,0.5' for n, value in enumerate(values)]
+            if network == 'MaskCN':
+                rows = [f'Validation{n},{value},0.2,0.1' for n, value in enumerate(values)]
+            header = 'nevus,melanoma,keratosis' if network == 'MaskCN' else 'JA,DI,pixel-AC,pixel-SE,pixel-SP'
+            layout.results.mkdir(parents=True, exist_ok=True)
+            (layout.results / f'{network}_Validation.csv').write_text(
+                '\n'.join([f'image_id,{header}', *rows]) + '\n')
+        return 0
+
+    monkeypatch.setattr(runner, 'call', call)
+    return made
+
+
+def declare(tmp_path, text):
+    path = tmp_path / 'mine.toml'
+    path.write_text(text)
+    return Declarations(path, VALUES)
+
+
+def run_table(declared, root, name, seeds=(0,)):
+    """Run what a table needs with a new Library; returns (library, failed)."""
+    library = Library(root)
+    return library, runner.run(library, declared.steps_of(declared.tables[name], seeds))
+
+
+# --- The file of the repository
+
+def test_the_papers_experiments_are_declared():
+    declared = Declarations(REPOSITORY / 'experiments.toml', VALUES)
+    assert set(declared.tables) == {str(number) for number in range(1, 8)}
+    assert set(declared.figures) == {str(number) for number in range(4, 10)}
+    for exhibit in (*declared.tables.values(), *declared.figures.values()):
+        steps = declared.steps_of(exhibit)
+        assert all(steps.index(need) < steps.index(step) for step in steps for need in step.before)
+    assert declared.step('enhanced_k30') == declared.step('enhanced')      # the default, under one name
+    assert declared.step('enhanced_k30').name == 'enhanced'
+    assert declared.step('enhanced_k50') != declared.step('enhanced')
+    assert dict(declared.step('enhanced_lambda0.5').overrides) == {'RANK_WEIGHT': 0.5}
+    assert dict(declared.step('coarse_folds').overrides) == {'CROSS_FIT': 3}
+
+
+def test_tables_share_one_coarse_sn():
+    declared = Declarations(REPOSITORY / 'experiments.toml', VALUES)
+    steps = in_order([step for name in '4567' for step in declared.steps_of(declared.tables[name])])
+    assert [step.name for step in steps].count('coarse') == 1
+    assert len({step for step in steps if step.script == 'train_CoarseSN.py'}) == 3   # dice, hybrid, folds
+
+
+@pytest.mark.parametrize(('text', 'said'), [
+    ("[experiment.a]\nscript = 'eval_MaskCN.py'", 'experiment.a: script must be one of'),
+    ("[experiment.a]\nscript = 'train_MaskCN.py'\nneeds = ['b']", 'needs b, which is not declared'),
+    ("[experiment.a]\nscript = 'train_MaskCN.py'\nneeds = ['a']", 'experiment.a: needs itself'),
+    ("[experiment.a]\nscript = 'train_MaskCN.py'\nSTEP = 3", 'did you mean STEPS?'),
+    ("[experiment.a]\nscript = 'train_MaskCN.py'\nSTEPS = 'many'", 'STEPS=many: must be a whole number'),
+    ("[experiment.a]\nscript = 'train_MaskCN.py'\nneed = []", 'experiment.a: need is not known here'),
+    ('[table.x]\ncolumns = ["JA"]\nrows = [{ label = "r", of = "nothing" }]', 'nothing is not declared'),
+    ('[table.x]\ncolumns = ["IoU"]\nrows = [{ label = "r", paper = [1] }]', 'column IoU must be one of'),
+    ("[experiment.a]\nscript = 'train_MaskCN.py'\n[table.x]\ncolumns = ['JA']\n"
+     "rows = [{ label = 'r', of = 'a' }]", 'a has no JA'),
+    ('[table.x]\ncolumns = ["JA"]\nrows = [{ label = "r", paper = [1] }]\ncompare = [["r", "s"]]',
+     'which are not two of its labels'),
+    ('[figure.x]\npictures = ["moon"]\nchoose = "spread"', 'picture moon must be one of'),
+    ('[tables.x]', 'tables: is neither'), ('x = [', 'cannot be read'),
+])
+def test_faults_of_a_declaration_are_named(tmp_path, text, said):
+    with pytest.raises(InputError) as caught:
+        declare(tmp_path, text)
+    assert said in str(caught.value) and 'mine.toml' in str(caught.value)
+
+
+# --- Sharing, resuming, running again
+
+def test_equal_runs_are_shared_and_nothing_runs_twice(tmp_path, root, calls):
+    declared = declare(tmp_path, SYSTEM + SWEEP)
+    library, failed = run_table(declared, root, 'K')
+    assert not failed
+    assert [(script, name) for script, name, _ in calls] == [
+        ('train_CoarseSN.py', 'coarse'), ('generate_Coarse_mask.py', 'masks'), ('train_MaskCN.py', 'mask_cn'),
+        ('train_EnhancedSN.py', 'enhanced_k10'), ('eval_EnhancedSN.py', 'scores_enhanced_k10-Validation'),
+        ('train_EnhancedSN.py', 'enhanced'), ('eval_EnhancedSN.py', 'scores_enhanced-Validation')]
+    run = root / 'runs/enhanced_k10'
+    assert (run / 'models/CoarseSN').resolve() == (root / 'runs/coarse/models/CoarseSN').resolve()
+    assert (run / 'Coarse_masks').resolve() == (root / 'runs/masks/Coarse_masks').resolve()
+    assert (run / 'dataset').resolve() == (root / 'dataset').resolve()
+    assert not (run / 'models/EnhancedSN').is_symlink()
+    calls.clear()
+    assert run_table(declared, root, 'K')[1] == {} and calls == []
+
+
+def test_what_was_interrupted_goes_on_in_its_folder(tmp_path, root, calls, monkeypatch):
+    declared, whole = declare(tmp_path, SYSTEM + SWEEP), runner.call
+
+    def interrupted(words):
+        if 'enhanced_k10' in ' '.join(words) and 'train' in words[1]:
+            raise Interrupted(2)
+        return whole(words)
+
+    monkeypatch.setattr(runner, 'call', interrupted)
+    with pytest.raises(Interrupted):
+        run_table(declared, root, 'K')
+    assert json.loads((root / f'runs/enhanced_k10/{RECORD}').read_text())['finished'] is False
+    before = len(calls)
+    monkeypatch.setattr(runner, 'call', whole)
+    assert run_table(declared, root, 'K')[1] == {}
+    assert calls[before][:2] == ('train_EnhancedSN.py', 'enhanced_k10')
+    assert not (root / 'runs/enhanced_k10-2').exists()
+
+
+def test_a_changed_constant_runs_what_depends_on_it_and_nothing_else(tmp_path, root, calls, monkeypatch):
+    declared = declare(tmp_path, SYSTEM + SWEEP)
+    run_table(declared, root, 'K')
+    calls.clear()
+    plain = settings.read_values
+
+    def edited(script):
+        values = plain(script)
+        return values | ({'LEARNING_RATE': 5e-4} if Path(script).name == 'train_MaskCN.py' else {})
+
+    monkeypatch.setattr(settings, 'read_values', edited)      # as if the file top had been edited
+    assert run_table(declare(tmp_path, SYSTEM + SWEEP), root, 'K')[1] == {}
+    assert [(script, name) for script, name, _ in calls] == [
+        ('train_MaskCN.py', 'mask_cn-2'), ('train_EnhancedSN.py', 'enhanced_k10-2'),
+        ('eval_EnhancedSN.py', 'scores_enhanced_k10-Validation-2'), ('train_EnhancedSN.py', 'enhanced-2'),
+        ('eval_EnhancedSN.py', 'scores_enhanced-Validation-2')]
+    calls.clear()
+    monkeypatch.setattr(settings, 'read_values', plain)       # edited back: the first runs serve again
+    library, _ = run_table(declare(tmp_path, SYSTEM + SWEEP), root, 'K')
+    assert calls == [] and library.folder(declared.step('mask_cn')) == 'runs/mask_cn'
+
+
+def test_a_constant_that_a_script_gained_later_outdates_nothing(tmp_path, root, calls, monkeypatch):
+    declared, plain = declare(tmp_path, SYSTEM + SWEEP), settings.read_values
+    run_table(declared, root, 'K')
+    calls.clear()
+    monkeypatch.setattr(settings, 'read_values', lambda script: plain(script) | {'NEW_SWITCH': False})
+    assert run_table(declared, root, 'K')[1] == {} and calls == []
+
+
+@pytest.mark.parametrize(('constant', 'value'), [('NUM_WORKERS', 3), ('DEVICE', 'cuda')])
+def test_how_the_machine_is_used_outdates_nothing(tmp_path, root, calls, monkeypatch, constant, value):
+    declared, plain = declare(tmp_path, SYSTEM + SWEEP), settings.read_values
+    run_table(declared, root, 'K')
+    calls.clear()
+    monkeypatch.setattr(settings, 'read_values',
+                        lambda script: {name: value if name == constant else given
+                                        for name, given in plain(script).items()})
+    assert run_table(declared, root, 'K')[1] == {} and calls == []
+
+
+def test_changed_pictures_run_everything_that_saw_them(tmp_path, root, calls):
+    declared = declare(tmp_path, SYSTEM + SWEEP)
+    run_table(declared, root, 'K')
+    calls.clear()
+    (Layout(root).crops('Validation') / 'Validation1.png').write_text('another picture')
+    run_table(declared, root, 'K')
+    assert [name for _, name, _ in calls] == [                # coarse-SN saw no crop of it
+        'masks', 'mask_cn-2', 'enhanced_k10-2', 'scores_enhanced_k10-Validation-2', 'enhanced-2',
+        'scores_enhanced-Validation-2']
+
+
+def test_a_failure_costs_only_what_needs_it(tmp_path, root, calls, monkeypatch):
+    declared, whole = declare(tmp_path, SYSTEM + SWEEP), runner.call
+    monkeypatch.setattr(runner, 'call',
+                        lambda words: 2 if words[2].endswith('enhanced_k10') else whole(words))
+    library, failed = run_table(declared, root, 'K')
+    assert [step.name for step in failed] == ['enhanced_k10', 'scores_enhanced_k10-Validation']
+    assert 'exit code 2' in failed[declared.step('enhanced_k10')]
+    table = Exhibits(declared, library, (0,), failed).table('K')
+    cells = {row.label: row.cells['JA'] for row in table.rows}
+    assert cells['ten'].values == () and 'enhanced_k10' in cells['ten'].note
+    assert cells['default'].values == cells['thirty'].values != ()
+    assert table.rows[-1].printed and cells['theirs'].paper == 76.5
+
+
+def test_seeds_train_everything_anew_and_are_averaged(tmp_path, root, calls):
+    declared = declare(tmp_path, SYSTEM + SWEEP)
+    library, failed = run_table(declared, root, 'K', seeds=(0, 1))
+    assert not failed
+    seeded = [(name, options) for script, name, options in calls if name.endswith('-seed1')]
+    assert [name for name, _ in seeded] == ['coarse-seed1', 'masks-seed1', 'mask_cn-seed1',
+                                            'enhanced_k10-seed1', 'enhanced-seed1']
+    assert all(options['SEED'] == '1' for _, options in seeded)
+    table = Exhibits(declared, library, (0, 1), {}).table('K')
+    cell = table.rows[0].cells['JA']
+    assert len(cell.values) == 2 and cell.spread is not None
+    assert cell.mean == pytest.approx(sum(cell.values) / 2)
+    assert any('"thirty" minus "ten"' in note for note in table.notes)
+
+
+def test_two_programs_do_not_run_one_root_at_once(tmp_path, root, calls, monkeypatch):
+    declared, whole = declare(tmp_path, SYSTEM + SWEEP), runner.call
+    refusals = []
+
+    def second(words):
+        if not refusals:
+            with pytest.raises(InputError, match='another process works here') as caught:
+                run_table(declared, root, 'K')
+            refusals.append(caught)
+        return whole(words)
+
+    monkeypatch.setattr(runner, 'call', second)
+    assert run_table(declared, root, 'K')[1] == {} and refusals
+
+
+# --- Cross-fitting, fine-tuning, other data
+
+def test_cross_fitted_masks_read_the_folds_and_the_whole(tmp_path, root, calls):
+    declared = declare(tmp_path, SYSTEM + """
+[experiment.folds]
+script = 'train_CoarseSN.py'
+CROSS_FIT = '{CROSS_FIT}'
+[experiment.masks_cross]
+script = 'generate_Coarse_mask.py'
+needs = ['coarse', 'folds']
+CROSS_FIT = '{CROSS_FIT}'
+[experiment.cn]
+script = 'train_MaskCN.py'
+needs = ['masks_cross']
+[table.x]
+columns = ['mean AUC']
+rows = [{ label = 'r', of = 'cn' }]
+""")
+    assert run_table(declared, root, 'x')[1] == {}
+    models = root / 'runs/masks_cross/models'
+    assert sorted(path.name for path in models.iterdir()) == ['CoarseSN', 'CoarseSN_fold1', 'CoarseSN_fold2',
+                                                              'CoarseSN_fold3']
+    assert (models / 'CoarseSN_fold2').resolve() == (root / 'runs/folds/models/CoarseSN_fold2').resolve()
+    assert (root / 'runs/cn/Coarse_masks').resolve() == (root / 'runs/masks_cross/Coarse_masks').resolve()
+
+
+def test_fine_tuning_starts_from_the_named_weights_on_other_data(tmp_path, root, calls):
+    (root / 'PH2/fold_1').mkdir(parents=True)
+    (root / 'PH2/fold_1/dataset').symlink_to(root / 'dataset')
+    declared = declare(tmp_path, SYSTEM + """
+[experiment.'tuned_{fold}']
+for.fold = 1
+script = 'train_CoarseSN.py'
+start = 'coarse'
+data = 'PH2/fold_{fold}'
+[table.x]
+columns = ['JA']
+rows = [{ label = 'r', of = 'tuned_{fold}', folds = 1 }]
+""")
+    library, failed = run_table(declared, root, 'x')
+    assert not failed
+    options = {name: given for _, name, given in calls}['tuned_1']
+    assert options['INITIAL_WEIGHTS'] == str(root / 'runs/coarse/models/CoarseSN/CoarseSN.pth')
+    assert (root / 'runs/tuned_1/dataset').resolve() == (root / 'dataset').resolve()
+    assert library.layout(declared.step('tuned_1')).root.name == 'tuned_1'
+
+
+# --- Commands, cost, ROOT's own stages
+
+def test_commands_can_be_typed(tmp_path, root):
+    declared = declare(tmp_path, SYSTEM + SWEEP)
+    library = Library('run', 'demo')
+    assert library.command(declared.step('coarse')) == (
+        'python train_CoarseSN.py --ROOT=run/runs/coarse --RECIPE=demo')
+    library = Library('run', processes=2)
+    assert library.command(declared.step('enhanced_k10')) == (
+        'torchrun --nproc-per-node=2 train_EnhancedSN.py --ROOT=run/runs/enhanced_k10 --HARD_PIXELS=10')
+    assert library.command(declared.step('masks')).startswith('python generate')   # works alone
+
+
+def test_costs_count_arithmetic(root):
+    layout, common = Layout(root), {'TRAIN_IMAGES': 0, 'VALIDATE_EVERY': 5}
+    declared = Declarations(REPOSITORY / 'experiments.toml', VALUES)
+    coarse = common | {'EPOCH': 10, 'INPUT_SIZE': 224, 'CROSS_FIT': 0}
+    expected = 31.7e9 * (3 * 4 * 10 + 4 * 2) / 1e15    # 4 pictures, 10 epochs, 2 validations of 4
+    assert costs.of_step(declared.step('coarse'), coarse, layout) == pytest.approx(expected)
+    half = costs.of_step(declared.step('coarse'), coarse | {'INPUT_SIZE': 112}, layout)
+    assert half == pytest.approx(expected / 4)
+    folds = costs.of_step(declared.step('coarse'), coarse | {'CROSS_FIT': 3}, layout)
+    assert folds == pytest.approx(31.7e9 * (3 * 4 * 10 * 2 + 3 * 4 * 2) / 1e15)
+    cn = {'STEPS': 6, 'BATCH_SIZE': 2, 'VALIDATE_EVERY': 4, 'VALIDATION_CROPS': 1, 'INPUT_SIZE': 224}
+    assert costs.of_step(declared.step('mask_cn'), cn, layout) == pytest.approx(
+        10.7e9 * (3 * 6 * 2 + 2 * 4) / 1e15)
+
+
+def test_stages_that_lie_in_root_serve(chain, tmp_path):
+    """The chain's own stages are found in ROOT under their settings, and only under these."""
+    from conftest import STAGES
+    text = SYSTEM + "[table.x]\ncolumns = ['JA']\nrows = [{ label = 'r', of = 'enhanced' }]\n"
+    for name, script in (('coarse', 'train_CoarseSN.py'), ('masks', 'generate_Coarse_mask.py'),
+                         ('mask_cn', 'train_MaskCN.py'), ('enhanced', 'train_EnhancedSN.py')):
+        options = dict(word.removeprefix('--').split('=', 1) for word in STAGES[script])
+        lines = ''.join(f'{key} = {value!r}\n' for key, value in options.items())
+        text = text.replace(f'[experiment.{name}]\n', f'[experiment.{name}]\n{lines}')
+    declared = declare(tmp_path, text)
+    library = Library(chain.root)
+    for name in ('coarse', 'masks', 'mask_cn', 'enhanced'):
+        assert library.folder(declared.step(name)) == HERE, name
+    other = declare(tmp_path, text.replace("EPOCH = '1'", "EPOCH = '7'"))     # enhanced-SN alone
+    library = Library(chain.root)
+    assert library.folder(other.step('mask_cn')) == HERE
+    assert library.folder(other.step('enhanced')) == 'runs/enhanced'
+    assert not (chain.root / 'runs').exists()
