@@ -1,0 +1,184 @@
+"""PH2 as downloaded: dermoscopic pictures with lesion masks and diagnoses, joined by image id.
+
+    <source>/PH2 Dataset images/IMD003/IMD003_Dermoscopic_Image/IMD003.bmp   (or directly in IMD003/)
+    <source>/PH2 Dataset images/IMD003/IMD003_lesion/IMD003_lesion.bmp       (likewise)
+    <source>/PH2_dataset.txt                      or PH2_dataset.xlsx, where there is no txt
+
+In names of files and columns, case, spaces and underscores do not count. The other files and columns
+(masks of colour regions, dermoscopic criteria) are ignored.
+"""
+import re
+import zipfile
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from dataset import extraction, files, images
+from dataset.errors import InputError
+
+DIAGNOSES = ('common nevus', 'atypical nevus', 'melanoma')   # index = PH2's number of the diagnosis
+CLASSES = (0, 0, 1)   # class number of each diagnosis: the paper merges the nevi
+IMAGES = 'PH2 Dataset images'
+TABLES = ('PH2_dataset.txt', 'PH2_dataset.xlsx')
+PLACES = {'picture': ('{0}_Dermoscopic_Image/{0}.bmp', '{0}.bmp'),
+          'mask': ('{0}_lesion/{0}_lesion.bmp', '{0}_lesion.bmp')}   # below the picture's folder
+ID = re.compile(r'IMD\d+')
+REMEDY = f'unpack the download anew, or correct what is listed; SOURCE is the folder that holds {IMAGES!r}'
+
+
+@dataclass(frozen=True)
+class Case:
+    """image_id : IMD003; image, mask : paths; diagnosis : number within DIAGNOSES"""
+    image_id: str
+    image: Path
+    mask: Path
+    diagnosis: int
+
+
+def read(source, workers=0):
+    """All cases below `source` (Path), a list of Case sorted by id; every picture and mask is decoded.
+
+    workers : threads, 0 = one for each core. Raises InputError with all faults at once: pictures without
+    mask, diagnosis or the reverse; two diagnoses of one picture; damaged files; masks that are not
+    binary, empty, or of another size than their picture.
+    """
+    labels, faults = scan_labels(source)
+    pairs, found = scan_pictures(source)
+    faults += found
+    if labels and pairs:   # without either, the one fault above says it all
+        faults += [f'{image_id}: has no diagnosis' for image_id in pairs if image_id not in labels]
+        faults += [f'{image_id}: has a diagnosis, but no folder in {source / IMAGES}'
+                   for image_id in sorted(labels.keys() - pairs.keys())]
+    complete = [pair for pair in pairs.values() if None not in pair]
+    faults += chain.from_iterable(files.for_all(_inspect, complete, 'PH2 pictures and masks', workers))
+    if faults:
+        raise InputError(f'{source}: PH2 cannot be used', faults, REMEDY)
+    return [Case(image_id, *pair, labels[image_id]) for image_id, pair in pairs.items()]
+
+
+def scan_pictures(source):
+    """({image id: (picture or None, mask or None)} sorted by id, list of faults); nothing is opened."""
+    folder = _find(source, IMAGES)
+    if folder is None:
+        return {}, [f'{source / IMAGES}: is missing']
+    pairs, faults = {}, []
+    for name, path in _entries(folder).items():
+        image_id = name.upper()
+        if ID.fullmatch(image_id):
+            pair, found = zip(*(_file_of(path, image_id, kind) for kind in PLACES), strict=True)
+            pairs[image_id] = pair
+            faults += filter(None, found)
+    return dict(sorted(pairs.items())), faults if pairs else [f'{folder}: holds no folders IMD...']
+
+
+def _file_of(folder, image_id, kind):
+    """(path, '') of a case's picture or mask; (None, fault) where there is none, or more than one."""
+    places = [place.format(image_id) for place in PLACES[kind]]
+    found = [path for path in (_find(folder, place) for place in places) if path]
+    if len(found) == 1:
+        return found[0], ''
+    return None, (f'{found[0]} and {found[1]}: two {kind}s of one id' if found else
+                  f'{folder / places[0]}: is missing')
+
+
+def _find(folder, place):
+    """The file or folder at `place` (words with slashes between) below a folder; None where there is none."""
+    for name in place.split('/'):
+        folder = _entries(folder).get(_plain(name)) if folder else None
+    return folder
+
+
+def _entries(folder):
+    """{plain name: path} of what lies in a folder; empty where there is no such folder."""
+    return {_plain(path.name): path for path in sorted(folder.iterdir())} if folder.is_dir() else {}
+
+
+def _plain(value):
+    """A name or a cell of a table as it is compared: lower case, single spaces, None as ''."""
+    return ' '.join(('' if value is None else str(value)).replace('_', ' ').split()).casefold()
+
+
+def _inspect(pair):
+    """Faults of a picture and its mask, both decoded to their ends."""
+    size, faults = images.inspect_image(pair[0])
+    mask_size, lesion, found = images.inspect_mask(pair[1])
+    faults = [*faults, *found]
+    if size and mask_size and size != mask_size:
+        faults.append(extraction.size_fault(pair[0], size, pair[1], mask_size))
+    if mask_size and not lesion:
+        faults.append(f'{pair[1]}: shows no lesion')
+    return faults
+
+
+# Diagnoses
+
+def scan_labels(source):
+    """({image id: number of the diagnosis}, list of faults) of the table; an unusable row has None."""
+    path = next((path for path in (_find(source, name) for name in TABLES) if path), None)
+    if path is None:
+        return {}, [f'{source / TABLES[0]}: is missing, and so is {TABLES[1]}']
+    try:
+        if path.suffix.lower() == '.txt':
+            return _labels(path, _text_rows(path), ('clinical diagnosis',), _from_number)
+        return _labels(path, _sheet_rows(path), DIAGNOSES, _from_marks)
+    except InputError as error:
+        return {}, error.faults
+
+
+def _text_rows(path):
+    """(where, cells) of each line of the txt: cells between double bars; below them follow legends."""
+    text = path.read_text(encoding='utf-8-sig', errors='replace')   # ids and numbers are ASCII
+    return [(f'{path}, line {number}', line.split('||'))
+            for number, line in enumerate(text.splitlines(), start=1)]
+
+
+def _sheet_rows(path):
+    """(where, cells) of each row of the xlsx's first sheet. Raises InputError when it cannot be read."""
+    try:
+        import openpyxl  # for this one file; not among the requirements
+    except ImportError:
+        raise InputError('PH2\'s table cannot be read', [
+            f'{path}: needs openpyxl: pip install openpyxl, or put {TABLES[0]} beside it']) from None
+    try:
+        sheet = openpyxl.load_workbook(path, data_only=True).worksheets[0]
+    except (OSError, ValueError, LookupError, SyntaxError, zipfile.BadZipFile) as error:
+        raise InputError('PH2\'s table cannot be read', [f'{path}: is no readable xlsx: {error}']) from None
+    return [(f'{path}, row {number}', cells)
+            for number, cells in enumerate(sheet.iter_rows(values_only=True), start=1)]
+
+
+def _labels(path, rows, columns, decide):
+    """`scan_labels`' two values from the rows below the one that names all `columns`.
+
+    decide : function of a row's cells in these columns -> number of the diagnosis, or None
+    """
+    labels, faults, places = {}, [], []
+    for where, cells in rows:
+        cells = [_plain(cell) for cell in cells]
+        image_id = next((cell.upper() for cell in cells if ID.fullmatch(cell.upper())), None)
+        if not places:
+            found = [next((k for k, cell in enumerate(cells) if name in cell), None) for name in columns]
+            # A title or a legend may hold all the names in one cell, or stand in one.
+            places = found if None not in found and len(cells) > len(set(found)) == len(columns) else []
+        elif image_id:
+            values = [cells[k] if k < len(cells) else '' for k in places]
+            number = decide(values)
+            if number is None:
+                faults.append(f'{where}: {image_id} has the diagnosis '
+                              + ', '.join(f'{name} = {value!r}' for name, value in
+                                          zip(columns, values, strict=True)))
+            if image_id in labels:
+                faults.append(f'{where}: {image_id} is listed twice')
+            labels[image_id] = number
+    if not labels:
+        return {}, [f'{path}: lists no pictures below a line with the columns {", ".join(columns)}']
+    return labels, faults
+
+
+def _from_number(values):
+    return int(values[0]) if values[0] in ('0', '1', '2') else None
+
+
+def _from_marks(values):
+    """The one column with an X; None for no X, several, or anything else."""
+    return values.index('x') if sorted(values) == ['', '', 'x'] else None

@@ -1,0 +1,267 @@
+"""Prepare PH2 for testing and for cross-validated fine-tuning, step 1 included.
+
+Reads   the unpacked download of PH2 (SOURCE; dataset/ph2.py shows its layout), and ISIC-2017's
+        validation split below dataset/data/
+Writes  PH2/all/        an experiment root with all of PH2 as test split, for ISIC-2017's networks
+        PH2/fold_<k>/   an experiment root for each fold: it is the test split, the other folds are
+                        the training split, ISIC-2017's validation split is the validation split
+        PH2/folds.csv   image_id, diagnosis, fold; written last
+        dataset/cls_data/Validation_resize_crop9_cls/, where step 1 has not made it
+
+    python dataset/prepare_PH2.py
+
+Pictures lie in PH2/all/, the folds link to them; crops and lists are those of step 1. Common and
+atypical nevi are one class, but each fold has its share of all three diagnoses.
+
+Costs   90 s of processor time for 200 pictures of 768x560 px (2 minutes on two busy cores), and
+        1 GB of disk.
+
+A later run redoes only what is missing or changed; after an interruption the same command goes on.
+Folds of another FOLDS or SEED replace the former ones, unless networks were trained on those.
+"""
+import os
+import re
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # for `python dataset/...`
+
+from dataset import extraction, files, folds, images, isic, ph2  # noqa: E402
+from dataset.errors import InputError  # noqa: E402
+from dataset.layout import Layout  # noqa: E402
+from engine import script, settings  # noqa: E402
+
+# --- Where
+ROOT = '.'                        # folder with dataset/data below it; the new roots go to <ROOT>/PH2
+RECIPE = 'default'                # default, or a file of recipes/
+SOURCE = 'dataset/data/PH2Dataset'  # folder of the unpacked download, which holds 'PH2 Dataset images'
+
+# --- Data
+FOLDS = 4                         # number of folds, 2 or more (paper)
+SEED = 0                          # of the folds, 0 or more
+MAX_SIDE = 1600                   # px, long side of the training pictures and masks (released)
+
+# --- Machine
+NUM_WORKERS = 0                   # threads; 0 = one for each core
+
+
+def main():
+    cfg = settings.resolve(globals(), positive=('MAX_SIDE',))
+    check(cfg)
+    layout, home = Layout(cfg.ROOT), Path(cfg.ROOT) / 'PH2'
+    cases = read(cfg, layout)
+    whole = Layout(home / 'all')
+    parts, table = make_folds(cases, home, cfg)
+    links = {fold: plan_links(layout, whole, fold, splits) for fold, splits in parts.items()}
+    refuse_what_would_be_lost(home, parts, links)
+
+    extraction.extract_crops(layout, 'Validation', cfg.NUM_WORKERS)
+    withdraw_other_folds(home, parts, table)
+    write_pictures(whole, cases, cfg.NUM_WORKERS)
+    write_labels(whole, 'Testing', cases)
+    step_1(whole, cfg)
+    for fold, splits in parts.items():
+        make_links(fold, splits, links[fold])
+        for name, members in splits.items():
+            write_labels(fold, name, members)
+        step_1(fold, cfg)
+    write_changed(home / 'folds.csv', table)
+    print_summary(whole, cases, parts)
+
+
+def check(cfg):
+    """Raise InputError for settings that cannot be used."""
+    faults = [f'{name}={getattr(cfg, name)}: must be at least {least}'
+              for name, least in (('FOLDS', 2), ('SEED', 0)) if getattr(cfg, name) < least]
+    if faults:
+        raise InputError('Settings that cannot be used', faults,
+                         'python dataset/prepare_PH2.py --help lists every constant')
+
+
+def read(cfg, layout):
+    """PH2's cases; raises InputError with the faults of PH2 and of ISIC-2017's validation split together."""
+    cases, faults, remedies = [], [], []
+    for part in (lambda: cases.extend(ph2.read(Path(cfg.SOURCE), cfg.NUM_WORKERS)),
+                 lambda: isic.classification_images(layout, 'Validation'),
+                 lambda: isic.segmentation_images(layout, 'Validation')):
+        try:
+            part()
+        except InputError as error:
+            faults += error.faults or [error.summary]
+            remedies.append(error.remedy)
+    counts = count_diagnoses(cases)
+    if cases and min(counts) < cfg.FOLDS:
+        faults.append(f'FOLDS={cfg.FOLDS}: {cfg.SOURCE} holds ' + in_words(counts))
+        remedies.append('a lower FOLDS, so that each fold gets every diagnosis')
+    if faults:
+        raise InputError('PH2, or the validation split of ISIC-2017, cannot be used',
+                         dict.fromkeys(faults), '; '.join(dict.fromkeys(remedies)))
+    return cases
+
+
+def count_diagnoses(cases):
+    """How many cases have each of ph2.DIAGNOSES, a list."""
+    return [sum(case.diagnosis == number for case in cases) for number in range(len(ph2.DIAGNOSES))]
+
+
+def in_words(counts):
+    """The counts of `count_diagnoses` as text."""
+    return ', '.join(f'{count} {name}' for count, name in zip(counts, ph2.DIAGNOSES, strict=True))
+
+
+def make_folds(cases, home, cfg):
+    """({Layout of a fold: {split: its cases}}, text of folds.csv); each diagnosis is spread evenly."""
+    number_of = folds.assign([case.image_id for case in cases], cfg.FOLDS, cfg.SEED,
+                             {case.image_id: case.diagnosis for case in cases})
+    parts = {Layout(home / f'fold_{number}'): {
+        'Training': [case for case in cases if number_of[case.image_id] != number],
+        'Testing': [case for case in cases if number_of[case.image_id] == number]}
+        for number in range(1, cfg.FOLDS + 1)}
+    rows = [f'{case.image_id},{ph2.DIAGNOSES[case.diagnosis]},{number_of[case.image_id]}' for case in cases]
+    return parts, '\n'.join(['image_id,diagnosis,fold', *rows]) + '\n'
+
+
+def picture_paths(layout, split, image_id):
+    """Paths of a picture and of its mask."""
+    folder = layout.originals(split)
+    return folder / 'Images' / f'{image_id}.png', folder / 'Annotation' / f'{image_id}{isic.MASK_SUFFIX}.png'
+
+
+def plan_links(layout, whole, fold, splits):
+    """{link: what it leads to} of a fold: its pictures and masks, and the validation split."""
+    links = {fold.originals('Validation'): layout.originals('Validation'),
+             fold.data / layout.labels('Validation').name: layout.labels('Validation'),
+             fold.crops('Validation'): layout.crops('Validation')}
+    for split, members in splits.items():
+        for case in members:
+            links.update(zip(picture_paths(fold, split, case.image_id),
+                             picture_paths(whole, 'Testing', case.image_id), strict=True))
+    return links
+
+
+def fold_roots(home):
+    """Layouts of the folds that earlier runs made."""
+    return [Layout(path) for path in sorted(home.glob('fold_*')) if re.fullmatch(r'fold_\d+', path.name)]
+
+
+def refuse_what_would_be_lost(home, parts, links):
+    """Raise InputError for files where links go, and for networks trained on other folds.
+
+    Such a network would be tested on pictures that it was trained on.
+    """
+    members = {fold.root: {case.image_id for case in splits['Testing']} for fold, splits in parts.items()}
+    faults = [f'{path}: is no link of this script' for planned in links.values() for path in planned
+              if path.exists() and not path.is_symlink()]
+    for fold in fold_roots(home):
+        present = {path.stem for path in (fold.originals('Testing') / 'Images').glob('*.png')}
+        trained = sorted(fold.models.glob('*/*.pth'))
+        if present and trained and present != members.get(fold.root):
+            faults.append(f'{trained[0]}: was trained with other folds')
+    if faults:
+        raise InputError(f'{home} holds what would be lost', faults,
+                         'move it away, or take the former FOLDS and SEED')
+
+
+def withdraw_other_folds(home, parts, table):
+    """Before the folds change: remove the lists, which stand for complete folds, and folds no longer made.
+
+    table : text of the coming folds.csv. Without folds.csv the last run has not come to its end.
+    """
+    path = home / 'folds.csv'
+    if path.is_file() and path.read_text(encoding='utf-8') == table:
+        return
+    path.unlink(missing_ok=True)
+    made = {fold.root for fold in parts}
+    for fold in fold_roots(home):
+        gone = fold.lists if fold.root in made else fold.root / 'dataset'
+        if gone.is_dir():
+            shutil.rmtree(gone)
+        if fold.root not in made and not any(fold.root.iterdir()):
+            fold.root.rmdir()
+
+
+def write_pictures(whole, cases, workers):
+    """Bring the png copies of all pictures and masks up to date; they take over their sources' times."""
+    def write(case):
+        written = 0
+        for source, target, decode in zip((case.image, case.mask),
+                                          picture_paths(whole, 'Testing', case.image_id),
+                                          (images.read_rgb, images.read_mask), strict=True):
+            stamp = source.stat().st_mtime_ns
+            if not files.is_current(target, stamp):
+                images.write_png(target, decode(source))
+                os.utime(target, ns=(stamp, stamp))
+                written += 1
+        return written
+
+    written = sum(files.for_all(write, cases, 'PH2 png copies', workers))
+    kept = {path for case in cases for path in picture_paths(whole, 'Testing', case.image_id)}
+    for part in ('Images', 'Annotation'):
+        remove_others(whole.originals('Testing') / part, kept)
+    print(f'PH2 pictures and masks: {2 * len(cases) - written} of {2 * len(cases)} were up to date, '
+          f'{written} written to {whole.originals("Testing")}')
+
+
+def write_labels(layout, split, cases):
+    """Write the split's label csv, where it differs."""
+    rows = [f'{case.image_id},{float(ph2.CLASSES[case.diagnosis] == 1)},0.0' for case in cases]
+    write_changed(layout.labels(split), '\n'.join([','.join(isic.COLUMNS), *rows]) + '\n')
+
+
+def write_changed(path, text):
+    """Write `text` to `path` unless it is there already."""
+    if not path.is_file() or path.read_text(encoding='utf-8') != text:
+        files.write_text(path, text)
+
+
+def make_links(fold, splits, links):
+    """Make a fold's links, and remove those that an earlier run made besides them."""
+    for split in splits:
+        for part in ('Images', 'Annotation'):
+            (fold.originals(split) / part).mkdir(parents=True, exist_ok=True)
+            remove_others(fold.originals(split) / part, links)
+    for path, target in links.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Relative, so that ROOT may be moved; resolved, since a folder on the way may be a link itself.
+        leads_to = os.path.relpath(target.resolve(), path.parent.resolve())
+        if not path.is_symlink() or os.readlink(path) != leads_to:
+            path.unlink(missing_ok=True)
+            path.symlink_to(leads_to)
+
+
+def step_1(layout, cfg):
+    """Crops, prepared training pictures and lists of a root; what they no longer list is removed."""
+    present = [split for split in ('Training', 'Testing') if layout.originals(split).is_dir()]
+    for split in present:
+        extraction.extract_crops(layout, split, cfg.NUM_WORKERS)
+    if 'Training' in present:
+        extraction.prepare_segmentation(layout, cfg.MAX_SIDE, workers=cfg.NUM_WORKERS)
+    extraction.write_lists(layout, partial(extraction.classification_lines, layout),
+                           layout.classification_list)
+    extraction.write_lists(layout, partial(extraction.segmentation_lines, layout), layout.segmentation_list)
+    for split in present:
+        remove_others(layout.crops(split), {crop for crop, _ in isic.read_classification_list(layout, split)})
+    if 'Training' in present:
+        listed = {path for pair in isic.read_segmentation_list(layout, 'Training') for path in pair}
+        for part in ('Images', 'Annotation'):
+            remove_others(layout.segmentation('Training') / part, listed)
+
+
+def remove_others(folder, kept):
+    """Remove the pictures of earlier runs from a folder of this script, those not among the paths `kept`."""
+    for path in folder.glob('IMD*.png'):
+        if path not in kept:
+            path.unlink()
+
+
+def print_summary(whole, cases, parts):
+    print(f'{whole.root}: test split of {in_words(count_diagnoses(cases))}')
+    for fold, splits in parts.items():
+        print(f'{fold.root}: test split of {in_words(count_diagnoses(splits["Testing"]))}; '
+              f'{len(splits["Training"])} training pictures')
+
+
+if __name__ == '__main__':
+    script.launch(main)
