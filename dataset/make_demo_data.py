@@ -2,15 +2,17 @@
 
 Reads    nothing
 Writes   <ROOT>/dataset/data/ as the ISIC-2017 downloads are laid out when unpacked: three splits
-         with Images/ and Annotation/ and a label csv for each, a metadata csv and superpixel
-         pictures (which the readers ignore), and demo_data.json, the settings it was drawn with
+         with Images/ and Annotation/ and a label csv for each, extra training pictures without
+         masks and their csv, a metadata csv and superpixel pictures (which the readers ignore),
+         and demo_data.json, the settings it was drawn with
 Command  python dataset/make_demo_data.py --ROOT=demo
-Cost     4 s and 12 MB for the default 210 pictures on 2 cores (55 pictures a second)
+Cost     6 s and 14 MB for the default 250 pictures on 2 cores (40 pictures a second)
 
 The same settings give the same bytes. A second run draws only what is missing; with other settings
 all that this script drew is removed and drawn anew. A folder that holds pictures or tables of any
 other origin is refused and left as it is.
 """
+import contextlib
 import json
 import os
 import sys
@@ -23,7 +25,7 @@ import numpy as np
 
 from dataset import files, images, isic, synthetic
 from dataset.errors import InputError
-from dataset.layout import LABEL_FILES, SPLITS, Layout
+from dataset.layout import ADDED, LABEL_FILES, Layout
 from engine import script, settings
 
 # --- Folders
@@ -35,8 +37,9 @@ SEED = 2017                # whole number >= 0; the same seed gives the same byt
 TRAINING_IMAGES = 120      # pictures; 3 or more, and every class occurs
 VALIDATION_IMAGES = 30     # pictures, likewise
 TESTING_IMAGES = 60        # pictures, likewise
-MELANOMA_SHARE = 0.3       # of a split's pictures
-KERATOSIS_SHARE = 0.3      # of a split's pictures; the rest are nevi
+EXTRA_IMAGES = 40          # classification pictures without masks, as the paper's 1320 extra ones; 0 = none
+MELANOMA_SHARE = 0.3       # of a split's pictures, and of the extra ones
+KERATOSIS_SHARE = 0.3      # likewise; the rest are nevi
 MAX_SIDE = 768             # pixels, long side of the largest pictures; 64 or more
 
 # --- Machine
@@ -51,7 +54,7 @@ def main():
     layout = Layout(cfg.ROOT)
     record = {name: getattr(cfg, name) for name in RECORDED} | {'VERSION': synthetic.VERSION}
     claim(layout, record)
-    plan = [(split, *entry) for split in SPLITS for entry in entries(record, split)]
+    plan = [(part, *entry) for part in PARTS for entry in entries(record, part)]
     missing = [entry for entry in plan
                if not all(path.exists() for path in picture_paths(layout, *entry[:2]))]
     files.for_all(lambda entry: draw_picture(layout, record, *entry), missing, 'Drawing',
@@ -65,10 +68,15 @@ def main():
 
 # Below main(), where settings.resolve does not look: these are fixed, not settings.
 RECORD = 'demo_data.json'
-RECORDED = ('SEED', 'TRAINING_IMAGES', 'VALIDATION_IMAGES', 'TESTING_IMAGES', 'MELANOMA_SHARE',
-            'KERATOSIS_SHARE', 'MAX_SIDE')
+RECORDED = ('SEED', 'TRAINING_IMAGES', 'VALIDATION_IMAGES', 'TESTING_IMAGES', 'EXTRA_IMAGES',
+            'MELANOMA_SHARE', 'KERATOSIS_SHARE', 'MAX_SIDE')
+BEFORE = {'EXTRA_IMAGES': 0}   # of a record of the time when there was no such setting
 METADATA = 'ISIC-2017_Training_Data_metadata.csv'
-MOST = 100_000             # pictures of a split: each split has its own range of numbers
+MOST = 100_000             # pictures of a part: each has its own range of numbers
+# Part -> the setting that counts its pictures, and the first of their numbers.
+PARTS = {'Training': ('TRAINING_IMAGES', 0), 'Validation': ('VALIDATION_IMAGES', MOST),
+         'Testing': ('TESTING_IMAGES', 2 * MOST), ADDED: ('EXTRA_IMAGES', 4 * MOST)}
+METADATA_NUMBER = 3 * MOST   # of the metadata's random stream
 FIRST_ID = 9_000_000       # far above ISIC-2017's own ids
 SUPERPIXELS = 2            # training pictures that have such a file
 JPEG_QUALITY = 90
@@ -78,15 +86,13 @@ def check(cfg):
     """Raise InputError for every setting whose value makes no data set."""
     faults = [f'{name}={getattr(cfg, name)}: must be at most {MOST}'
               for name in RECORDED if name.endswith('_IMAGES') and getattr(cfg, name) > MOST]
-    if cfg.SEED < 0:
-        faults.append(f'SEED={cfg.SEED}: must not be negative')
+    faults += [f'{name}={getattr(cfg, name)}: must not be negative'
+               for name in ('SEED', 'EXTRA_IMAGES', 'NUM_WORKERS') if getattr(cfg, name) < 0]
     if cfg.MAX_SIDE < 64:
         faults.append(f'MAX_SIDE={cfg.MAX_SIDE}: must be at least 64')
     if cfg.MELANOMA_SHARE + cfg.KERATOSIS_SHARE >= 1:
         faults.append(f'MELANOMA_SHARE={cfg.MELANOMA_SHARE} and KERATOSIS_SHARE='
                       f'{cfg.KERATOSIS_SHARE}: together they must leave a share for nevi')
-    if cfg.NUM_WORKERS < 0:
-        faults.append(f'NUM_WORKERS={cfg.NUM_WORKERS}: must not be negative')
     if faults:
         raise InputError('Settings that cannot be used', faults,
                          'python dataset/make_demo_data.py --help lists every constant')
@@ -106,21 +112,21 @@ def class_sequence(count, shares):
     return sequence[:count]
 
 
-def entries(record, split):
-    """A split's pictures: list of (image id, number, class number)."""
+def entries(record, part):
+    """The pictures of a split or of ADDED: list of (image id, number, class number)."""
     melanoma, keratosis = record['MELANOMA_SHARE'], record['KERATOSIS_SHARE']
-    labels = class_sequence(record[f'{split.upper()}_IMAGES'],
-                            (1 - melanoma - keratosis, melanoma, keratosis))
-    first = SPLITS.index(split) * MOST
+    setting, first = PARTS[part]
+    labels = class_sequence(record[setting], (1 - melanoma - keratosis, melanoma, keratosis))
     return [(f'ISIC_{FIRST_ID + number:07d}', number, label)
             for number, label in enumerate(labels, start=first)]
 
 
-def picture_paths(layout, split, image_id):
-    """Paths of a picture and of its mask."""
-    folder = layout.originals(split)
-    return (folder / 'Images' / f'{image_id}.jpg',
-            folder / 'Annotation' / f'{image_id}{isic.MASK_SUFFIX}.png')
+def picture_paths(layout, part, image_id):
+    """Paths of a picture and of its mask; the extra pictures have none."""
+    folder = layout.originals(part)
+    picture = folder / 'Images' / f'{image_id}.jpg'
+    return (picture,) if part == ADDED else (
+        picture, folder / 'Annotation' / f'{image_id}{isic.MASK_SUFFIX}.png')
 
 
 def superpixel_paths(layout, record):
@@ -130,17 +136,17 @@ def superpixel_paths(layout, record):
             for image_id, _, _ in entries(record, 'Training')[:SUPERPIXELS]]
 
 
-def table_paths(layout):
-    """{split: path of its label csv}, and the metadata's path under 'metadata'."""
-    paths = {split: layout.data / LABEL_FILES[split][0] for split in SPLITS}
+def table_paths(layout, record):
+    """{part: path of its label csv} of the parts with pictures, and the metadata's path under 'metadata'."""
+    paths = {part: layout.data / LABEL_FILES[part][0] for part in PARTS if entries(record, part)}
     return paths | {'metadata': layout.originals('Training') / 'Images' / METADATA}
 
 
 def all_paths(layout, record):
     """Every file that a run with the recorded settings writes, except the record; a set."""
-    pictures = {path for split in SPLITS for image_id, _, _ in entries(record, split)
-                for path in picture_paths(layout, split, image_id)}
-    return pictures | set(superpixel_paths(layout, record)) | set(table_paths(layout).values())
+    pictures = {path for part in PARTS for image_id, _, _ in entries(record, part)
+                for path in picture_paths(layout, part, image_id)}
+    return pictures | set(superpixel_paths(layout, record)) | set(table_paths(layout, record).values())
 
 
 def claim(layout, record):
@@ -165,6 +171,10 @@ def claim(layout, record):
     if previous != record:
         for path in own:
             path.unlink(missing_ok=True)
+        # Step 1 asks for the extra pictures wherever their folder is there.
+        with contextlib.suppress(OSError):   # absent, or not empty
+            (layout.originals(ADDED) / 'Images').rmdir()
+            layout.originals(ADDED).rmdir()
         files.write_text(layout.data / RECORD, json.dumps(record, indent=2) + '\n')
 
 
@@ -174,32 +184,35 @@ def read_record(layout):
         record = json.loads((layout.data / RECORD).read_text(encoding='utf-8'))
     except (FileNotFoundError, ValueError):
         return None
-    return record if isinstance(record, dict) and record.keys() >= set(RECORDED) else None
+    if not isinstance(record, dict) or not record.keys() >= set(RECORDED) - set(BEFORE):
+        return None
+    return BEFORE | record
 
 
-def draw_picture(layout, record, split, image_id, number, label):
-    """Draw picture `number` and write it with its mask."""
+def draw_picture(layout, record, part, image_id, number, label):
+    """Draw picture `number` and write it, with its mask where the part has masks."""
     rng = np.random.default_rng((record['SEED'], number))
     image, mask = synthetic.draw(rng, label, record['MAX_SIDE'])
-    image_path, mask_path = picture_paths(layout, split, image_id)
+    image_path, *mask_paths = picture_paths(layout, part, image_id)
     _, data = cv2.imencode('.jpg', cv2.cvtColor(image, cv2.COLOR_RGB2BGR),
                            [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     files.write_bytes(image_path, data.tobytes())
-    images.write_png(mask_path, mask)
+    for path in mask_paths:
+        images.write_png(path, mask)
 
 
 def write_tables(layout, record):
     """Write the label csvs and the metadata csv, those that are missing."""
     tables = {}
-    for split in SPLITS:
+    for part in PARTS:
         rows = [f'{image_id},{float(label == 1)},{float(label == 2)}'
-                for image_id, _, label in entries(record, split)]
-        tables[split] = [','.join(isic.COLUMNS), *rows]
-    rng = np.random.default_rng((record['SEED'], len(SPLITS) * MOST))
+                for image_id, _, label in entries(record, part)]
+        tables[part] = [','.join(isic.COLUMNS), *rows]
+    rng = np.random.default_rng((record['SEED'], METADATA_NUMBER))
     tables['metadata'] = ['image_id,age_approximate,sex',
                           *(f'{image_id},{5 * rng.integers(3, 18)},{rng.choice(("female", "male"))}'
                             for image_id, _, _ in entries(record, 'Training'))]
-    for name, path in table_paths(layout).items():
+    for name, path in table_paths(layout, record).items():
         if not path.exists():
             files.write_text(path, '\n'.join(tables[name]) + '\n')
 

@@ -25,7 +25,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # in a loop slow each other down tenfold when other programs use the cores too.
 ENVIRONMENT = {'OMP_NUM_THREADS': '2', 'OMP_WAIT_POLICY': 'PASSIVE', 'PYTHONUNBUFFERED': '1'}
 
-DEMO = ('--TRAINING_IMAGES=8', '--VALIDATION_IMAGES=6', '--TESTING_IMAGES=3', '--MAX_SIDE=160')
+DEMO = ('--TRAINING_IMAGES=8', '--VALIDATION_IMAGES=6', '--TESTING_IMAGES=3', '--EXTRA_IMAGES=0',
+        '--MAX_SIDE=160')
 SMALL = ('--INPUT_SIZE=32', '--AMP=fp32')
 START = Path(tempfile.gettempdir()) / f'mbdcnn-{os.getuid()}-{os.getpid()}'   # of `start_weights`
 STAGES = {

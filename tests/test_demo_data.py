@@ -1,4 +1,5 @@
 """dataset/make_demo_data.py and dataset/synthetic.py: form of the data, repeatability, refusals."""
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 
 from dataset import images, isic, make_demo_data, synthetic
-from dataset.layout import SPLITS, Layout
+from dataset.layout import ADDED, SPLITS, Layout
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COUNTS = {'Training': 7, 'Validation': 3, 'Testing': 4}
-SMALL = ('--MAX_SIDE=96', *(f'--{split.upper()}_IMAGES={n}' for split, n in COUNTS.items()))
+EXTRA = 4
+SMALL = ('--MAX_SIDE=96', f'--EXTRA_IMAGES={EXTRA}',
+         *(f'--{split.upper()}_IMAGES={n}' for split, n in COUNTS.items()))
 
 
 def run(root, *overrides):
@@ -44,12 +47,24 @@ def test_readers_accept_every_split(demo):
     layout, seen = Layout(demo), set()
     for split in SPLITS:
         pairs = isic.classification_images(layout, split)
-        assert len(pairs) == COUNTS[split]
+        own = [image_id for image_id, path, _ in pairs if ADDED not in str(path)]
+        assert len(own) == COUNTS[split] and len(pairs) - len(own) == (EXTRA if split == 'Training' else 0)
         assert {label for _, _, label in pairs} == {0, 1, 2}
         triples, unpaired = isic.segmentation_images(layout, split)
-        assert not unpaired and [t[0] for t in triples] == [p[0] for p in pairs]
+        assert not unpaired and [triple[0] for triple in triples] == own
         seen |= {image_id for image_id, _, _ in pairs}
-    assert len(seen) == sum(COUNTS.values())
+    assert len(seen) == sum(COUNTS.values()) + EXTRA
+
+
+def test_the_extra_pictures_are_others_and_have_no_masks(demo):
+    layout = Layout(demo)
+    folder = layout.originals(ADDED)
+    assert [path.name for path in folder.iterdir()] == ['Images']
+    added = isic.find_images(folder / 'Images')
+    assert isic.read_labels(layout.labels(ADDED)) == dict(zip(added, (0, 1, 2, 0), strict=True))
+    assert not any(images.inspect_image(path)[1] for path in added.values())
+    pictures = [path.read_bytes() for path in demo.rglob('*.jpg')]
+    assert len(set(pictures)) == len(pictures) == sum(COUNTS.values()) + EXTRA
 
 
 def test_masks_are_binary_and_fit_their_pictures(demo):
@@ -97,6 +112,28 @@ def test_second_run_draws_only_what_is_missing(demo):
     assert '(1 drawn now)' in result.stdout and contents(demo) == before
 
 
+def test_the_extra_pictures_come_and_go_and_the_others_keep_their_bytes(demo, tmp_path):
+    """As after the version that knew no extra pictures: its record is this script's own too."""
+    assert run(tmp_path, '--EXTRA_IMAGES=0').returncode == 0
+    record = tmp_path / 'dataset/data/demo_data.json'
+    earlier = json.loads(record.read_text())
+    del earlier['EXTRA_IMAGES']
+    record.write_text(json.dumps(earlier))
+    stamps = times(tmp_path)
+    assert run(tmp_path, '--EXTRA_IMAGES=0').returncode == 0
+    assert times(tmp_path) == stamps
+    without = contents(tmp_path)
+    assert run(tmp_path).returncode == 0
+    with_extra = contents(tmp_path)
+    assert with_extra == contents(demo)
+    del without[record.relative_to(tmp_path)]
+    assert all(with_extra[path] == data for path, data in without.items())
+    assert len(with_extra) - len(without) == EXTRA + 2   # pictures, their csv, the record
+    assert run(tmp_path, '--EXTRA_IMAGES=0').returncode == 0
+    assert contents(tmp_path).keys() - without.keys() == {record.relative_to(tmp_path)}
+    assert not Layout(tmp_path).originals(ADDED).exists()   # step 1 refuses an empty folder
+
+
 @pytest.mark.parametrize('place', ['ISIC-2017_Training_Data/Images/ISIC_0000000.jpg',
                                    'ISIC-2017_Validation_Data/ISIC_0001769.jpg',
                                    'ISIC-2017_Training_Part3_GroundTruth.csv'])
@@ -124,9 +161,9 @@ def test_refuses_real_pictures_among_its_own(demo, tmp_path):
 
 
 def test_settings_that_make_no_data_set_are_named_together(tmp_path):
-    result = run(tmp_path, '--SEED=-1', '--MAX_SIDE=20', '--MELANOMA_SHARE=0.8')
+    result = run(tmp_path, '--SEED=-1', '--MAX_SIDE=20', '--MELANOMA_SHARE=0.8', '--EXTRA_IMAGES=-1')
     assert result.returncode == 2 and not list(tmp_path.iterdir())
-    assert all(name in result.stderr for name in ('SEED', 'MAX_SIDE', 'KERATOSIS_SHARE'))
+    assert all(name in result.stderr for name in ('SEED', 'MAX_SIDE', 'KERATOSIS_SHARE', 'EXTRA_IMAGES'))
 
 
 @pytest.mark.parametrize('shares', [(0.4, 0.3, 0.3), (0.9, 0.05, 0.05), (0.2, 0.5, 0.3)])
