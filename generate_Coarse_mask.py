@@ -1,11 +1,17 @@
 """Step 3: draw coarse-SN's masks, which later stages read as an additional channel.
 
 Reads   models/CoarseSN/CoarseSN.pth (step 2), the lists of step 1 and the pictures they name
+        with CROSS_FIT=5 also models/CoarseSN_fold1/ to CoarseSN_fold5/ (train_CoarseSN.py --CROSS_FIT=5)
 Writes  Coarse_masks/{Training,Validation,Testing}_MaskCN/      a 224 px mask for each crop
         Coarse_masks/{Training,Validation,Testing}_EnhancedSN/  a mask of the picture's own size
-        as png with values {0, 255}; made_by.json beside them says which coarse-SN drew them
+        as png with values {0, 255}; made_by.json beside them says which coarse-SN drew them, and how
 
     python generate_Coarse_mask.py
+    python generate_Coarse_mask.py --CROSS_FIT=5
+
+With CROSS_FIT the mask of a training image is drawn by the network that was trained without it, so
+that these masks are as good as those of new pictures, not better. All others (validation, test, and
+images that no fold holds) are drawn by models/CoarseSN.
 
 Run it again after an interruption and it draws what is missing. Cost: 6 views of each of the
 paper's 45,000 crops and pictures, about 9 PFLOP.
@@ -17,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dataset import cache, crops, files, images, isic, sources
+from dataset import cache, crops, files, folds, images, isic, sources
 from dataset.layout import SPLITS, Layout
 from dataset.samples import start_worker
 from engine import checkpoints, coarse_masks, hardware, networks, script, settings, stages
@@ -30,7 +36,8 @@ RECIPE = 'default'        # default (this file), paper, released or demo: recipe
 INPUT_SIZE = 224          # px, side of coarse-SN's input, a multiple of 16 (paper)
 TTA = True                # sum the logits of 6 views: identity, 3 rotations, 2 flips (released)
 CROPS_OF_IMAGES = 0       # draw for the crops of this many training images only; 0 = all
-SEED = 0                  # which ones: those that train_MaskCN takes with TRAIN_IMAGES under this SEED
+SEED = 0                  # which ones: train_MaskCN's TRAIN_IMAGES under this SEED; the folds keep step 2's
+CROSS_FIT = 0             # 2 or more: training masks by those coarse-SNs of step 2 that did not see the image
 BATCH_SIZE = 16           # pictures at a time, each in all views; memory and speed only
 
 # --- Machine
@@ -54,15 +61,48 @@ class Files(Dataset):
         return torch.tensor(picture).permute(2, 0, 1), number
 
 
-def draw_masks(segmenter, pictures, folder, side, cfg, process):
+def list_tasks(layout, cfg, fold_of):
+    """What is to be drawn: [(mask folder, side of the masks, {network: pictures})].
+
+    side : see `draw_masks`; network : 0 for models/CoarseSN, else the number of the fold it did not see
+    fold_of : {image id: fold number} of training images. Raises InputError when step 1 left no list.
+    """
+    tasks = []
+    for split in SPLITS:
+        folds_here = fold_of if split == 'Training' else {}
+        if layout.classification_list(split).is_file():
+            limit = cfg.CROPS_OF_IMAGES if split == 'Training' else 0
+            entries = isic.read_classification_list(layout, split)
+            pictures = [path for path, _ in sources.crops_of_subset(entries, limit, cfg.SEED)]
+            ids = [isic.image_id_of(path) for path in pictures]
+            tasks.append((layout.coarse_for_classification(split), crops.SIDE,
+                          by_network(pictures, ids, folds_here)))
+        if layout.segmentation_list(split).is_file():
+            pictures = [path for path, _ in isic.read_segmentation_list(layout, split)]
+            ids = [path.stem for path in pictures]
+            tasks.append((layout.coarse_for_segmentation(split), 0, by_network(pictures, ids, folds_here)))
+    if not tasks:
+        isic.read_segmentation_list(layout, 'Training')   # says what is missing, and how to make it
+    return tasks
+
+
+def by_network(pictures, ids, fold_of):
+    """{network: its pictures}; an image without a fold is models/CoarseSN's, which is 0."""
+    groups = {}
+    for path, image_id in zip(pictures, ids, strict=True):
+        groups.setdefault(fold_of.get(image_id, 0), []).append(path)
+    return groups
+
+
+def draw_masks(segmenter, pictures, folder, side, cfg, process, by=''):
     """Write a mask for each picture (path) that has none yet.
 
-    side : of the square masks in px, or 0 for each picture's own size. A mask takes its picture's
-    time of change, so that a changed picture is drawn again.
+    side : of the square masks in px, or 0 for each picture's own size; by : a word on who draws
+    A mask takes its picture's time of change, so that a changed picture is drawn again.
     """
     todo = [path for path in pictures
             if not files.is_current(folder / f'{path.stem}.png', path.stat().st_mtime_ns)]
-    print(f'{folder}: {len(pictures) - len(todo)} of {len(pictures)} masks are there')
+    print(f'{folder}{by}: {len(pictures) - len(todo)} of {len(pictures)} masks are there')
     loader = DataLoader(Files(todo, cfg.INPUT_SIZE), cfg.BATCH_SIZE,
                         num_workers=hardware.workers(cfg.NUM_WORKERS, process.device),
                         worker_init_fn=start_worker)
@@ -77,35 +117,35 @@ def draw_masks(segmenter, pictures, folder, side, cfg, process):
             os.utime(target, ns=(path.stat().st_mtime_ns,) * 2)
 
 
+def load(layout, cfg, process):
+    """The coarse-SN of `layout`, ready to draw."""
+    precision = hardware.choose_precision(cfg.AMP, process.device)
+    segmenter = networks.load_segmenter(layout, 'CoarseSN', process.device, precision)
+    networks.warn_of_other_size(layout.weights('CoarseSN'), cfg.INPUT_SIZE)
+    return segmenter
+
+
 def main():
     cfg = settings.resolve(globals(), choices=stages.MACHINE_CHOICES, positive=('INPUT_SIZE', 'BATCH_SIZE'))
     process = hardware.start(cfg, alone=True)
     stages.check_sides([cfg.INPUT_SIZE])
+    folds.check(cfg.CROSS_FIT)
     layout = Layout(cfg.ROOT)
-    tasks = []   # (pictures, mask folder, side of the masks)
-    for split in SPLITS:
-        if layout.classification_list(split).is_file():
-            limit = cfg.CROPS_OF_IMAGES if split == 'Training' else 0
-            entries = isic.read_classification_list(layout, split)
-            pictures = [path for path, _ in sources.crops_of_subset(entries, limit, cfg.SEED)]
-            tasks.append((pictures, layout.coarse_for_classification(split), crops.SIDE))
-        if layout.segmentation_list(split).is_file():
-            pictures = [path for path, _ in isic.read_segmentation_list(layout, split)]
-            tasks.append((pictures, layout.coarse_for_segmentation(split), 0))
-    if not tasks:
-        isic.read_segmentation_list(layout, 'Training')   # says what is missing, and how to make it
+    fold_of, fold_networks = coarse_masks.cross_fit(layout, cfg.CROSS_FIT) if cfg.CROSS_FIT else ({}, {})
+    tasks = list_tasks(layout, cfg, fold_of)
 
     weights = layout.weights('CoarseSN')
     # Before loading: a training that still runs may replace the file in between.
     facts = {'coarse_sn': checkpoints.fingerprint_or_refuse(weights, layout.command('train_CoarseSN.py')),
-             'input_size': cfg.INPUT_SIZE, 'views': 6 if cfg.TTA else 1}
-    segmenter = networks.load_segmenter(layout, 'CoarseSN', process.device,
-                                        hardware.choose_precision(cfg.AMP, process.device))
-    networks.warn_of_other_size(weights, cfg.INPUT_SIZE)
-    for pictures, folder, side in tasks:
+             'input_size': cfg.INPUT_SIZE, 'views': 6 if cfg.TTA else 1, **fold_networks}
+    segmenters = {number: load(layout.fold(number) if number else layout, cfg, process)
+                  for number in sorted({0, *fold_of.values()})}
+    for folder, side, groups in tasks:
         coarse_masks.begin(folder, facts)
-        draw_masks(segmenter, pictures, folder, side, cfg, process)
-        coarse_masks.finish(folder, facts, len(pictures))
+        for number, pictures in sorted(groups.items()):
+            by = f' by {layout.fold(number).coarse_sn}' if number else ''
+            draw_masks(segmenters[number], pictures, folder, side, cfg, process, by)
+        coarse_masks.finish(folder, facts, sum(map(len, groups.values())), cfg)
 
 
 if __name__ == '__main__':

@@ -3,15 +3,17 @@
 Reads   dataset/ISIC/{Training,Validation}_seg.txt and the pictures they list (step 1)
         a pretrained file of models/README.md, when there is one
 Writes  models/CoarseSN/  CoarseSN.pth (best weights), last.pth (to go on from), config.json,
-        metrics.jsonl, curves.png, panel.png, tensorboard/
+        metrics.jsonl, curves.png, panel.png, tensorboard/; with CROSS_FIT=5 the same below
+        models/CoarseSN_fold1/ to CoarseSN_fold5/, each trained without a fifth of the pictures
 
     python train_CoarseSN.py
+    python train_CoarseSN.py --CROSS_FIT=5
     torchrun --nproc-per-node=2 train_CoarseSN.py
 
 Run it again after an interruption and it goes on where it stopped. Cost: about 95 PFLOP for the
 paper's 500 epochs; 0.2 s for each picture of each epoch on two CPU cores with bf16 instructions.
 """
-from dataset import sources
+from dataset import folds, sources
 from dataset.layout import Layout
 from engine import hardware, networks, script, settings, stages, training
 from engine.runs import Run
@@ -20,7 +22,8 @@ from engine.runs import Run
 ROOT = '.'                     # folder that holds dataset/, Coarse_masks/, models/ and results/
 RECIPE = 'default'             # default (this file), paper, released or demo: recipes/<name>.toml
 RESUME = True                  # go on from models/CoarseSN/last.pth; False starts anew
-SEED = 0                       # of the weights, the order of the pictures and their augmentation
+SEED = 0                       # of the weights, the order of the pictures, their augmentation, the folds
+CROSS_FIT = 0                  # 2 or more: train this many instead, each without one fold of the pictures
 
 # --- Network
 NUM_CLASSES = 2                # output channels: 2 with softmax (released) or 1 with sigmoid (paper)
@@ -28,6 +31,7 @@ PRETRAINED = 'auto'            # voc (paper), xception65, xception (transplanted
 VOC_WEIGHTS = 'models/deeplabv3plus_xception_VOC2012_epoch46_all.pth'   # file, see models/README.md
 XCEPTION65_WEIGHTS = 'models/xception65.tf_in1k.pth'                    # file, see models/README.md
 XCEPTION_WEIGHTS = 'models/xception-43020ad28.pth'                      # file, see models/README.md
+INITIAL_WEIGHTS = ''           # fine-tune from, as other/models/CoarseSN/CoarseSN.pth; '' = PRETRAINED
 DROPOUT = True                 # three dropout layers, 0.5, 0.5 and 0.1 (released)
 FREEZE_BN = False              # batch norms keep their running statistics while training
 
@@ -67,24 +71,53 @@ DETERMINISTIC = False          # bit-reproducible algorithms also on GPUs, slowe
 SYNC_BN = True                 # several GPUs: batch norm over the global batch
 
 
+def train_one(cfg, process, layout, train, validation):
+    """Train the coarse-SN of `layout` on `train`; both data are dataset.sources.Segmentation."""
+    hardware.seed_step(cfg.SEED, 0, 0)
+    network, start = networks.coarse_for_training(cfg, train.images)
+    stage = stages.segmentation(cfg, process, network, None, train, validation)
+    epoch = stages.steps_in_epoch(cfg, stage.dataset)
+    with open_run(cfg, process, layout, train, validation, start) as run:
+        training.fit(stage, cfg, run, process, cfg.EPOCH * epoch, cfg.VALIDATE_EVERY * epoch)
+
+
+def open_run(cfg, process, layout, train, validation, start):
+    """The Run of `layout`'s coarse-SN; start : what it starts from, in words."""
+    inputs = {'training': train.fingerprint, 'validation': validation.fingerprint}
+    return Run(layout.run('CoarseSN'), 'CoarseSN', cfg, inputs, start, process)
+
+
+def train_folds(cfg, process, layout, train, validation):
+    """Train a coarse-SN without each fold of `train`, one after the other."""
+    parts = [(layout.fold(number), folds.without(train, cfg.CROSS_FIT, number, cfg.SEED))
+             for number in range(1, cfg.CROSS_FIT + 1)]
+    # All folders are looked at, or cleared, before hours of training: what is there after that is
+    # of this call, and the same command without RESUME=False goes on from it.
+    for place, part in parts:
+        with open_run(cfg, process, place, part, validation, 'training has not begun') as run:
+            run.begin(cfg.RESUME)
+    for place, part in parts:
+        print(f'{place.run("CoarseSN")}: {len(part.names)} of {len(train.names)} training pictures')
+        train_one(cfg, process, place, part, validation)
+
+
 def main():
     cfg = settings.resolve(globals(), choices=stages.SEGMENTATION_CHOICES | {
         'PRETRAINED': networks.PRETRAINED_SN}, positive=stages.SEGMENTATION_POSITIVE)
     process = hardware.start(cfg)
     stages.check_numbers(cfg, process)
+    folds.check(cfg.CROSS_FIT)
     layout = Layout(cfg.ROOT)
     with hardware.main_first(process):
         train = sources.segmentation(layout, 'Training', cfg.CACHE_SIZE,
                                      limit=cfg.TRAIN_IMAGES, seed=cfg.SEED)
         validation = sources.segmentation(layout, 'Validation', cfg.INPUT_SIZE)
 
-    hardware.seed_step(cfg.SEED, 0, 0)
-    network, start = networks.coarse_for_training(cfg, train.images)
-    stage = stages.segmentation(cfg, process, network, None, train, validation)
-    inputs = {'training': train.fingerprint, 'validation': validation.fingerprint}
-    epoch = stages.steps_in_epoch(cfg, stage.dataset)
-    with Run(layout.run('CoarseSN'), 'CoarseSN', cfg, inputs, start, process) as run:
-        training.fit(stage, cfg, run, process, cfg.EPOCH * epoch, cfg.VALIDATE_EVERY * epoch)
+    if cfg.CROSS_FIT:
+        folds.check(cfg.CROSS_FIT, len(train.names))
+        train_folds(cfg, process, layout, train, validation)
+    else:
+        train_one(cfg, process, layout, train, validation)
     hardware.finish()
 
 

@@ -1,4 +1,5 @@
 """Where everything of one experiment lies below its root folder (the released code's layout)."""
+import copy
 from pathlib import Path
 
 SPLITS = ('Training', 'Validation', 'Testing')
@@ -30,6 +31,7 @@ class Layout:
         self.coarse_masks = self.root / 'Coarse_masks'
         self.models = self.root / 'models'
         self.results = self.root / 'results'
+        self.coarse_sn = 'CoarseSN'
 
     def command(self, script, *options):
         """The command that a reader should type for this root: python <script> [--ROOT=...] <options>."""
@@ -74,8 +76,14 @@ class Layout:
 
     def run(self, network):
         """Run folder of 'CoarseSN', 'MaskCN' or 'EnhancedSN'."""
-        return self.models / network
+        return self.models / (self.coarse_sn if network == 'CoarseSN' else network)
 
     def weights(self, network):
         """The network's best weights, a plain state dict."""
         return self.run(network) / f'{network}.pth'
+
+    def fold(self, number):
+        """This layout with, for its coarse-SN, the one that is trained without fold `number` (from 1)."""
+        other = copy.copy(self)
+        other.coarse_sn = f'CoarseSN_fold{number}'
+        return other

@@ -1,12 +1,14 @@
 """Which coarse-SN made the masks of step 3, so that later stages refuse those of another."""
 import json
 
-from dataset import files
+from dataset import files, folds, isic, sources
 from dataset.errors import InputError
 from engine import checkpoints
 
 RECORD = 'made_by.json'
 SCRIPT = 'generate_Coarse_mask.py'
+FOLDS = 'fold_networks'   # the fact that masks of CROSS_FIT have in addition
+ALIKE = 'SEED', 'TRAIN_IMAGES', 'CACHE_SIZE'   # what decides which pictures a fold network sees
 
 
 def begin(folder, facts):
@@ -24,26 +26,29 @@ def begin(folder, facts):
     files.write_text(path, json.dumps({'facts': facts, 'complete': False}) + '\n')
 
 
-def finish(folder, facts, count):
-    """Record that the folder holds all its `count` masks."""
-    files.write_text(folder / RECORD,
-                     json.dumps({'facts': facts, 'complete': True, 'masks': count}) + '\n')
+def finish(folder, facts, count, cfg):
+    """Record that the folder holds all its `count` masks, and the Settings they were drawn with."""
+    record = {'facts': facts, 'complete': True, 'masks': count, 'settings': vars(cfg)}
+    files.write_text(folder / RECORD, json.dumps(record) + '\n')
 
 
 def require(layout, folders):
     """Check that coarse masks are complete, and made alike by models/CoarseSN/CoarseSN.pth.
 
-    Returns how they were made as one text (fingerprint of that coarse-SN, input side, views).
+    Returns how they were made as one text: fingerprint of that coarse-SN, input side, views, and with
+    CROSS_FIT the fingerprints of the fold networks, which need not be there any more.
     Raises InputError naming each folder at fault.
     """
     weights = layout.weights('CoarseSN')
     if not weights.is_file():
         raise InputError('Coarse masks cannot be checked', [f'{weights}: is missing'],
                          layout.command('train_CoarseSN.py'))
-    present, made, faults = checkpoints.fingerprint(weights), {}, []
+    present, made, faults, options = checkpoints.fingerprint(weights), {}, [], []
     for folder in folders:
         record = _read(folder / RECORD)
         maker = record.get('facts', {}).get('coarse_sn')
+        if FOLDS in record.get('facts', {}):
+            options = [f'--CROSS_FIT={len(record["facts"][FOLDS].split(","))}']
         if maker is None:
             faults.append(f'{folder}: holds no coarse masks')
         elif maker != present:
@@ -55,8 +60,64 @@ def require(layout, folders):
     if len(set(made.values())) > 1:
         faults += [f'{folder}: made as {how}, unlike the others' for folder, how in made.items()]
     if faults:
-        raise InputError('Coarse masks cannot be used', faults, layout.command(SCRIPT))
+        raise InputError('Coarse masks cannot be used', faults, layout.command(SCRIPT, *options))
     return next(iter(made.values()))
+
+
+def cross_fit(layout, k):
+    """Who draws which training image with CROSS_FIT=`k`: ({image id: fold number}, additional facts).
+
+    Raises InputError naming each network of train_CoarseSN.py --CROSS_FIT=k that is missing, unfinished,
+    not trained like the others, or trained on other pictures than the present ones.
+    """
+    trained, faults = {}, []
+    for number in range(1, k + 1):
+        path = layout.fold(number).weights('CoarseSN')
+        config = checkpoints.read_config(path)
+        found = config.get('settings', {}).get('CROSS_FIT')
+        if not path.is_file():
+            faults.append(f'{path}: is missing')
+        elif found != k:
+            faults.append(f'{path}: was trained with CROSS_FIT={found}')
+        elif not config.get('finished'):   # an interrupted training leaves its best weights so far
+            faults.append(f'{path}: its training has not finished')
+        else:
+            trained[path] = number, config
+    how = {path: ', '.join(f'{name}={config["settings"][name]}' for name in ALIKE)
+           for path, (_, config) in trained.items()}
+    fold_of = {}
+    if len(set(how.values())) > 1:
+        faults += [f'{path}: was trained with {words}, unlike the others' for path, words in how.items()]
+    elif trained:
+        fold_of, other = _on_present_pictures(layout, k, trained)
+        faults += other
+    if faults:
+        raise InputError(f'Masks cannot be drawn with CROSS_FIT={k}', faults,
+                         f'{layout.command("train_CoarseSN.py", f"--CROSS_FIT={k}")}, with '
+                         '--RESUME=False where networks are to be replaced')
+    return fold_of, {FOLDS: ','.join(checkpoints.fingerprint(path) for path in trained)}
+
+
+def _on_present_pictures(layout, k, trained):
+    """({image id: fold number}, faults) of fold networks that were trained alike.
+
+    trained : {path of weights: (fold number, config)}
+    """
+    seed, limit, size = (next(iter(trained.values()))[1]['settings'][name] for name in ALIKE)
+    data = sources.segmentation(layout, 'Training', size, limit=limit, seed=seed)
+    faults = [f'{path}: was trained on other pictures than those of {layout.segmentation_list("Training")}'
+              for path, (number, config) in trained.items()
+              if config['inputs']['training'] != folds.without(data, k, number, seed).fingerprint]
+    fold_of = folds.assign(data.names, k, seed)
+    main = layout.weights('CoarseSN')
+    if main.is_file():   # it draws what no fold holds
+        settings = checkpoints.read_config(main).get('settings', {})
+        seen = sources.subset(isic.read_segmentation_list(layout, 'Training'),
+                              settings.get('TRAIN_IMAGES', 0), settings.get('SEED', 0))
+        outside = sum(image.stem not in fold_of for image, _ in seen)
+        if outside:
+            faults.append(f'{main}: was trained on {outside} pictures that no fold holds')
+    return fold_of, faults
 
 
 def require_chain(layout, names, made):
