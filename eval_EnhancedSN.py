@@ -1,7 +1,8 @@
 """Step 6b: score enhanced-SN (or coarse-SN) on the validation or test pictures at full size.
 
 Reads   dataset/ISIC/<split>_seg.txt and its pictures (step 1); models/EnhancedSN/, models/MaskCN/
-        and Coarse_masks/<split>_EnhancedSN/ (steps 3 to 5), or models/CoarseSN/ alone
+        and Coarse_masks/<split>_EnhancedSN/ (steps 3 to 5), the latter two as far as enhanced-SN was
+        trained to see them; or models/CoarseSN/ alone
 Writes  results/<network>_<split>.csv   JA, DI, pixel-AC, pixel-SE, pixel-SP of each picture
         results/<network>_<split>.json  their means with 95 % intervals, with and without TTA
         results/<network>_<split>_masks/  the predicted masks, as the challenge wants them
@@ -17,7 +18,6 @@ from dataset import isic, sources
 from dataset.layout import Layout
 from engine import (
     checkpoints,
-    coarse_masks,
     evaluation,
     hardware,
     networks,
@@ -26,6 +26,7 @@ from engine import (
     script,
     settings,
     stages,
+    transfer,
 )
 
 # --- Experiment
@@ -57,11 +58,10 @@ def main():
     pairs = isic.read_segmentation_list(layout, cfg.SPLIT)
     used, coarse_paths = [layout.weights(cfg.NETWORK)], None
     evaluation.require_equal_sizes(pairs)
-    if cfg.NETWORK == 'EnhancedSN':
+    if cfg.NETWORK == 'EnhancedSN' and (kind := networks.trained_transfer(layout)) in networks.GUIDED:
         folder = layout.coarse_for_segmentation(cfg.SPLIT)
-        made = coarse_masks.require(layout, [folder])
-        coarse_masks.require_chain(layout, ('MaskCN', 'EnhancedSN'), made)
-        coarse_paths = sources.coarse_paths(layout, folder, [image for image, _ in pairs])
+        if 'coarse_masks' in transfer.require(layout, kind, [folder], ('MaskCN', 'EnhancedSN')):
+            coarse_paths = sources.coarse_paths(layout, folder, [image for image, _ in pairs])
         used.append(layout.weights('MaskCN'))
     networks.warn_of_other_size(used[0], cfg.SCALES[0])
     segmenter = networks.load_segmenter(layout, cfg.NETWORK, process.device,

@@ -2,7 +2,8 @@
 
 Reads   dataset/ISIC/{Training,Validation}_seg.txt and the pictures they list (step 1)
         models/CoarseSN/CoarseSN.pth (step 2), Coarse_masks/*_EnhancedSN/ (step 3),
-        models/MaskCN/MaskCN.pth (step 4)
+        models/MaskCN/MaskCN.pth (step 4); no coarse masks for a mask-CN of RGB alone. TRANSFER=mdc:
+        the classification list, its crops and Coarse_masks/Training_MaskCN/; none: steps 1 and 2 alone
 Writes  models/EnhancedSN/  EnhancedSN.pth (best weights), last.pth (to go on from), config.json,
         metrics.jsonl, curves.png, panel.png, tensorboard/
 
@@ -14,7 +15,7 @@ tenth more, for mask-CN's forward pass.
 """
 from dataset import sources
 from dataset.layout import Layout
-from engine import coarse_masks, hardware, networks, script, settings, stages, training
+from engine import hardware, networks, script, settings, stages, training, transfer
 from engine.runs import Run
 
 # --- Experiment
@@ -25,6 +26,9 @@ SEED = 0                       # of the E-layer's weights, the order of the pict
 
 # --- Network
 NUM_CLASSES = 2                # output channels, those of coarse-SN: 2 (released) or 1 (paper)
+TRANSFER = 'e-layer'           # of mask-CN's maps: e-layer (paper), d-net or mdc (paper, Table VII), none
+PROXY_THRESHOLD = 0.3          # mdc: part of a map's maximum from which on a pixel counts as lesion
+INITIAL_WEIGHTS = ''           # fine-tune from, as other/models/EnhancedSN/EnhancedSN.pth; '' = coarse-SN
 CAM_RELU = False               # drop the negative evidence from the localisation maps (released: kept)
 DROPOUT = True                 # three dropout layers, 0.5, 0.5 and 0.1 (released)
 FREEZE_BN = False              # batch norms keep their running statistics while training
@@ -66,23 +70,29 @@ SYNC_BN = True                 # several GPUs: batch norm over the global batch
 
 
 def main():
-    cfg = settings.resolve(globals(), choices=stages.SEGMENTATION_CHOICES,
-                           positive=stages.SEGMENTATION_POSITIVE)
+    cfg = settings.resolve(globals(), choices=stages.SEGMENTATION_CHOICES | {
+        'TRANSFER': tuple(networks.ENHANCED)}, positive=stages.SEGMENTATION_POSITIVE)
     process = hardware.start(cfg)
     stages.check_numbers(cfg, process)
     layout = Layout(cfg.ROOT)
-    inputs = {'coarse_masks': coarse_masks.require(layout, [layout.coarse_for_segmentation(split)
-                                                            for split in ('Training', 'Validation')])}
-    inputs['mask_cn'] = coarse_masks.require_chain(layout, ('MaskCN',), inputs['coarse_masks'])
-    with hardware.main_first(process):
-        train = sources.segmentation(layout, 'Training', cfg.CACHE_SIZE, coarse=True,
-                                     limit=cfg.TRAIN_IMAGES, seed=cfg.SEED)
-        validation = sources.segmentation(layout, 'Validation', cfg.INPUT_SIZE, coarse=True)
-
+    guided = cfg.TRANSFER in networks.GUIDED
+    inputs = transfer.require(layout, cfg.TRANSFER, [
+        layout.coarse_for_segmentation(split) for split in ('Training', 'Validation')] if guided else [
+        layout.coarse_for_classification('Training')])
+    masked = guided and 'coarse_masks' in inputs
     hardware.seed_step(cfg.SEED, 0, 0)
     network, start = networks.enhanced_for_training(cfg, layout)
-    classifier = networks.load_classifier(layout, process.device,
-                                          hardware.choose_precision(cfg.AMP, process.device), cfg.CAM_RELU)
+    with hardware.main_first(process):
+        train = sources.segmentation(layout, 'Training', cfg.CACHE_SIZE, coarse=masked,
+                                     limit=cfg.TRAIN_IMAGES, seed=cfg.SEED)
+        validation = sources.segmentation(layout, 'Validation', cfg.INPUT_SIZE, coarse=masked)
+    if cfg.TRANSFER == 'mdc':
+        train = transfer.with_proxies(train, layout, cfg, inputs, process)
+
+    classifier = None
+    if guided:
+        classifier = networks.load_classifier(
+            layout, process.device, hardware.choose_precision(cfg.AMP, process.device), cfg.CAM_RELU)
     stage = stages.segmentation(cfg, process, network, classifier, train, validation)
     inputs |= {'training': train.fingerprint, 'validation': validation.fingerprint}
     epoch = stages.steps_in_epoch(cfg, stage.dataset)

@@ -27,6 +27,7 @@ NUM_CLASSES = 3                # nevus, melanoma, seborrheic keratosis (paper)
 INPUT_CHANNEL = 4              # 4: RGB and coarse mask (paper); 3: RGB alone (paper, Table V)
 PRETRAINED = 'auto'            # xception (paper), none; auto: xception when the file is present
 XCEPTION_WEIGHTS = 'models/xception-43020ad28.pth'   # file, see models/README.md
+INITIAL_WEIGHTS = ''           # fine-tune from, as other/models/MaskCN/MaskCN.pth; '' = PRETRAINED
 PRETRAINED_EXIT_FLOW = True    # False: the exit flow starts random (released, by a name filter's mistake)
 RELU_SKIP = False              # True: skip paths see relu(input) (released, by an in-place ReLU)
 FREEZE_BN = False              # batch norms keep their running statistics while training

@@ -6,6 +6,7 @@ import numpy as np
 
 from dataset import cache, files, isic
 from dataset.errors import InputError
+from dataset.layout import ADDED
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,35 @@ class Classification:
     owners: np.ndarray
     names: list
     fingerprint: str
+
+
+@dataclass(frozen=True)
+class Unmasked:
+    """Training images without a pixel mask, as mask-CN and as a segmentation network see them.
+
+    crops : (N, s, s, 3) uint8, the whole images; coarse : (N, s, s) uint8 {0, 255}, their masks, or None
+    pictures : (N, S, S, 3) uint8; names : image ids; fingerprint : text that changes with any pixel
+    """
+    crops: np.ndarray
+    coarse: np.ndarray
+    pictures: np.ndarray
+    names: list
+    fingerprint: str
+
+
+class Joined:
+    """Two arrays one after the other, neither copied: items by number, len, shape."""
+
+    def __init__(self, first, second):
+        self.first, self.second = first, second
+        self.shape = (len(first) + len(second), *first.shape[1:])
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, number):
+        number = range(len(self))[number]
+        return self.first[number] if number < len(self.first) else self.second[number - len(self.first)]
 
 
 def segmentation(layout, split, size, coarse=False, limit=0, seed=0, workers=0):
@@ -79,6 +109,37 @@ def classification(layout, split, size, coarse=True, whole_only=False, limit=0, 
                           f'{_joined(pictures, drawn)}-{digest}')
 
 
+def unmasked(layout, masked, crop_size, size, coarse, workers=0):
+    """Load the images of the classification training list that are not among `masked` (image ids).
+
+    crop_size : px, of the whole-image crops and, with `coarse`, of their coarse masks; size : px, of the
+    pictures, made from what segmentation reads, else from the original, else from the crop
+    Raises InputError when there is no such image, and for every file that cannot be used.
+    """
+    crops = {path.stem: path for path, _ in isic.read_classification_list(layout, 'Training')
+             if path.stem == isic.image_id_of(path)}
+    names = sorted(crops.keys() - set(masked))
+    if not names:
+        raise InputError('There is no training image without a pixel mask',
+                         [f'{layout.classification_list("Training")}: names those of '
+                          f'{layout.segmentation_list("Training")} alone'],
+                         f'add the extra images ({layout.command("dataset/download.py", "--EXTRA=True")}), '
+                         f'or leave masks out with --TRAIN_IMAGES=N')
+    pictures = dict(crops)
+    for part in (ADDED, 'Training'):
+        pictures |= isic.scan_folder(layout.originals(part) / 'Images', 'pictures')[0]
+    pictures |= {image.stem: image for image, _ in isic.read_segmentation_list(layout, 'Training')}
+    paths, stem = [crops[name] for name in names], f'Training_unmasked_{len(names)}'
+    drawn = None
+    if coarse:
+        masks = coarse_paths(layout, layout.coarse_for_classification('Training'), paths)
+        drawn = cache.load(layout.cache, f'{stem}_coarse', masks, crop_size, 'mask', workers)
+    seen = cache.load(layout.cache, f'{stem}_crops', paths, crop_size, 'rgb', workers)
+    shown = cache.load(layout.cache, f'{stem}_images', [pictures[name] for name in names], size, 'rgb',
+                       workers)
+    return Unmasked(seen.pixels, drawn and drawn.pixels, shown.pixels, names, _joined(seen, drawn, shown))
+
+
 def _joined(*caches):
     """The fingerprints of those caches that are there, as one text."""
     return '-'.join(part.fingerprint for part in caches if part is not None)
@@ -111,5 +172,5 @@ def coarse_paths(layout, folder, pictures):
                 if not files.is_current(path, picture.stat().st_mtime_ns)]
     if outdated:
         raise InputError(f'{len(outdated)} coarse masks are missing', outdated,
-                         layout.command('generate_Coarse_mask.py'))
+                         f'{layout.command("generate_Coarse_mask.py")}, with the settings in made_by.json')
     return paths

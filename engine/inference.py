@@ -18,7 +18,7 @@ VIEWS = (
 
 
 class Classifier:
-    """Mask-CN ready to use.
+    """Mask-CN ready to use; `uses_masks` says whether it reads coarse masks, 4 channels, or RGB alone.
 
     network : Xception_dilation; scaling : of its RGB input; precision : 'bf16', 'fp16' or 'fp32'
     cam_relu : drop the negative evidence from localisation maps
@@ -46,8 +46,8 @@ class Classifier:
 class Segmenter:
     """Coarse-SN, or enhanced-SN together with the mask-CN that draws its localisation maps.
 
-    network : deeplabv3plus or deeplabv3plus_en; scaling : of its input; precision : see Classifier
-    classifier : Classifier for enhanced-SN, None for coarse-SN
+    network : deeplabv3plus, or deeplabv3plus_en or _d with a classifier; scaling : of its input
+    precision : see Classifier; classifier : Classifier, None for a network that takes no maps
     """
 
     def __init__(self, network, scaling, precision, classifier=None):

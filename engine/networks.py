@@ -10,25 +10,30 @@ from dataset.samples import SCALINGS, to_input
 from engine import checkpoints
 from engine.inference import Classifier, Segmenter
 from net import weights
-from net.models import STRIDE, Xception_dilation, deeplabv3plus, deeplabv3plus_en
+from net.models import STRIDE, Xception_dilation, deeplabv3plus, deeplabv3plus_d, deeplabv3plus_en
 
 PRETRAINED_SN = ('auto', 'voc', 'xception65', 'xception', 'none')
 PRETRAINED_CN = ('auto', 'xception', 'none')
+ENHANCED = {'e-layer': deeplabv3plus_en, 'd-net': deeplabv3plus_d, 'mdc': deeplabv3plus,
+            'none': deeplabv3plus}   # by TRANSFER
+GUIDED = ('e-layer', 'd-net')        # those that see mask-CN's maps; mdc has learnt from them
 WHERE = 'see models/README.md for where the file comes from, or start without: --PRETRAINED=none'
 REPOSITORY = Path(__file__).resolve().parent.parent
 CALIBRATION_IMAGES = 32
 
 
 def coarse_for_training(cfg, images):
-    """A new coarse-SN from the best pretrained weights that are present.
+    """A new coarse-SN from the best pretrained weights that are present, or from trained ones.
 
-    cfg : PRETRAINED, *_WEIGHTS, INPUT_SCALING, NUM_CLASSES, DROPOUT
+    cfg : INITIAL_WEIGHTS, PRETRAINED, *_WEIGHTS, INPUT_SCALING, NUM_CLASSES, DROPOUT
     images : (N, S, S, 3) uint8 training pictures; a transplant sets its batch norms from some
     Returns (network, what it starts from); also prints the latter.
     """
     network = deeplabv3plus(cfg.NUM_CLASSES, cfg.DROPOUT)
-    choice, path = _choose(cfg.PRETRAINED, {'voc': cfg.VOC_WEIGHTS, 'xception65': cfg.XCEPTION65_WEIGHTS,
-                                            'xception': cfg.XCEPTION_WEIGHTS})
+    if getattr(cfg, 'INITIAL_WEIGHTS', ''):
+        return network, _fine_tuned('coarse-SN', network, cfg)
+    choice, path = choose_pretrained(cfg.PRETRAINED, {
+        'voc': cfg.VOC_WEIGHTS, 'xception65': cfg.XCEPTION65_WEIGHTS, 'xception': cfg.XCEPTION_WEIGHTS})
     if choice == 'voc':
         _load_pretrained(weights.load_voc, network, path)
     elif choice == 'xception65':
@@ -51,13 +56,16 @@ def _calibration_inputs(images, scaling):
 
 
 def mask_for_training(cfg):
-    """A new mask-CN from the ImageNet Xception when it is present.
+    """A new mask-CN from the ImageNet Xception when it is present, or from trained weights.
 
-    cfg : PRETRAINED, XCEPTION_WEIGHTS, PRETRAINED_EXIT_FLOW, RELU_SKIP, INPUT_CHANNEL, NUM_CLASSES
+    cfg : INITIAL_WEIGHTS, PRETRAINED, XCEPTION_WEIGHTS, PRETRAINED_EXIT_FLOW, RELU_SKIP, INPUT_SCALING,
+        INPUT_CHANNEL, NUM_CLASSES
     Returns (network, what it starts from); also prints the latter.
     """
     network = Xception_dilation(cfg.INPUT_CHANNEL, cfg.NUM_CLASSES, cfg.RELU_SKIP)
-    choice, path = _choose(cfg.PRETRAINED, {'xception': cfg.XCEPTION_WEIGHTS})
+    if getattr(cfg, 'INITIAL_WEIGHTS', ''):
+        return network, _fine_tuned('mask-CN', network, cfg)
+    choice, path = choose_pretrained(cfg.PRETRAINED, {'xception': cfg.XCEPTION_WEIGHTS})
     if choice == 'xception':
         _load_pretrained(weights.load_imagenet_xception, network, path,
                          exit_flow=cfg.PRETRAINED_EXIT_FLOW)
@@ -65,29 +73,56 @@ def mask_for_training(cfg):
 
 
 def enhanced_for_training(cfg, layout):
-    """A new enhanced-SN that starts from coarse-SN's weights, its E-layer random.
+    """A new enhanced-SN that starts from coarse-SN, what coarse-SN lacks random; or from trained weights.
 
+    cfg : INITIAL_WEIGHTS, TRANSFER, INPUT_SCALING, NUM_CLASSES, DROPOUT
     Returns (network, what it starts from); also prints the latter.
     """
+    network = ENHANCED[cfg.TRANSFER](cfg.NUM_CLASSES, cfg.DROPOUT)
+    if cfg.INITIAL_WEIGHTS:
+        return network, _fine_tuned('enhanced-SN', network, cfg)
     path = layout.weights('CoarseSN')
-    network = deeplabv3plus_en(cfg.NUM_CLASSES, cfg.DROPOUT)
     state = checkpoints.load_state(path, layout.command('train_CoarseSN.py'))
-    checkpoints.apply(weights.load_coarse_into_enhanced, network, state, path,
-                      'NUM_CLASSES must be that of coarse-SN')
-    return network, _announce('enhanced-SN', 'coarse-SN, its E-layer from random weights', path)
+    load_into, words = {
+        'e-layer': (weights.load_coarse_into_enhanced, 'coarse-SN, its E-layer from random weights'),
+        'd-net': (weights.load_coarse_decoder, "coarse-SN's decoder, its first layer from random weights"),
+        'mdc': (weights.load, 'coarse-SN'), 'none': (weights.load, 'coarse-SN')}[cfg.TRANSFER]
+    checkpoints.apply(load_into, network, state, path, 'NUM_CLASSES must be that of coarse-SN')
+    return network, _announce('enhanced-SN', words, path)
 
 
-def _choose(choice, files):
+def _fine_tuned(name, network, cfg):
+    """Load all of INITIAL_WEIGHTS into a network; returns what it starts from, also printed."""
+    path = _found(cfg.INITIAL_WEIGHTS)
+    remedy = f'INITIAL_WEIGHTS must be weights of {name} with the same constants of the group Network'
+    if not path.is_file():
+        raise InputError('A checkpoint is missing', [f'{cfg.INITIAL_WEIGHTS}: is missing'], remedy)
+    checkpoints.apply(weights.load, network, checkpoints.load_state(path, remedy), path, remedy)
+    trained = trained_settings(path)
+    for constant in ('INPUT_SCALING', 'RELU_SKIP'):   # these do not show in the shapes
+        now = getattr(cfg, constant, None)
+        if trained.get(constant, now) != now:
+            print(f'note: {path} was trained with {constant}={trained[constant]} and goes on with {now}')
+    return _announce(name, 'weights to fine-tune', path)
+
+
+def _found(path):
+    """A weight file's path, as looked up from here or else from the repository; it need not exist."""
+    return Path(path) if Path(path).is_file() else REPOSITORY / path
+
+
+def choose_pretrained(choice, files):
     """(choice, path) of the pretrained file: the named one, which must exist, or the first there is.
 
-    Paths are looked up from here and then from the repository.
+    choice : 'auto', 'none' or a name; files : {name: path}, the best first. Paths are looked up from
+    here and then from the repository; path is None with 'none'.
     """
-    paths = {name: path if Path(path).is_file() else REPOSITORY / path for name, path in files.items()}
+    paths = {name: _found(path) for name, path in files.items()}
     if choice == 'auto':
-        choice = next((name for name, path in paths.items() if Path(path).is_file()), 'none')
-    if choice != 'none' and not Path(paths[choice]).is_file():
+        choice = next((name for name, path in paths.items() if path.is_file()), 'none')
+    if choice != 'none' and not paths[choice].is_file():
         raise InputError(f'PRETRAINED={choice}: no weight file', [f'{files[choice]}: is missing'], WHERE)
-    return choice, Path(paths[choice]) if choice != 'none' else None
+    return choice, paths.get(choice)
 
 
 def _load_pretrained(load_into, network, path, **options):
@@ -105,15 +140,15 @@ def _announce(network, source, path):
 
 
 def load_segmenter(layout, name, device, precision):
-    """A trained 'CoarseSN' or 'EnhancedSN' (then with its mask-CN) below a root, ready to use."""
+    """A trained 'CoarseSN' or 'EnhancedSN' below a root, ready to use; with mask-CN where it needs maps."""
     path, make = layout.weights(name), layout.command(f'train_{name}.py')
     state = checkpoints.load_state(path, make)
-    build = deeplabv3plus if name == 'CoarseSN' else deeplabv3plus_en
-    network = build(_rows(state, 'cls_conv.weight', path))
+    transfer = trained_transfer(layout) if name == 'EnhancedSN' else 'none'
+    network = ENHANCED[transfer](_rows(state, 'cls_conv.weight', path))
     checkpoints.apply(weights.load, network, state, path, make)
     settings = trained_settings(path, INPUT_SCALING='unit')
     classifier = None
-    if name == 'EnhancedSN':
+    if transfer in GUIDED:
         classifier = load_classifier(layout, device, precision, settings.get('CAM_RELU', False))
     return Segmenter(_placed(network, device), _scaling(settings, path), precision, classifier)
 
@@ -123,11 +158,29 @@ def load_classifier(layout, device, precision, cam_relu=False):
     path, make = layout.weights('MaskCN'), layout.command('train_MaskCN.py')
     state = checkpoints.load_state(path, make)
     settings = trained_settings(path, INPUT_SCALING='symmetric', RELU_SKIP=False)
-    stem = state.get('conv1.weight')
-    channels = stem.shape[1] if stem is not None and stem.dim() == 4 else 4
-    network = Xception_dilation(channels, _rows(state, 'cls.weight', path), settings['RELU_SKIP'])
+    network = Xception_dilation(_channels(state), _rows(state, 'cls.weight', path), settings['RELU_SKIP'])
     checkpoints.apply(weights.load, network, state, path, make)
     return Classifier(_placed(network, device), _scaling(settings, path), precision, cam_relu)
+
+
+def maskcn_reads_masks(layout):
+    """Whether the trained mask-CN below a root needs coarse masks; True where there is none yet."""
+    path = layout.weights('MaskCN')
+    return not path.is_file() or _channels(
+        checkpoints.load_state(path, layout.command('train_MaskCN.py'))) == 4
+
+
+def _channels(state):
+    """Mask-CN's input channels, from its weights."""
+    stem = state.get('conv1.weight')
+    return stem.shape[1] if stem is not None and stem.dim() == 4 else 4
+
+
+def trained_transfer(layout):
+    """How mask-CN's maps reach the trained enhanced-SN below a root: its TRANSFER, 'e-layer' without one."""
+    path = layout.weights('EnhancedSN')
+    transfer = trained_settings(path).get('TRANSFER', 'e-layer')
+    return _known('TRANSFER', transfer, ENHANCED, path)
 
 
 def trained_settings(path, **assumed):
@@ -162,9 +215,12 @@ def _rows(state, name, path):
 
 
 def _scaling(settings, path):
-    scaling = settings['INPUT_SCALING']
-    if scaling not in SCALINGS:
-        raise InputError('A run folder is damaged',
-                         [f'{path.parent / "config.json"}: INPUT_SCALING is {scaling!r}'],
-                         f'must be one of {", ".join(SCALINGS)}')
-    return scaling
+    return _known('INPUT_SCALING', settings['INPUT_SCALING'], SCALINGS, path)
+
+
+def _known(name, value, allowed, path):
+    """The value of a setting that weights were trained with; InputError when it is not among `allowed`."""
+    if value not in tuple(allowed):
+        raise InputError('A run folder is damaged', [f'{path.parent / "config.json"}: {name} is {value!r}'],
+                         f'must be one of {", ".join(allowed)}')
+    return value

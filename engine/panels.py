@@ -15,7 +15,7 @@ def spread(count, wanted):
 
 
 def segmentation(segmenter, data, device, path):
-    """Panel of validation pictures: image, truth, [coarse mask, CAM,] lesion probability, contours."""
+    """Panel of validation pictures: image, truth, [coarse mask,] [CAM,] lesion probability, contours."""
     chosen = spread(len(data.images), VALIDATION_IMAGES)
     picture, coarse = evaluation.place(data.images[chosen], evaluation.at(data.coarse, chosen), device)
     segmenter.network.eval()
@@ -24,13 +24,19 @@ def segmentation(segmenter, data, device, path):
     rows = []
     for place, number in enumerate(chosen):
         image, truth = data.images[number], data.masks[number]
-        guides = [] if cams is None else [data.coarse[number], cams[place, 0]]
+        guides = [] if data.coarse is None else [data.coarse[number]]
+        guides += [] if cams is None else [cams[place, 0]]
         found = probability[place] > 0.5
         score = metrics.segmentation_scores(metrics.confusion(found, truth > 0))[0, 0]
         rows.append((f'{data.names[number]}\nJA {100 * score:.0f}',
                      [image, truth, *guides, probability[place], figures.outlined(image, truth, found)]))
-    guides = [] if cams is None else ['coarse mask', 'CAM']
-    figures.panel(rows, ['image', 'truth', *guides, 'lesion probability', 'truth, prediction'], path)
+    figures.panel(rows, ['image', 'truth', *_guides(data.coarse, segmenter), 'lesion probability',
+                         'truth, prediction'], path)
+
+
+def _guides(coarse, segmenter):
+    """Titles of what guides a segmentation network: the coarse mask and mask-CN's map, where used."""
+    return ([] if coarse is None else ['coarse mask']) + ([] if segmenter.classifier is None else ['CAM'])
 
 
 def classification(classifier, data, device, path):
@@ -51,7 +57,7 @@ def classification(classifier, data, device, path):
 
 
 def evaluation_panel(segmenter, pairs, coarse_paths, scores, mask_paths, wanted, device, path):
-    """Panel of an evaluation, as the paper's Fig. 4: image, truth, [coarse mask, CAM,] found mask.
+    """Panel of an evaluation, as the paper's Fig. 4: image, truth, [coarse mask,] [CAM,] found mask.
 
     pairs : [(image path, mask path)]; coarse_paths : of the same pictures, or None
     scores : (N, 5), the caption's JA; mask_paths : predicted masks; wanted : number of rows
@@ -60,13 +66,15 @@ def evaluation_panel(segmenter, pairs, coarse_paths, scores, mask_paths, wanted,
     for number in spread(len(pairs), wanted):
         image = cache.read_rgb_square(pairs[number][0], SIDE)
         truth, found = (cache.read_mask_square(mask, SIDE) for mask in (pairs[number][1], mask_paths[number]))
-        guides = []
+        guides, coarse = [], None
         if coarse_paths is not None:
-            coarse = cache.read_mask_square(coarse_paths[number], SIDE)
-            picture = evaluation.place(image[None], coarse[None], device)
-            guides = [coarse, segmenter.classifier(*picture)[1][0, 0].cpu().numpy()]
+            coarse = cache.read_mask_square(coarse_paths[number], SIDE)[None]
+            guides.append(coarse[0])
+        if segmenter.classifier is not None:
+            guides.append(segmenter.classifier(*evaluation.place(image[None], coarse, device))[1][0, 0]
+                          .cpu().numpy())
         width, height = images.image_size(pairs[number][0])
         rows.append((f'{pairs[number][0].stem}\n{width}x{height}  JA {100 * scores[number, 0]:.0f}',
                      [image, truth, *guides, found, figures.outlined(image, truth, found)]))
-    guides = [] if coarse_paths is None else ['coarse mask', 'CAM']
+    guides = _guides(coarse_paths, segmenter)
     figures.panel(rows, ['image', 'truth', *guides, 'found mask', 'truth, found'], path)

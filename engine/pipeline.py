@@ -105,13 +105,14 @@ class MBDCNN:
     """The three trained networks. Make one with `MBDCNN.load`.
 
     coarse, enhanced : engine.inference.Segmenter; device : torch.device
+    classifier : engine.inference.Classifier; default: the one that draws enhanced-SN's maps
     sides : {'CoarseSN': px, 'MaskCN': px, 'EnhancedSN': px}, input sides; coarse-SN's is that of step 3
     coarse_tta : step 3 drew its masks from six views
     """
 
-    def __init__(self, coarse, enhanced, sides, device, coarse_tta=True):
+    def __init__(self, coarse, enhanced, sides, device, coarse_tta=True, classifier=None):
         self.coarse_tta = coarse_tta
-        self.coarse, self.enhanced, self.classifier = coarse, enhanced, enhanced.classifier
+        self.coarse, self.enhanced, self.classifier = coarse, enhanced, classifier or enhanced.classifier
         self.sides, self.device = sides, device
         self.scales = scales_of(sides['EnhancedSN'])
 
@@ -136,12 +137,14 @@ class MBDCNN:
         precision = hardware.choose_precision(precision, device)
         coarse, enhanced = (networks.load_segmenter(layout, name, device, precision)
                             for name in ('CoarseSN', 'EnhancedSN'))
-        classes = enhanced.classifier.network.cls.weight.shape[0]
+        # An enhanced-SN that takes no maps (TRANSFER mdc, none) comes without the classifier.
+        classifier = enhanced.classifier or networks.load_classifier(layout, device, precision)
+        classes = classifier.network.cls.weight.shape[0]
         if classes != len(CLASSES):
             raise InputError('Mask-CN does not tell nevus, melanoma and keratosis apart',
                              [f'{layout.weights("MaskCN")}: has {classes} classes'],
                              layout.command('train_MaskCN.py'))
-        return cls(coarse, enhanced, sides, device, coarse_views > 1)
+        return cls(coarse, enhanced, sides, device, coarse_views > 1, classifier)
 
     def __call__(self, image, tta=True):
         """Prediction for one picture; see `prepare` for what it may be, and `predict` for tta."""
@@ -297,7 +300,7 @@ def _drawing(layout):
                for name in NETWORKS[1:]]
     made = next((record for record in records if record), f'{present} {_trained_side(weights)} {len(VIEWS)}')
     coarse_masks.require_chain(layout, NETWORKS[1:], made)
-    maker, side, views = made.split()
+    maker, side, views = made.split()[:3]   # fold networks may follow; new pictures are not theirs
     if maker != present:
         raise InputError('The networks do not belong together',
                          [f'{layout.weights("MaskCN")}: was trained on masks of another coarse-SN ({maker}) '

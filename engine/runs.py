@@ -63,8 +63,21 @@ class Run:
             self._clear()
         if self.process.main:
             files.remove_abandoned(self.folder)
-            files.write_text(self.folder / 'config.json', json.dumps(self.config, indent=1) + '\n')
+            self._write_config()
         return state
+
+    def finish(self, step, best, best_step):
+        """Mark the training as finished in config.json; `begin` takes the mark away.
+
+        best : the score of the kept weights, of `best_step`; null in the file when it is not defined
+        """
+        self.config['finished'] = {'step': step, 'best': best if math.isfinite(best) else None,
+                                   'best_step': best_step}
+        if self.process.main:
+            self._write_config()
+
+    def _write_config(self):
+        files.write_text(self.folder / 'config.json', json.dumps(self.config, indent=1) + '\n')
 
     def _refuse_other_settings(self):
         before = checkpoints.read_config(self.weights)

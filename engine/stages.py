@@ -42,6 +42,8 @@ def check_numbers(cfg, process):
         values = getattr(cfg, name, (high, high))
         if not all(low <= value <= high for value in values) or (name != 'SHIFT' and values[0] > values[1]):
             faults.append(f'{name}={values}: must be rising numbers from {low} to {high}')
+    if not 0 < getattr(cfg, 'PROXY_THRESHOLD', 1) <= 1:
+        faults.append(f'PROXY_THRESHOLD={cfg.PROXY_THRESHOLD}: must be above 0 and at most 1')
     if not 0 <= getattr(cfg, 'CENTRE_CROP_PROBABILITY', 0) <= 1:
         faults.append(f'CENTRE_CROP_PROBABILITY={cfg.CENTRE_CROP_PROBABILITY}: must be from 0 to 1')
     if cfg.SHEAR >= 1.5:
@@ -65,17 +67,17 @@ def ranges(cfg):
 
 
 def segmentation(cfg, process, network, classifier, train, validation):
-    """Stage of coarse-SN (classifier None) or enhanced-SN (with the mask-CN that draws its maps).
+    """Stage of a network that sees no maps (classifier None) or of one with the mask-CN that draws them.
 
-    train, validation : dataset.sources.Segmentation, with coarse masks for enhanced-SN
+    train, validation : dataset.sources.Segmentation, with coarse masks where mask-CN reads them
     """
-    masks = {'mask': train.masks} | ({} if classifier is None else {'coarse': train.coarse})
+    masks = {'mask': train.masks} | ({} if train.coarse is None else {'coarse': train.coarse})
     samples = Pictures(train.images, masks, None, cfg.INPUT_SIZE, ranges(cfg), cfg.AFFINE_FILTER, cfg.SEED)
     segmenter = Segmenter(network, cfg.INPUT_SCALING,
                           hardware.choose_precision(cfg.AMP, process.device), classifier)
 
     def loss(model, batch):
-        extra = () if classifier is None else (classifier(batch['image'], batch['coarse'])[1],)
+        extra = () if classifier is None else (classifier(batch['image'], batch.get('coarse'))[1],)
         logits = model(to_input(batch['image'], cfg.INPUT_SCALING), *extra)
         total, dice, rank = hybrid_loss(logits, batch['mask'], cfg.RANK_WEIGHT, cfg.HARD_PIXELS,
                                         cfg.MARGIN, cfg.DICE_CLASSES, cfg.RANK_PADDED)

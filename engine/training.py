@@ -51,6 +51,7 @@ def fit(stage, cfg, run, process, total_steps, validate_every):
     if progress.finished(total_steps, cfg.PATIENCE):
         print(f'{run.folder}: already trained, {progress.summary(stage.monitor)}; '
               f'nothing to do (--RESUME=False starts anew)')
+        run.finish(progress.step, progress.best, progress.best_step)
         return
     loader = stream(stage.dataset, cfg.BATCH_SIZE, progress.step, total_steps, process.rank,
                     process.world, hardware.workers(cfg.NUM_WORKERS, process.device))
@@ -78,6 +79,7 @@ def fit(stage, cfg, run, process, total_steps, validate_every):
         stage.network.load_state_dict(best)   # the last panel shows the weights that are kept
         run.draw(stage.monitor, stage.panel, final=True)
         print(f'{run.folder}: {progress.summary(stage.monitor)}')
+    run.finish(progress.step, progress.best, progress.best_step)
 
 
 class _Session:

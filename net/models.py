@@ -1,8 +1,9 @@
-"""The paper's three networks under the released code's names.
+"""The paper's networks, the three of the release under its names.
 
 deeplabv3plus       coarse-SN    (section III-A)
 Xception_dilation   mask-CN      (section III-B)
 deeplabv3plus_en    enhanced-SN  (section III-C)
+deeplabv3plus_d     D-Net, the decoder alone on mask-CN's maps (Table VII)
 """
 import torch
 import torch.nn.functional as F
@@ -47,12 +48,10 @@ class deeplabv3plus(nn.Module):   # the released code's name
         self.aspp = ASPP(2048, 256)
         self.dropout1 = nn.Dropout(0.5 * dropout)
         self.shortcut_conv = _conv_bn_relu(256, 48, 1)
-        self.cat_conv = nn.Sequential(*_conv_bn_relu(304, 256, 3), nn.Dropout(0.5 * dropout),
-                                      *_conv_bn_relu(256, 256, 3), nn.Dropout(0.1 * dropout))
+        self.cat_conv = _fusion(304, dropout)
         self.cls_conv = nn.Conv2d(256, num_classes, 1)
         _initialise(self)
-        # He's rule by fan-out would start the few outputs with logits of tens: a saturated softmax.
-        nn.init.normal_(self.cls_conv.weight, std=0.01)
+        _start_small(self.cls_conv)
 
     def forward(self, x):
         """(B, 3, H, W) in [0, 1] -> logits (B, num_classes, H, W); H, W multiples of 16."""
@@ -79,6 +78,22 @@ class deeplabv3plus_en(deeplabv3plus):   # the released code's name
         pyramid = self.dropout1(self.aspp(features))
         pyramid = self.cam_conv(torch.cat([pyramid, cam.to(pyramid.dtype)], 1))
         return self.decode(pyramid, low_level)
+
+
+class deeplabv3plus_d(nn.Module):
+    """D-Net: enhanced-SN's decoder that sees mask-CN's localisation map and no encoder features."""
+
+    def __init__(self, num_classes=2, dropout=True):
+        super().__init__()
+        self.cam_conv = _conv_bn_relu(1, 256, 1)
+        self.cat_conv = _fusion(256, dropout)
+        self.cls_conv = nn.Conv2d(256, num_classes, 1)
+        _initialise(self)
+        _start_small(self.cls_conv)
+
+    def forward(self, x, cam):
+        """CAM (B, 1, H/16, W/16) -> logits (B, num_classes, H, W); x is there to call it as enhanced-SN."""
+        return _upsample4(self.cls_conv(self.cat_conv(_upsample4(self.cam_conv(cam)))))
 
 
 class Xception_dilation(nn.Module):   # the released code's name
@@ -133,6 +148,12 @@ def _conv_bn_relu(inputs, outputs, kernel, dilation=1):
                          nn.BatchNorm2d(outputs), nn.ReLU())
 
 
+def _fusion(inputs, dropout):
+    """The decoder's two 3x3 convolutions at stride 4, to 256 channels."""
+    return nn.Sequential(*_conv_bn_relu(inputs, 256, 3), nn.Dropout(0.5 * dropout),
+                         *_conv_bn_relu(256, 256, 3), nn.Dropout(0.1 * dropout))
+
+
 def _upsample4(x):
     return F.interpolate(x, scale_factor=4, mode='bilinear', align_corners=True)
 
@@ -144,3 +165,8 @@ def _initialise(module):
             nn.init.kaiming_normal_(layer.weight, mode='fan_out', nonlinearity='relu')
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def _start_small(cls_conv):
+    """He's rule by fan-out would start the few outputs with logits of tens: a saturated softmax."""
+    nn.init.normal_(cls_conv.weight, std=0.01)

@@ -16,6 +16,7 @@ CLASSIFIERS = ('fc.', 'last_linear.', 'classifier.')
 # timm's aligned Xception-65 -> the encoder of coarse-SN, within a separable convolution.
 TIMM_LAYERS = {'conv_dw': 'depthwise', 'bn_dw': 'bn1', 'conv_pw': 'pointwise', 'bn_pw': 'bn2'}
 TIMM_VARIANCE = 1e-3 - 1e-5   # timm's batch norms add 1e-3 to the variance, ours 1e-5
+BEFORE_DECODER = ('backbone.', 'aspp.', 'shortcut_conv.')
 AFTER_ENCODER = ('aspp.', 'shortcut_conv.', 'cat_conv.', 'cls_conv.')
 
 
@@ -59,6 +60,17 @@ def load_voc(network, state):
 def load_coarse_into_enhanced(network, state):
     """Initialise enhanced-SN from coarse-SN: everything but the E-layer (section III-C)."""
     load(network, state, missing=('cam_conv.',))
+
+
+def load_coarse_decoder(network, state):
+    """Initialise D-Net from coarse-SN's decoder: everything but the 1x1 convolution on the map.
+
+    Of the 304 input channels of `cat_conv` it has the first 256, those of the pyramid.
+    """
+    state, first = strip_prefixes(state), 'cat_conv.0.weight'   # (256, 304, 3, 3)
+    if first in state and state[first].shape[1:2] == (304,):
+        state[first] = state[first][:, :256]
+    load(network, state, missing=('cam_conv.',), ignored=BEFORE_DECODER)
 
 
 def load_imagenet_xception(network, state, exit_flow=True):
