@@ -15,7 +15,7 @@ days on a GPU for everything at the paper's 500 epochs.
 from dataset import isic
 from dataset.errors import InputError
 from dataset.layout import Layout
-from engine import costs, runner, script, settings
+from engine import costs, runner, script, settings, stages
 from engine.exhibits import Exhibits
 from engine.experiments import Declarations, in_order
 from engine.library import HERE, Library
@@ -37,16 +37,22 @@ DRY_RUN = False                   # only print the commands that would be run
 SEEDS = 1                         # trainings of each network, with seeds 0, 1, ...: mean and spread
 CROSS_FIT = 5                     # coarse-SNs of the cross-fitted experiments
 FOLDS = 4                         # folds of PH2, as given to dataset/prepare_PH2.py (paper)
+
+# --- Machine
 PROCESSES = 1                     # of each training; more than 1: by torchrun, one for each GPU
+DEVICE = 'auto'                   # auto (cuda, else mps, else cpu), cuda, mps or cpu
+AMP = 'auto'                      # precision: auto (bf16, else fp16 on GPUs), bf16, fp16, fp32
 
 
 def main():
-    cfg = settings.resolve(globals(), positive=('SEEDS', 'FOLDS', 'PROCESSES'))
+    cfg = settings.resolve(globals(), choices=stages.MACHINE_CHOICES,
+                           positive=('SEEDS', 'FOLDS', 'PROCESSES'))
     if cfg.CROSS_FIT < 2:
         raise InputError(f'CROSS_FIT={cfg.CROSS_FIT}: cross-fitting needs at least 2 coarse-SNs')
     declared = Declarations(cfg.EXPERIMENTS, {'FOLDS': cfg.FOLDS, 'CROSS_FIT': cfg.CROSS_FIT}, cfg.RECIPE)
     wanted = choose(declared, cfg)
-    library, seeds = Library(cfg.ROOT, cfg.RECIPE, cfg.PROCESSES), tuple(range(cfg.SEEDS))
+    machine = {name: getattr(cfg, name) for name in ('DEVICE', 'AMP') if getattr(cfg, name) != 'auto'}
+    library, seeds = Library(cfg.ROOT, cfg.RECIPE, cfg.PROCESSES, machine), tuple(range(cfg.SEEDS))
     steps = in_order([step for _, _, exhibit in wanted for step in declared.steps_of(exhibit, seeds)])
     if cfg.LIST:
         show_list(declared, library, wanted, seeds)

@@ -14,6 +14,7 @@ Run it again after an interruption and it goes on where it stopped. Cost: about 
 paper's 500 epochs; 0.2 s for each picture of each epoch on two CPU cores with bf16 instructions.
 """
 from dataset import folds, sources
+from dataset.errors import InputError
 from dataset.layout import Layout
 from engine import hardware, networks, script, settings, stages, training
 from engine.runs import Run
@@ -107,6 +108,9 @@ def main():
     process = hardware.start(cfg)
     stages.check_numbers(cfg, process)
     folds.check(cfg.CROSS_FIT)
+    if cfg.CROSS_FIT and cfg.INITIAL_WEIGHTS:
+        raise InputError('CROSS_FIT and INITIAL_WEIGHTS exclude each other',
+                         [f'{cfg.INITIAL_WEIGHTS}: may have seen the pictures that a fold leaves out'])
     layout = Layout(cfg.ROOT)
     with hardware.main_first(process):
         train = sources.segmentation(layout, 'Training', cfg.CACHE_SIZE,

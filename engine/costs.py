@@ -1,5 +1,6 @@
 """What a step costs, counted in arithmetic: enough to plan a day, not to judge a kernel."""
 from dataset import isic
+from dataset.layout import SPLITS
 from engine.inference import VIEWS
 
 # GFLOP of one forward pass of one 224 x 224 px picture; a training step costs three times that.
@@ -19,6 +20,8 @@ def of_step(step, values, layout):
     if step.network:
         pictures = count.pictures('Training')
         pictures = min(values['TRAIN_IMAGES'] or pictures, pictures)
+        if values.get('TRANSFER') == 'mdc':   # and those that get a proxy mask
+            pictures = max(pictures, count.images('Training'))
         folds = values.get('CROSS_FIT', 0)
         trained = pictures * values['EPOCH'] * (folds - 1 if folds else 1)
         seen = trained * SCALE_OF_TRAINING + (
@@ -28,8 +31,10 @@ def of_step(step, values, layout):
         maps = CLASSIFICATION * (seen - 2 * trained) if transfer in ('e-layer', 'd-net') else 0
         return _pflop(own, values['INPUT_SIZE'], seen) + _pflop(1, values['INPUT_SIZE'], maps)
     if step.script == 'generate_Coarse_mask.py':
-        drawn = count.pictures('Training') + count.crops('Training') \
-            + sum(count.pictures(split) + count.crops(split) for split in ('Validation', 'Testing'))
+        drawn = sum(count.pictures(split) + count.crops(split) for split in SPLITS)
+        if 0 < values['CROPS_OF_IMAGES'] < count.images('Training'):
+            left_out = 1 - values['CROPS_OF_IMAGES'] / count.images('Training')
+            drawn -= count.crops('Training') * left_out   # images differ in their number of crops
         return _pflop(SEGMENTATION, values['INPUT_SIZE'], drawn * (len(VIEWS) if values['TTA'] else 1))
     if step.script == 'eval_MaskCN.py':
         return _pflop(CLASSIFICATION, values['INPUT_SIZE'], count.crops(values['SPLIT']))

@@ -158,8 +158,10 @@ class Exhibits:
         """Mask-CN's map of every picture: a list of (h, w) float32 arrays."""
         layout = self.library.layout(step)
         side = self.library.settings(step)['INPUT_SIZE']
-        device = hardware.choose_device('auto')
-        classifier = networks.load_classifier(layout, device, hardware.choose_precision('auto', device))
+        machine = self.library.machine
+        device = hardware.choose_device(machine.get('DEVICE', 'auto'))
+        classifier = networks.load_classifier(
+            layout, device, hardware.choose_precision(machine.get('AMP', 'auto'), device))
         found = []
         for start in range(0, len(pairs), 16):
             batch = range(start, min(start + 16, len(pairs)))

@@ -34,10 +34,12 @@ class Library:
     """The run folders below a root.
 
     root : str or Path; recipe : name, of every step; processes : of a training, more than one by torchrun
+    machine : {NAME: value}, overrides of every step, such as DEVICE
     """
 
-    def __init__(self, root, recipe='default', processes=1):
+    def __init__(self, root, recipe='default', processes=1, machine=None):
         self.root, self.recipe, self.processes = Path(root), recipe, processes
+        self.machine = machine or {}
         self.runs = self.root / RUNS
         self._folders, self._settings, self._identities, self._data = {}, {}, {}, {}
 
@@ -55,7 +57,7 @@ class Library:
     def overrides(self, step):
         """Overrides of a step's command, without ROOT."""
         start = {} if step.start is None else {'INITIAL_WEIGHTS': str(self.weights(step.start))}
-        return {'RECIPE': self.recipe, **dict(step.overrides), **start}
+        return {'RECIPE': self.recipe, **self.machine, **dict(step.overrides), **start}
 
     def made_from(self, step):
         """What identifies a run of a step: a dict for RECORD. All that it needs must be finished."""

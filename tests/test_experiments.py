@@ -13,6 +13,7 @@ from engine.exhibits import Exhibits
 from engine.experiments import REPOSITORY, Declarations, in_order
 from engine.library import HERE, RECORD, Library
 from engine.script import Interrupted
+from tests.conftest import STAGES
 
 VALUES = {'FOLDS': 4, 'CROSS_FIT': 3}
 SYSTEM = """
@@ -369,7 +370,6 @@ def test_costs_count_arithmetic(root):
 
 def test_stages_that_lie_in_root_serve(chain, tmp_path):
     """The chain's own stages are found in ROOT under their settings, and only under these."""
-    from conftest import STAGES
     text = SYSTEM + "[table.x]\ncolumns = ['JA']\nrows = [{ label = 'r', of = 'enhanced' }]\n"
     for name, script in (('coarse', 'train_CoarseSN.py'), ('masks', 'generate_Coarse_mask.py'),
                          ('mask_cn', 'train_MaskCN.py'), ('enhanced', 'train_EnhancedSN.py')):
