@@ -70,8 +70,9 @@ def survey(layout, part, skip_unpaired, faults, notes):
         faults += found
         if pictures and masks:
             (notes if skip_unpaired else faults).extend(isic.unpaired(folder, pictures, masks))
-    faults += [f'{path}: a name with spaces cannot be listed'
-               for path in (*pictures.values(), *masks.values()) if len(path.name.split()) != 1]
+    faults += [f'{path}: a name with spaces, or that is no UTF-8, cannot be listed'
+               for path in (*pictures.values(), *masks.values())
+               if len(path.name.split()) != 1 or extraction.as_text(path.name) != path.name]
     if labels:
         faults += [isic.unlabelled(image_id, pictures[image_id], layout.labels(part))
                    for image_id in pictures if image_id not in labels]

@@ -284,12 +284,20 @@ def found_pictures(folder, ids):
 
 
 def found_metadata(folder, ids):
-    """{image id: row (dict)} of the listed ids in any csv of isic-cli below a folder."""
-    rows, wanted = {}, set(ids)
+    """{image id: row (dict)} of the listed ids in any csv of isic-cli below a folder.
+
+    Raises InputError naming every csv that cannot be read.
+    """
+    rows, wanted, faults = {}, set(ids), []
     for path in sorted(folder.rglob('*.csv')):
-        with open(path, encoding='utf-8-sig', newline='', errors='replace') as file:
-            rows |= {row['isic_id']: row for row in csv.DictReader(file)
-                     if row.get('isic_id') in wanted}
+        try:
+            with open(path, encoding='utf-8-sig', newline='', errors='replace') as file:
+                rows |= {row['isic_id']: row for row in csv.DictReader(file)
+                         if row.get('isic_id') in wanted}
+        except (csv.Error, OSError) as error:
+            faults.append(f'{path}: cannot be read: {error}')
+    if faults:
+        raise InputError('Metadata of extra pictures cannot be used', faults, 'fetch them anew with isic-cli')
     return rows
 
 

@@ -171,11 +171,7 @@ def segmentation_settings(max_side):
 
 def recorded(folder):
     """The settings that a folder's outputs were made with; {} where there are none."""
-    try:
-        settings = json.loads((folder / RECORD).read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        return {}
-    return settings if isinstance(settings, dict) else {}
+    return files.read_json(folder / RECORD)
 
 
 def _begin(folder, settings):
@@ -210,7 +206,12 @@ def _report(what, folder, counts):
 def print_lines(title, lines):
     """Print lines below a title with their number; nothing when there are none."""
     if lines:
-        print('\n'.join([f'{title} ({len(lines)}):', *(f'  {line}' for line in lines)]))
+        print(as_text('\n'.join([f'{title} ({len(lines)}):', *(f'  {line}' for line in lines)])))
+
+
+def as_text(name):
+    """A name as every file can hold it; bytes that are no UTF-8 become question marks."""
+    return name.encode(errors='replace').decode()
 
 
 # Lists
@@ -245,7 +246,8 @@ def segmentation_lines(layout, split, skip_unpaired=False):
     folder, command = layout.segmentation(split), _command(layout, SEG_TRAIN)
     record = recorded(folder / 'Images')
     max_side = record.get('max_side')
-    if record != segmentation_settings(max_side) or recorded(folder / 'Annotation') != record:
+    if type(max_side) is not int or record != segmentation_settings(max_side) or (
+            recorded(folder / 'Annotation') != record):
         raise InputError(f'{split}: no pictures', [f'{folder}: holds no prepared pictures'],
                          command)
     sizes = files.for_all(_common_size, pairs, 'Training sizes')
@@ -292,8 +294,10 @@ def write_lists(layout, lines_of, path_of):
             faults += error.faults or [error.summary]
             remedies.append(error.remedy)
             continue
-        faults += [f'{split}: {line!r}: names with spaces cannot be listed; rename the files'
-                   for line in lines if len(line.split()) != 2]
+        odd = [f'{split}: {line!r}: names with spaces, or that are no UTF-8, cannot be listed'
+               for line in lines if len(line.split()) != 2 or as_text(line) != line]
+        faults += odd
+        remedies += ['rename these files'] if odd else []
         faults += [] if lines else [f'{split}: no picture is left to list']
     if faults:
         raise InputError('No list was written', faults,
@@ -303,5 +307,7 @@ def write_lists(layout, lines_of, path_of):
     for split in absent:
         path_of(split).unlink(missing_ok=True)
     for path, lines in texts.items():
-        files.write_text(path, '\n'.join(lines) + '\n')
+        text = '\n'.join(lines) + '\n'
+        if not path.is_file() or path.read_bytes() != text.encode():   # else its time tells of no change
+            files.write_text(path, text)
         print(f'{path}: {len(lines)} lines')

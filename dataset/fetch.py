@@ -247,7 +247,9 @@ class Record:
         self.entries = {}
         with contextlib.suppress(FileNotFoundError):
             try:
-                self.entries = json.loads(self.path.read_text(encoding='utf-8'))
+                self.entries = files.json_object(self.path.read_text(encoding='utf-8'))
+                if not all(isinstance(entry, dict) for entry in self.entries.values()):
+                    raise ValueError('an entry is no JSON object')
             except ValueError as error:
                 raise InputError('A record cannot be read', [f'{self.path}: {error}'],
                                  'remove it; it is made anew') from None

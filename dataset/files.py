@@ -1,5 +1,6 @@
 """Files that are either complete or absent, and work on many files at once."""
 import contextlib
+import json
 import os
 import secrets
 import time
@@ -52,6 +53,32 @@ def is_current(output, stamp):
         return abs(output.stat().st_mtime_ns - stamp) < TICK
     except OSError:
         return False
+
+
+def json_object(text, *parts):
+    """The JSON object in a text as a dict. Raises ValueError where the text holds anything else.
+
+    parts : keys whose values, where they are there, must be objects too
+    """
+    try:
+        content = json.loads(text)
+        json.dumps(content, ensure_ascii=False).encode()   # half surrogates could not be written anywhere
+    except RecursionError:
+        raise ValueError('is nested too deeply') from None
+    if not isinstance(content, dict):
+        raise ValueError('holds no JSON object')
+    for name in parts:
+        if not isinstance(content.get(name, {}), dict):
+            raise ValueError(f'{name!r} is no JSON object')
+    return content
+
+
+def read_json(path, *parts):
+    """The `json_object` in a file; {} where there is none or it cannot be read."""
+    try:
+        return json_object(path.read_text(encoding='utf-8'), *parts)
+    except (OSError, ValueError):
+        return {}
 
 
 def write_text(path, text):

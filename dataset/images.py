@@ -98,8 +98,8 @@ def image_size(path):
     """(width, height) in pixels from the header, EXIF orientation applied."""
     with open_image(path) as image:
         width, height = image.size
-        # Asking a png for its EXIF block would decode the whole picture.
-        turned = image.format in ('JPEG', 'MPO') and _orientation(image) > 4
+        # Asking a png for an EXIF block that does not stand in its header would decode the whole picture.
+        turned = (image.format in ('JPEG', 'MPO') or 'exif' in image.info) and _orientation(image) > 4
     return (height, width) if turned else (width, height)
 
 

@@ -78,23 +78,26 @@ def scan_labels(path):
     """({image id: class number}, list of faults) of a label csv; an unusable row has None."""
     try:
         with open(path, encoding='utf-8-sig', newline='') as file:
-            rows = list(csv.DictReader(file, skipinitialspace=True))
+            # Strict: a quote that is never closed would swallow the rows behind it.
+            reader = csv.DictReader(file, skipinitialspace=True, strict=True)
+            rows = [(reader.line_num, row) for row in reader]
     except FileNotFoundError:
         return {}, [f'{path}: is missing']
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         return {}, [f'{path}: cannot be read: {error}']
     if not rows:
         return {}, [f'{path}: has no rows']
-    missing = [name for name in COLUMNS if name not in rows[0]]
-    if missing:
-        return {}, [f'{path}: has no column {name}' for name in missing]
+    counts = {name: reader.fieldnames.count(name) for name in COLUMNS}
+    if set(counts.values()) != {1}:
+        return {}, [f'{path}: has {"several columns" if count else "no column"} {name}'
+                    for name, count in counts.items() if count != 1]
     return _classes(path, rows)
 
 
 def _classes(path, rows):
-    """Turn the rows of a label csv into `scan_labels`' two values."""
+    """Turn the rows of a label csv, [(line number, row)], into `scan_labels`' two values."""
     labels, faults = {}, []
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows:
         image_id = (row['image_id'] or '').strip()
         where = f'{path}, line {number}'
         flags = [_flag(row[name]) for name in COLUMNS[1:]]

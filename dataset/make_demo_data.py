@@ -181,12 +181,14 @@ def claim(layout, record):
 def read_record(layout):
     """Settings (dict) of the set that lies in the data folder; None where there is no record."""
     try:
-        record = json.loads((layout.data / RECORD).read_text(encoding='utf-8'))
+        record = BEFORE | files.json_object((layout.data / RECORD).read_text(encoding='utf-8'))
     except (FileNotFoundError, ValueError):
         return None
-    if not isinstance(record, dict) or not record.keys() >= set(RECORDED) - set(BEFORE):
-        return None
-    return BEFORE | record
+    numbers = [record.get(name) for name in RECORDED]
+    counts = [record.get(count) for count, _ in PARTS.values()]
+    usable = all(type(number) in (int, float) and 0 <= number < 2**63 for number in numbers) and all(
+        type(count) is int and count <= MOST for count in counts)
+    return record if usable else None
 
 
 def draw_picture(layout, record, part, image_id, number, label):

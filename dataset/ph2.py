@@ -8,7 +8,6 @@ In names of files and columns, case, spaces and underscores do not count. The ot
 (masks of colour regions, dermoscopic criteria) are ignored.
 """
 import re
-import zipfile
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -23,6 +22,7 @@ TABLES = ('PH2_dataset.txt', 'PH2_dataset.xlsx')
 PLACES = {'picture': ('{0}_Dermoscopic_Image/{0}.bmp', '{0}.bmp'),
           'mask': ('{0}_lesion/{0}_lesion.bmp', '{0}_lesion.bmp')}   # below the picture's folder
 ID = re.compile(r'IMD\d+')
+MOST_CELLS = 10**6   # of an xlsx; PH2's has 200 rows and 20 columns
 REMEDY = f'unpack the download anew, or correct what is listed; SOURCE is the folder that holds {IMAGES!r}'
 
 
@@ -126,8 +126,14 @@ def scan_labels(source):
 
 
 def _text_rows(path):
-    """(where, cells) of each line of the txt: cells between double bars; below them follow legends."""
-    text = path.read_text(encoding='utf-8-sig', errors='replace')   # ids and numbers are ASCII
+    """(where, cells) of each line of the txt: cells between double bars; below them follow legends.
+
+    Raises InputError when it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding='utf-8-sig', errors='replace')   # ids and numbers are ASCII
+    except OSError as error:
+        raise InputError('PH2\'s table cannot be read', [f'{path}: {error.strerror}']) from None
     return [(f'{path}, line {number}', line.split('||'))
             for number, line in enumerate(text.splitlines(), start=1)]
 
@@ -141,8 +147,11 @@ def _sheet_rows(path):
             f'{path}: needs openpyxl: pip install openpyxl, or put {TABLES[0]} beside it']) from None
     try:
         sheet = openpyxl.load_workbook(path, data_only=True).worksheets[0]
-    except (OSError, ValueError, LookupError, SyntaxError, zipfile.BadZipFile) as error:
+    except Exception as error:   # noqa: BLE001 - openpyxl raises many kinds for a damaged file
         raise InputError('PH2\'s table cannot be read', [f'{path}: is no readable xlsx: {error}']) from None
+    if sheet.max_row * sheet.max_column > MOST_CELLS:   # a single stray cell far away makes billions
+        raise InputError('PH2\'s table cannot be read', [
+            f'{path}: cells lie as far as row {sheet.max_row}, column {sheet.max_column}; clear those'])
     return [(f'{path}, row {number}', cells)
             for number, cells in enumerate(sheet.iter_rows(values_only=True), start=1)]
 

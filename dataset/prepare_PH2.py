@@ -170,7 +170,7 @@ def withdraw_other_folds(home, parts, table):
     table : text of the coming folds.csv. Without folds.csv the last run has not come to its end.
     """
     path = home / 'folds.csv'
-    if path.is_file() and path.read_text(encoding='utf-8') == table:
+    if path.is_file() and path.read_bytes() == table.encode():
         return
     path.unlink(missing_ok=True)
     made = {fold.root for fold in parts}
@@ -212,7 +212,7 @@ def write_labels(layout, split, cases):
 
 def write_changed(path, text):
     """Write `text` to `path` unless it is there already."""
-    if not path.is_file() or path.read_text(encoding='utf-8') != text:
+    if not path.is_file() or path.read_bytes() != text.encode():
         files.write_text(path, text)
 
 

@@ -1,13 +1,15 @@
 """Checkpoints that are complete or absent, hold no code, and say what they were made from."""
 import errno
 import hashlib
-import json
 
 import torch
 
 from dataset import files
 from dataset.errors import InputError
 from net import weights
+
+USUAL = (torch.float32, torch.float64, torch.float16, torch.bfloat16,   # of parameters
+         torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)   # of counters
 
 
 def save(content, path):
@@ -61,9 +63,20 @@ def load_state(path, remedy):
         if isinstance(content, dict) and isinstance(content.get(wrapping), dict):
             content = content[wrapping]
     if not isinstance(content, dict) or not content or not all(
-            isinstance(value, torch.Tensor) for value in content.values()):
+            isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()):
         raise InputError('A checkpoint cannot be used', [f'{path}: holds no network parameters'], remedy)
+    odd = [name for name, value in content.items() if not _is_usable(value)]
+    if odd:
+        raise InputError('A checkpoint cannot be used', [
+            f'{path}: {name} holds NaN, infinity or what is no number' for name in odd[:5]], remedy)
     return weights.strip_prefixes(content)
+
+
+def _is_usable(tensor):
+    """True for a dense tensor of finite real numbers, all of which are in the file."""
+    return (tensor.layout is torch.strided and tensor.dtype in USUAL
+            and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+            and (not tensor.is_floating_point() or bool(tensor.isfinite().all())))
 
 
 def apply(load_into, network, state, path, remedy, **options):
@@ -78,7 +91,7 @@ def read_config(weights_path):
     """The settings stored beside a best checkpoint, {} where there are none (released code's files)."""
     path = weights_path.parent / 'config.json'
     try:
-        return json.loads(path.read_text(encoding='utf-8'))
+        return files.json_object(path.read_text(encoding='utf-8'), 'settings', 'inputs')
     except FileNotFoundError:
         return {}
     except (ValueError, OSError) as error:

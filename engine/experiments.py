@@ -5,13 +5,13 @@ they are called, so that a graph of experiments shares what is the same.
 """
 import dataclasses
 import itertools
-import tomllib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from dataset.errors import InputError
 from dataset.layout import SPLITS
-from engine import settings
+from engine import schema, settings
 from engine.scores import COLUMNS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -22,12 +22,6 @@ PICTURES = {'image': None, 'truth': None, 'contours': None,   # column of a pane
 CHOICES = 'spread', 'maps differ'
 NETWORKS = {'train_CoarseSN.py': 'CoarseSN', 'train_MaskCN.py': 'MaskCN', 'train_EnhancedSN.py': 'EnhancedSN'}
 SCRIPTS = (*NETWORKS, 'generate_Coarse_mask.py')
-KEYS = {'experiment': {'script', 'needs', 'start', 'data', 'for'},
-        'table': {'title', 'split', 'columns', 'rows', 'compare'},
-        'row': {'label', 'of', 'paper', 'split', 'with', 'folds', 'source'},
-        'figure': {'title', 'split', 'score', 'panels', 'pictures', 'choose', 'of'},
-        'panel': {'axis', 'x', 'lines'},
-        'line': {'label', 'of', 'paper'}}
 
 
 @dataclass(frozen=True)
@@ -45,6 +39,10 @@ class Step:
     needs: tuple
     start: object
     data: str
+
+    def __hash__(self):
+        """Of this step alone: through all that it needs, the ways are exponentially many."""
+        return hash((self.script, self.overrides, self.data, len(self.needs), self.start is None))
 
     @property
     def network(self):
@@ -75,44 +73,66 @@ class Declarations:
     """
 
     def __init__(self, path, values, recipe='default'):
-        self.path, self.recipe = Path(path), recipe
+        self.path, self.recipe, self.faults = Path(path), recipe, []
+        self._steps, self._first = {}, {}   # by name and seed; equal steps go by what is declared first
         try:
-            declared = tomllib.loads(self.path.read_text(encoding='utf-8'))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            declared = settings.read_toml(self.path)
+        except (OSError, ValueError) as error:
             raise InputError('The experiments cannot be read', [f'{path}: {error}'],
                              'the head of experiments.toml shows what an experiment looks like') from None
-        self.faults = []
+        try:
+            self._read(declared, values)
+        except RecursionError:
+            raise InputError(f'{path} cannot be used', ['tables, or experiments that need each other, go too '
+                             'deep'], 'nest less') from None
+
+    def _read(self, declared, values):
+        """Fill and check everything: first what kinds of values there are, then what they say."""
+        self.faults += [f'{name}: is neither experiment, table nor figure'
+                        for name in declared if name not in ('experiment', 'table', 'figure')]
         self.experiments = self._unrolled(self._tables(declared, 'experiment'), values)
         self.tables = self._filled(self._tables(declared, 'table'), values)
         self.figures = self._filled(self._tables(declared, 'figure'), values)
-        self.faults += [f'{name}: is neither experiment, table nor figure'
-                        for name in declared if name not in ('experiment', 'table', 'figure')]
+        for kind, tables in (('experiment', self.experiments), ('table', self.tables),
+                             ('figure', self.figures)):
+            for name, table in tables.items():
+                self.faults += schema.faults_of_name(f'{kind}.{name}', name)
+                self.faults += schema.faults_of(f'{kind}.{name}', table, kind)
+        self._refuse()
         for name in self.experiments:
             self._check_experiment(name)
         for name, table in self.tables.items():
             self._check_table(f'table.{name}', table)
         for name, figure in self.figures.items():
             self._check_figure(f'figure.{name}', figure)
-        if self.faults:
-            raise InputError(f'{path} cannot be used', self.faults, 'correct these lines')
-        self._first = {}   # equal steps go by the name that is declared first
+        self._refuse()
         for name in self.experiments:
             self.step(name)
+
+    def _refuse(self):
+        if self.faults:
+            raise InputError(f'{self.path} cannot be used', self.faults, 'correct these lines')
 
     # Steps
 
     def step(self, name, seed=0):
-        """The Step of an experiment, with all that it needs. seed : 0 leaves each script's own SEED."""
+        """The Step of an experiment, with all that it needs. seed : added to each script's own SEED."""
+        if (name, seed) not in self._steps:
+            step = self._make_step(name, seed)
+            self._steps[name, seed] = self._first.setdefault(step, step)
+        return self._steps[name, seed]
+
+    def _make_step(self, name, seed):
         declared = self.experiments[name]
         overrides = {key: value for key, value in declared.items() if key.isupper()}
-        overrides |= {'SEED': seed} if seed else {}
+        if seed:
+            own = settings.resolved(REPOSITORY / declared['script'], {'RECIPE': self.recipe, **overrides})
+            overrides['SEED'] = own['SEED'] + seed
         called = f'{self.step(name).name}-seed{seed}' if seed else name
-        step = Step(called, declared['script'],
-                    self._effective(declared['script'], overrides),
+        return Step(called, declared['script'], self._effective(declared['script'], overrides),
                     tuple(self.step(need, seed) for need in declared.get('needs', ())),
                     self.step(declared['start'], seed) if 'start' in declared else None,
                     declared.get('data', ''))
-        return self._first.setdefault(step, step)
 
     def _effective(self, script, overrides):
         """Those overrides that change a setting, with the type that the script gives them, sorted."""
@@ -145,14 +165,18 @@ class Declarations:
                     for fold in range(1, row['folds'] + 1)]
         return [self.scoring(row['of'], split, seed, row.get('with'))]
 
-    def steps_of(self, exhibit, seeds=(0,)):
-        """Every Step that a table or figure (a declared dict) needs, in an order in which they can run."""
+    def steps_of(self, exhibit, seeds=(0,), leave_out=None):
+        """Every Step that a table or figure (a declared dict) needs, in an order in which they can run.
+
+        leave_out : function of a trained Step; its scoring is left out when that is true
+        """
         split = split_of(exhibit)
         wanted = []
         for seed in seeds:
             for row in (*exhibit.get('rows', ()), *points(exhibit)):
                 if 'of' in row:
-                    wanted += self.scorings(row, split, seed)
+                    wanted += [step for step in self.scorings(row, split, seed)
+                               if leave_out is None or not leave_out(step.needs[0])]
         if 'pictures' in exhibit:
             wanted += [self.step(name) for name in exhibit['of'].values()]
             enhanced = exhibit['of'].get('enhanced mask')
@@ -162,17 +186,14 @@ class Declarations:
     # Reading and checking
 
     def _tables(self, declared, kind):
+        """The tables of a kind, without what is no table."""
         tables = declared.get(kind, {})
-        if isinstance(tables, dict) and all(isinstance(table, dict) for table in tables.values()):
-            for name, table in tables.items():
-                self._check_keys(f'{kind}.{name}', table, KEYS[kind], constants=kind == 'experiment')
-            return tables
-        self.faults.append(f'{kind}: must be tables, [{kind}.name]')
-        return {}
-
-    def _check_keys(self, where, table, known, constants=False):
-        self.faults += [f'{where}: {key} is not known here' for key in table
-                        if key not in known and not (constants and key.isupper())]
+        if not isinstance(tables, dict):
+            self.faults.append(f'{kind}: must be tables, [{kind}.name]')
+            return {}
+        self.faults += [f'{kind}.{name}: must be a table, [{kind}.{name}]'
+                        for name, table in tables.items() if not isinstance(table, dict)]
+        return {name: table for name, table in tables.items() if isinstance(table, dict)}
 
     def _filled(self, value, values, where=''):
         """Put values into the '{NAME}'s of every text in nested dicts and lists."""
@@ -194,12 +215,22 @@ class Declarations:
         experiments = {}
         for name, table in tables.items():
             loops = self._filled(table.get('for', {}), values)
-            ranges = {key: range(1, places + 1) if isinstance(places, int) else places
-                      for key, places in loops.items()}
-            for places in itertools.product(*ranges.values()):
-                known = values | dict(zip(ranges, places, strict=True))
+            found = schema.faults_of(f'experiment.{name}', table | {'for': loops}, 'experiment')
+            self.faults += found
+            if found:
+                continue
+            ranges = [range(1, places + 1) if isinstance(places, int) else places
+                      for places in loops.values()]
+            if math.prod(map(len, ranges)) > schema.MOST:
+                self.faults.append(f'experiment.{name}: makes more than {schema.MOST} experiments')
+                continue
+            for places in itertools.product(*ranges):
+                known = values | dict(zip(loops, places, strict=True))
                 one = self._filled({key: item for key, item in table.items() if key != 'for'}, known)
-                experiments[self._filled(name, known)] = one
+                filled = str(self._filled(name, known))
+                if filled in experiments:
+                    self.faults.append(f'experiment.{filled}: is declared twice')
+                experiments[filled] = one
         return experiments
 
     def _check_experiment(self, name):
@@ -207,10 +238,14 @@ class Declarations:
         if table.get('script') not in SCRIPTS:
             self.faults.append(f'{where}: script must be one of {", ".join(SCRIPTS)}')
             return
-        unknown = [need for need in (*table.get('needs', ()), *filter(None, [table.get('start')]))
-                   if need not in self.experiments]
+        unknown = [need for need in _needs(table) if need not in self.experiments]
         self.faults += [f'{where}: needs {need}, which is not declared' for need in unknown]
+        start = self.experiments.get(table.get('start'), table)
+        if 'start' in table and (table['script'] not in NETWORKS or start.get('script') != table['script']):
+            self.faults.append(f'{where}: start must be an experiment of the same training script')
         overrides = {key: value for key, value in table.items() if key.isupper()}
+        if 'ROOT' in overrides:
+            self.faults.append(f'{where}: ROOT is the folder of its run')
         try:
             settings.resolved(REPOSITORY / table['script'], {'RECIPE': self.recipe, **overrides})
         except InputError as error:
@@ -221,8 +256,7 @@ class Declarations:
     def _in_a_circle(self, name):
         seen, queue = set(), [name]
         while queue:
-            table = self.experiments.get(queue.pop(), {})
-            for need in (*table.get('needs', ()), *filter(None, [table.get('start')])):
+            for need in _needs(self.experiments.get(queue.pop(), {})):
                 if need == name:
                     return True
                 if need not in seen:
@@ -231,15 +265,15 @@ class Declarations:
         return False
 
     def _check_table(self, where, table):
-        columns, labels = table.get('columns', ()), [row.get('label') for row in table.get('rows', ())]
+        columns, labels = table.get('columns', ()), [row['label'] for row in table.get('rows', ())]
         if not columns or not labels:
             self.faults.append(f'{where}: needs columns and rows')
         self.faults += [f'{where}: column {name} must be one of {", ".join(EVERY_COLUMN)}'
                         for name in columns if name not in EVERY_COLUMN]
         self._check_split(where, table)
         for row in table.get('rows', ()):
-            place = f'{where}, row {row.get("label")!r}'
-            self._check_keys(place, row, KEYS['row'])
+            place = f'{where}, row {row["label"]!r}'
+            self._check_split(place, row)
             if len(row.get('paper', ())) > len(columns):
                 self.faults.append(f'{place}: has more printed scores than columns')
             if 'of' in row:
@@ -283,16 +317,21 @@ class Declarations:
                 if script and name in figure['pictures'] and (
                         self.experiments.get(of, {}).get('script') != script):
                     self.faults.append(f'{where}: of.{name} must be an experiment of {script}')
+            self.faults += [f'{where}: {name} is not declared' for name in figure.get('of', {}).values()
+                            if name not in self.experiments]
+            if not figure['pictures'] or not figure.get('of'):
+                self.faults.append(f'{where}: needs pictures, and `of`, the experiments that they are of')
             return
         if figure.get('score') not in EVERY_COLUMN or not figure.get('panels'):
             self.faults.append(f'{where}: needs a score (one of {", ".join(EVERY_COLUMN)}) and panels, '
                                'or pictures')
-        for panel in figure.get('panels', ()):
-            self._check_keys(where, panel, KEYS['panel'])
-            for line in panel.get('lines', ()):
-                self._check_keys(where, line, KEYS['line'])
         for point in points(figure):
             self._check_scored(where, point, [figure.get('score')])
+
+
+def _needs(table):
+    """Names of the experiments that must be finished before a declared one."""
+    return [*table.get('needs', ()), *([table['start']] if 'start' in table else [])]
 
 
 def split_of(exhibit):

@@ -80,6 +80,9 @@ def subplots(rows, columns, size):
 def save(figure, paths):
     """Write a figure to a path or to several; the suffix says the format."""
     import matplotlib  # slow to import
+    from matplotlib.text import Text
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)   # names may hold dollar signs
     for path in paths if isinstance(paths, (list, tuple)) else [paths]:
         undated = {'metadata': {'CreationDate': None}} if str(path).endswith('.pdf') else {}
         # Type 42: printers of journals refuse matplotlib's usual Type 3 fonts.

@@ -7,6 +7,7 @@
 A research tool, not a medical device.
 """
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from dataset import crops, extraction, images
 from dataset.errors import InputError
 from dataset.isic import CLASSES
 from dataset.layout import Layout
-from engine import checkpoints, coarse_masks, evaluation, hardware, networks, stages
+from engine import checkpoints, coarse_masks, evaluation, hardware, networks
 from engine.inference import VIEWS
 from net.models import STRIDE
 
@@ -28,6 +29,7 @@ INPUT_SIZE = 224          # px, of networks without a config.json (the released 
 SCALES = 1, 8 / 7, 9 / 7  # of enhanced-SN's input side: 224, 256, 288 (released code)
 PREVIEW = 1024            # px, long side of the picture that a result keeps
 BATCH_SIZE = 8            # pictures or crops at a time, each in all views
+DAMAGED = 'restore the file, or train again'
 DEEP_GREY = ('I;16', 'I;16B', 'I;16L', 'I;16N')   # Pillow clips these to 8 bits instead of scaling
 
 
@@ -139,11 +141,6 @@ class MBDCNN:
                             for name in ('CoarseSN', 'EnhancedSN'))
         # An enhanced-SN that takes no maps (TRANSFER mdc, none) comes without the classifier.
         classifier = enhanced.classifier or networks.load_classifier(layout, device, precision)
-        classes = classifier.network.cls.weight.shape[0]
-        if classes != len(CLASSES):
-            raise InputError('Mask-CN does not tell nevus, melanoma and keratosis apart',
-                             [f'{layout.weights("MaskCN")}: has {classes} classes'],
-                             layout.command('train_MaskCN.py'))
         return cls(coarse, enhanced, sides, device, coarse_views > 1, classifier)
 
     def __call__(self, image, tta=True):
@@ -300,23 +297,26 @@ def _drawing(layout):
                for name in NETWORKS[1:]]
     made = next((record for record in records if record), f'{present} {_trained_side(weights)} {len(VIEWS)}')
     coarse_masks.require_chain(layout, NETWORKS[1:], made)
-    maker, side, views = made.split()[:3]   # fold networks may follow; new pictures are not theirs
+    words = str(made).split()   # fold networks may follow; new pictures are not theirs
+    if len(words) < 3 or not re.fullmatch(r'[1-9]\d{0,4} [1-9]\d{0,4}', ' '.join(words[1:3])):
+        raise InputError('A run folder is damaged', [
+            f'{layout.models}: a config.json has coarse_masks = {made!r}'], DAMAGED)
+    maker, side, views = words[0], int(words[1]), int(words[2])
     if maker != present:
         raise InputError('The networks do not belong together',
                          [f'{layout.weights("MaskCN")}: was trained on masks of another coarse-SN ({maker}) '
                           f'than {weights} ({present})'],
                          f'{layout.command(coarse_masks.SCRIPT)}, then '
                          f'{layout.command("train_MaskCN.py", "--RESUME=False")} and enhanced-SN likewise')
-    return int(side), int(views)
+    return side, views
 
 
 def _trained_side(path):
     """The input side in px that a network was trained at, from the config.json beside its weights."""
     side = networks.trained_settings(path).get('INPUT_SIZE', INPUT_SIZE)
-    if type(side) is not int:
-        raise InputError('A run folder is damaged',
-                         [f'{path.parent / "config.json"}: INPUT_SIZE is {side!r}, no whole number'])
-    stages.check_sides([side])
+    if type(side) is not int or side <= 0 or side % STRIDE:
+        raise InputError('A run folder is damaged', [
+            f'{path.parent / "config.json"}: INPUT_SIZE is {side!r}, no multiple of {STRIDE}'], DAMAGED)
     return side
 
 

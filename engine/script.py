@@ -6,7 +6,8 @@ import sys
 
 from dataset.errors import InputError
 
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,   # the disk
+              errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)   # the path
 
 
 class Interrupted(KeyboardInterrupt):
@@ -34,7 +35,8 @@ def launch(main):
         if error.errno not in UNWRITABLE:
             raise
         print(f'\nerror: {error.filename or "a file"} cannot be written or read: {error.strerror}\n'
-              'Remedy: make room or grant access, then run the same command again', file=sys.stderr)
+              'Remedy: make room, grant access or name another path, then run the same command again',
+              file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
         if type(error).__name__ == 'OutOfMemoryError':

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from dataset.errors import InputError
 
 RECIPES = Path(__file__).resolve().parent.parent / 'recipes'
+LIMIT = 2**63   # of whole numbers: 64 bits with a sign
 
 
 class Settings(SimpleNamespace):
@@ -149,8 +150,8 @@ def convert(name, given, values):
         raise ValueError(f'{name} is not a setting{hint}')
     default = values[name]
     if isinstance(default, str):
-        if not isinstance(given, str):
-            raise ValueError(f'{name}={given!r}: must be text')
+        if not isinstance(given, str) or '\0' in given:
+            raise ValueError(f'{name}={_said(given)}: must be text')
         return given
     if isinstance(given, str):
         try:
@@ -158,6 +159,14 @@ def convert(name, given, values):
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             raise ValueError(f'{name}={given}: must be {_kind(default)}') from None
     return _cast(name, given, default)
+
+
+def _said(value):
+    """A value as text; of what is too large or too deep to be written out, its type."""
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):
+        return f'<{type(value).__name__}>'
 
 
 def _cast(name, given, default):
@@ -169,15 +178,15 @@ def _cast(name, given, default):
         items = given if isinstance(given, (tuple, list)) else (given,)
         like = default[0] if default else items[0] if items else 0
         if not items or (type(like) is float and len(items) != len(default)):   # pairs of numbers
-            raise ValueError(f'{name}={given!r}: must be {_kind(default)}')
+            raise ValueError(f'{name}={_said(given)}: must be {_kind(default)}')
         return tuple(_cast(name, item, like) for item in items)
-    if type(default) is int and type(given) is int:
+    if type(default) is int and type(given) is int and abs(given) < LIMIT:
         return given
-    if type(default) is float and number and abs(given) < float('inf'):
+    if type(default) is float and number and abs(given) <= sys.float_info.max:
         return float(given)
-    if type(default) is str and type(given) is str:
+    if type(default) is str and type(given) is str and '\0' not in given:
         return given
-    raise ValueError(f'{name}={given!r}: must be {_kind(default)}')
+    raise ValueError(f'{name}={_said(given)}: must be {_kind(default)}')
 
 
 def _kind(default):
@@ -213,15 +222,22 @@ def _read_recipe(recipe, script, faults):
         return {}
     path = RECIPES / f'{recipe}.toml'
     try:
-        tables = tomllib.loads(path.read_text(encoding='utf-8'))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = read_toml(path).get(script, {})
+    except (OSError, ValueError) as error:
         faults.append(f'{path.name}: not valid TOML: {error}')
         return {}
-    table = tables.get(script, {})
     if not isinstance(table, dict):
         faults.append(f'{path.name}: {script} must be a table, [{script}]')
         return {}
     return table
+
+
+def read_toml(path):
+    """The tables of a TOML file. Raises OSError or ValueError that says what is wrong with it."""
+    try:
+        return tomllib.loads(path.read_text(encoding='utf-8-sig'))
+    except RecursionError:
+        raise ValueError('lists or tables are nested too deeply') from None
 
 
 def _literal(value):

@@ -11,6 +11,7 @@ from dataset.errors import InputError
 from dataset.samples import stream
 from engine import checkpoints, hardware
 from engine.script import Interrupted
+from net import weights
 
 STEPS_BETWEEN_MEANS = 10   # how often a GPU is asked for its losses, and processes whether to stop
 GO_ON = ('lower LEARNING_RATE with --RESUME=False, or look at the pictures; last.pth still holds the '
@@ -75,8 +76,8 @@ def fit(stage, cfg, run, process, total_steps, validate_every):
                 session.save()
                 raise Interrupted(stopping.signal or signal.SIGTERM)
     if process.main:
-        best = checkpoints.load(run.weights, 'train again with --RESUME=False')
-        stage.network.load_state_dict(best)   # the last panel shows the weights that are kept
+        best = checkpoints.load_state(run.weights, GO_ANEW)
+        checkpoints.apply(weights.load, stage.network, best, run.weights, GO_ANEW)   # as the last panel shows
         run.draw(stage.monitor, stage.panel, final=True)
         print(f'{run.folder}: {progress.summary(stage.monitor)}')
     run.finish(progress.step, progress.best, progress.best_step)
@@ -96,13 +97,20 @@ class _Session:
         self.progress = Progress()
         state = run.begin(cfg.RESUME)
         if state is not None:
-            stage.network.load_state_dict(state['model'])
+            self._take_up(state)
+            self._complete(checkpoints.on_cpu(state['model']))
+        self.model = _distribute(stage.network, process, cfg.SYNC_BN)
+
+    def _take_up(self, state):
+        """Go on from last.pth. Raises InputError when it is of another network, or damaged."""
+        try:
+            weights.load(self.stage.network, state['model'])
             self.optimizer.load_state_dict(state['optimizer'])
             if state['scaler'] and self.scaler.is_enabled():
                 self.scaler.load_state_dict(state['scaler'])
             self.progress.restore(state['progress'])
-            self._complete(checkpoints.on_cpu(state['model']))
-        self.model = _distribute(stage.network, process, cfg.SYNC_BN)
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError('A checkpoint cannot be used', [f'{self.run.last}: {error}'], GO_ANEW) from None
 
     def step(self, batch, rate):
         """One optimisation step at learning rate `rate`."""
@@ -155,7 +163,9 @@ class _Session:
         if not self.process.main or self.progress.best_step != self.progress.step:
             return
         kept = checkpoints.load(self.run.weights, GO_ANEW) if self.run.weights.exists() else {}
-        if kept.keys() != model.keys() or not all(torch.equal(kept[name], model[name]) for name in model):
+        same = isinstance(kept, dict) and kept.keys() == model.keys() and all(
+            isinstance(kept[name], torch.Tensor) and torch.equal(kept[name], model[name]) for name in model)
+        if not same:
             checkpoints.save(model, self.run.weights)
 
     def refuse_non_finite(self):
@@ -223,6 +233,10 @@ class Progress:
 
     def restore(self, state):
         """Take up what `state()` gave."""
+        numbers = {name: state[name] for name in self.SAVED} | state['sums']
+        if not all(type(value) in (int, float) for value in numbers.values()) or not all(
+                type(state[name]) is int and state[name] >= 0 for name in self.SAVED if name != 'best'):
+            raise ValueError('its progress is not that of a training')
         for name in (*self.SAVED, 'sums'):
             setattr(self, name, state[name])
         self.restart_clock()

@@ -46,6 +46,8 @@ def load(network, state, missing=(), ignored=()):
                  if missing and name in own and name.startswith(tuple(missing))]
     problems += [f'{name} has shape {tuple(state[name].shape)} instead of {tuple(own[name].shape)}'
                  for name in own if name in state and state[name].shape != own[name].shape]
+    problems += [f'{name} holds {state[name].dtype} instead of {own[name].dtype}' for name in own
+                 if name in state and own[name].is_floating_point() > state[name].is_floating_point()]
     if problems:
         more = f' (and {len(problems) - 5} more)' if len(problems) > 5 else ''
         raise ValueError('; '.join(problems[:5]) + more)
@@ -83,7 +85,7 @@ def load_imagenet_xception(network, state, exit_flow=True):
              for name, tensor in strip_prefixes(state).items()}
     rgb = state.get('conv1.weight', torch.empty(0))   # (32, 3, 3, 3)
     extra = network.conv1.in_channels - 3
-    if extra > 0 and rgb.dim() == 4:
+    if extra > 0 and rgb.dim() == 4 and rgb.is_floating_point():
         state['conv1.weight'] = torch.cat([rgb, rgb.mean(1, keepdim=True).expand(-1, extra, -1, -1)], 1)
     missing, ignored = ['cls.'], list(CLASSIFIERS)
     if not exit_flow:

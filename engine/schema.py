@@ -1,0 +1,95 @@
+"""What the keys of experiments.toml are, and what kinds of values they take."""
+import math
+import re
+
+MOST = 1000   # experiments of a loop, folds of a row
+NAME = re.compile(r'[\w+-][\w.+ -]{0,79}', re.ASCII)   # becomes part of file names
+
+
+def faults_of_name(where, name):
+    """A line about the name of an experiment, table or figure, where it cannot be used."""
+    if NAME.fullmatch(name):
+        return []
+    return [f'{where}: its name must be letters, digits, spaces and _ + - . (not first), 80 at most']
+
+
+def faults_of(where, table, kind):
+    """Lines about keys that are unknown or missing, and about values that are not of their kind.
+
+    where : of the table, in words; kind : a key of KEYS. Tables within the table are looked at, too.
+    """
+    known, faults = KEYS[kind], []
+    for key, value in table.items():
+        if key not in known and not (kind == 'experiment' and key.isupper()):
+            faults.append(f'{where}: {key} is not known here')
+        elif key in known and not KINDS[known[key]](value):
+            faults.append(f'{where}: {key} must be {known[key]}')
+        elif key in PARTS:
+            for number, part in enumerate(value, start=1):
+                faults += _faults_of_part(where, part, PARTS[key], number)
+    return faults + [f'{where}: needs {key}' for key in NEEDED.get(kind, ()) if key not in table]
+
+
+def _faults_of_part(where, part, kind, number):
+    """`faults_of` a row, panel or line, which goes by its label or else by its number."""
+    if not isinstance(part, dict):
+        return [f'{where}, {kind} {number}: must be a table']
+    label = part.get('label', part.get('axis'))
+    return faults_of(f'{where}, {kind} {repr(label) if isinstance(label, str) else number}', part, kind)
+
+
+def _is_text(value):
+    return isinstance(value, str)
+
+
+def _is_number(value):
+    """NaN is a number here, infinity is not."""
+    return type(value) in (int, float) and not abs(value) > 1e15
+
+
+def _is_count(value):
+    return type(value) is int and 1 <= value <= MOST
+
+
+def _is_list(value, of):
+    return isinstance(value, list) and all(map(of, value))
+
+
+def _is_loop(value):
+    return _is_count(value) or _is_list(value, lambda one: isinstance(one, (str, bool)) or _is_number(one))
+
+
+def _is_table(value, of):
+    return isinstance(value, dict) and all(map(of, value.values()))
+
+
+def _stands_for_number(text):
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+TEXT, TEXTS, PAIRS = 'text', 'a list of texts', 'a list of pairs of texts'
+NUMBERS, COUNT, TABLES = 'a list of numbers', f'a whole number from 1 to {MOST}', 'a list of tables'
+NAMED_TEXTS, NAMED_NUMBERS = 'a table of texts', 'a table of numbers such as { 30 = 80.0 }'
+LOOPS = f'a table of lists of values, or of whole numbers from 1 to {MOST}'
+FLAG = 'true or false'
+KINDS = {FLAG: lambda value: isinstance(value, bool), TEXT: _is_text, COUNT: _is_count,
+         TEXTS: lambda value: _is_list(value, _is_text),
+         PAIRS: lambda value: _is_list(value, lambda pair: _is_list(pair, _is_text) and len(pair) == 2),
+         NUMBERS: lambda value: _is_list(value, _is_number),
+         TABLES: lambda value: isinstance(value, list),   # each of them is looked at by itself
+         NAMED_TEXTS: lambda value: _is_table(value, _is_text),
+         NAMED_NUMBERS: lambda value: _is_table(value, _is_number) and all(map(_stands_for_number, value)),
+         LOOPS: lambda value: _is_table(value, _is_loop)}
+KEYS = {'experiment': {'script': TEXT, 'needs': TEXTS, 'start': TEXT, 'data': TEXT, 'for': LOOPS},
+        'table': {'title': TEXT, 'split': TEXT, 'columns': TEXTS, 'rows': TABLES, 'compare': PAIRS},
+        'row': {'label': TEXT, 'of': TEXT, 'paper': NUMBERS, 'split': TEXT, 'with': TEXT, 'folds': COUNT,
+                'source': TEXT},
+        'figure': {'title': TEXT, 'split': TEXT, 'score': TEXT, 'panels': TABLES, 'pictures': TEXTS,
+                   'choose': TEXT, 'of': NAMED_TEXTS},
+        'panel': {'axis': TEXT, 'log': FLAG, 'x': NUMBERS, 'lines': TABLES},
+        'line': {'label': TEXT, 'of': TEXT, 'paper': NAMED_NUMBERS}}
+NEEDED = {'row': ('label',), 'panel': ('axis', 'x', 'lines'), 'line': ('label', 'of')}
+PARTS = {'rows': 'row', 'panels': 'panel', 'lines': 'line'}   # keys of lists of tables, and their kinds
