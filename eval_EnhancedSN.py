@@ -31,7 +31,7 @@ from engine import (
 
 # --- Experiment
 ROOT = '.'                # folder that holds dataset/, Coarse_masks/, models/ and results/
-RECIPE = 'default'        # default (this file), paper, released or demo: recipes/<name>.toml
+RECIPE = 'default'        # default (this file), paper, released, cpu or demo: recipes/<name>.toml
 SPLIT = 'Validation'      # Validation or Testing
 NETWORK = 'EnhancedSN'    # EnhancedSN or CoarseSN
 

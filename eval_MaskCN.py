@@ -18,7 +18,7 @@ from engine import coarse_masks, evaluation, hardware, networks, report, script,
 
 # --- Experiment
 ROOT = '.'                # folder that holds dataset/, Coarse_masks/, models/ and results/
-RECIPE = 'default'        # default (this file), paper, released or demo: recipes/<name>.toml
+RECIPE = 'default'        # default (this file), paper, released, cpu or demo: recipes/<name>.toml
 SPLIT = 'Validation'      # Validation or Testing
 
 # --- Input

@@ -9,13 +9,12 @@ Writes  runs/<experiment>/        each experiment below a root of its own; what 
     python reproduce_tables.py --ALL=True --LIST=True
 
 Run it again after an interruption and it goes on where it stopped. A constant that changed re-runs
-what depends on it; earlier runs stay. Cost: LIST=True says, for every experiment; about 1 EFLOP and
-days on a GPU for everything at the paper's 500 epochs.
+what depends on it; earlier runs stay. Cost: LIST=True says, for every experiment; about 4 EFLOP for
+everything at the paper's 500 epochs, and up to 0.9 GB of disk for each training.
 """
-from dataset import isic
 from dataset.errors import InputError
 from dataset.layout import Layout
-from engine import costs, runner, script, settings, stages
+from engine import costs, listed, runner, script, settings, stages
 from engine.exhibits import Exhibits
 from engine.experiments import Declarations, in_order
 from engine.library import HERE, Library
@@ -32,6 +31,7 @@ FIGURE = ''                       # likewise
 ALL = False                       # every declared table and figure
 LIST = False                      # only show what there is, what has been run, and what the rest costs
 DRY_RUN = False                   # only print the commands that would be run
+RUN = True                        # False: only print and draw what the finished runs give
 
 # --- How
 SEEDS = 1                         # trainings of each network, with seeds 0, 1, ...: mean and spread
@@ -53,23 +53,31 @@ def main():
     wanted = choose(declared, cfg)
     machine = {name: getattr(cfg, name) for name in ('DEVICE', 'AMP') if getattr(cfg, name) != 'auto'}
     library, seeds = Library(cfg.ROOT, cfg.RECIPE, cfg.PROCESSES, machine), tuple(range(cfg.SEEDS))
-    steps = in_order([step for _, _, exhibit in wanted for step in declared.steps_of(exhibit, seeds)])
+    steps = {(kind, name): declared.steps_of(exhibit, seeds, library.too_few)
+             for kind, name, exhibit in wanted}
     if cfg.LIST:
-        show_list(declared, library, wanted, seeds)
+        show_list(library, wanted, steps, measured_rates(library, declared, seeds))
         return
-    missing = [step for step in steps if not library.finished(step)]
-    print(f'{len(steps)} runs, {len(steps) - len(missing)} of them finished')
+    everything = in_order([step for some in steps.values() for step in some])
+    missing = [step for step in everything if not library.finished(step)]
+    print(f'{len(everything)} runs, {len(everything) - len(missing)} of them finished')
     if cfg.DRY_RUN:
-        print('\n'.join(library.command(step) for step in missing))
+        print('\n'.join(['to run, each in a folder that this script prepares with links to what it reads:',
+                         *map(library.command, missing)]))
         return
-    require_data(library, missing)
-    failed = runner.run(library, steps)
-    exhibits = Exhibits(declared, library, seeds, failed)
+    exhibits = Exhibits(declared, library, seeds, without_data(library, missing, cfg) if cfg.RUN else {})
+    faults = []
     for kind, name, exhibit in wanted:
-        make(exhibits, kind, name, exhibit, Layout(cfg.ROOT).results)
-    if failed:
-        raise InputError('Some runs failed', [f'{step.name}: {why}' for step, why in failed.items()],
-                         'mend what their messages say, then run the same command again')
+        if cfg.RUN:
+            runner.run(library, steps[kind, name], exhibits.failed)
+        try:
+            make(exhibits, kind, name, exhibit, Layout(cfg.ROOT).results)
+        except InputError as error:   # the others can still be made
+            faults += [f'{kind} {name}: {fault}' for fault in error.faults or [error.summary]]
+    faults += [f'{step.name}: {why}' for step, why in exhibits.failed.items()]
+    if faults:
+        raise InputError('Not everything could be made', faults,
+                         'mend what these lines and the messages above say, then run the same command again')
 
 
 def choose(declared, cfg):
@@ -91,49 +99,67 @@ def _names(text):
     return [word.strip() for word in text.split(',') if word.strip()]
 
 
-def require_data(library, steps):
-    """Raise InputError with all that is missing of step 1 before the first run begins."""
-    faults, remedies = [], []
-    for data in dict.fromkeys(step.data for step in steps):
-        layout = Layout(library.root / data)
-        try:
-            if data and not layout.data.is_dir():
-                raise InputError('PH2 is not prepared', [f'{layout.data}: is missing'],
-                                 Layout(library.root).command('dataset/prepare_PH2.py'))
-            isic.read_segmentation_list(layout, 'Validation' if not data.endswith('all') else 'Testing')
-        except InputError as error:
-            faults += error.faults
-            remedies.append(error.remedy)
-    if faults:
-        raise InputError('Data are missing', faults, '; '.join(dict.fromkeys(remedies)))
+def without_data(library, missing, cfg):
+    """{step: reason} of the missing steps that lack what step 1 of the README makes.
+
+    Raises InputError with all reasons when no step is left that could run.
+    """
+    blocked, remedies = {}, []
+    for step in missing:
+        layout = library.data_root(step)
+        errors = listed.missing(layout, listed.read_by(step.script, library.values(step)))
+        if step.data and not layout.data.is_dir():
+            errors = [InputError('', [f'{layout.data}: is missing, PH2 is not prepared'],
+                                 Layout(library.root).command('dataset/prepare_PH2.py'))]
+        elif step.data.startswith('PH2/fold') and len(folds_of_ph2(library)) != cfg.FOLDS:
+            errors.append(InputError('', [f'PH2 is prepared with {len(folds_of_ph2(library))} folds, not '
+                                          f'{cfg.FOLDS}'], f'--FOLDS={len(folds_of_ph2(library))}'))
+        if errors:
+            blocked[step] = '; '.join(fault for error in errors for fault in error.faults[:1])
+            remedies += [error.remedy for error in errors]
+    scorings = [step for step in missing if not step.network and step.script.startswith('eval')]
+    if scorings and all(any(need in blocked for need in in_order([step])) for step in scorings):
+        raise InputError('Data are missing', dict.fromkeys(blocked.values()),
+                         '; '.join(dict.fromkeys(remedies)))
+    for reason in dict.fromkeys(blocked.values()):
+        print(f'left out for now: {reason}')
+    return blocked
 
 
-def show_list(declared, library, wanted, seeds):
+def folds_of_ph2(library):
+    """Folders of the folds that dataset/prepare_PH2.py made."""
+    return sorted((library.root / 'PH2').glob('fold_*'))
+
+
+def show_list(library, wanted, steps, rates):
     """Print every wanted table and figure with its runs: finished, begun or missing, and their cost."""
-    rates, counted, left = measured_rates(library, declared, seeds), set(), [0.0, 0.0, True]
+    counted, pflops, minutes = set(), 0.0, 0.0
     for kind, name, exhibit in wanted:
-        steps = declared.steps_of(exhibit, seeds)
-        done = sum(library.finished(step) for step in steps)
-        print(f'\n{kind} {name}: {exhibit.get("title", "")} ({done} of {len(steps)} runs finished)')
-        for step in steps:
-            pflop = cost(library, step)
+        done = sum(library.finished(step) for step in steps[kind, name])
+        title = f'{kind} {name}: {exhibit.get("title", "")}'
+        print(f'\n{title} ({done} of {len(steps[kind, name])} runs finished)')
+        for step in steps[kind, name]:
             folder = 'ROOT itself' if library.folder(step) == HERE else library.folder(step)
-            if library.finished(step):
-                state = f'finished in {folder}'
-            else:
+            state = f'finished in {folder}'
+            if not library.finished(step):
+                pflop, rate = cost(library, step), rates.get(step.script, float('nan'))
                 begun = (library.root / library.folder(step)).exists()
-                state = f'{"begun in" if begun else "missing,"} {folder}: {pflop:.3g} PFLOP'
-                rate = rates.get(step.script)
-                state += f', about {pflop / rate / 60:.0f} min' if rate else ''
-                if step not in counted:
-                    left = [left[0] + pflop, left[1] + (pflop / rate if rate else 0), left[2] and bool(rate)]
+                state = f'{"begun in" if begun else "missing,"} {folder}: {work(pflop, pflop / rate / 60)}'
+                if listed.missing(library.data_root(step), listed.read_by(step.script, library.values(step))):
+                    state = 'missing, and so are its data'
+                elif step not in counted:
+                    pflops, minutes = pflops + pflop, minutes + pflop / rate / 60
             counted.add(step)
             print(f'  {step.name:38} {state}')
-    time = f', about {left[1] / 60:.0f} min at the rate of the runs that are finished' if left[2] else ''
-    print(f'\nstill to run, everything counted once: {left[0]:.3g} PFLOP{time}')
+    print(f'\nstill to run, everything counted once: {work(pflops, minutes)}')
     unused = library.unused(counted)
     if unused:
         print(f'not used by what is listed: {", ".join(unused)}')
+
+
+def work(pflop, minutes):
+    """'0.3 PFLOP, about 5 min'; the time only where finished runs tell it (not NaN)."""
+    return f'{pflop:.3g} PFLOP' + (f', about {minutes:.0f} min' if minutes == minutes else '')
 
 
 def cost(library, step):
@@ -143,13 +169,13 @@ def cost(library, step):
 
 def measured_rates(library, declared, seeds):
     """{script: PFLOP a second} of the finished runs below this root."""
-    work, seconds = {}, {}
+    done, seconds = {}, {}
     everything = [*declared.tables.values(), *declared.figures.values()]
     for step in in_order([step for one in everything for step in declared.steps_of(one, seeds)]):
         if library.finished(step) and library.seconds(step):
-            work[step.script] = work.get(step.script, 0) + cost(library, step)
+            done[step.script] = done.get(step.script, 0) + cost(library, step)
             seconds[step.script] = seconds.get(step.script, 0) + library.seconds(step)
-    return {name: work[name] / seconds[name] for name in work}
+    return {name: done[name] / seconds[name] for name in done}
 
 
 def make(exhibits, kind, name, exhibit, results):
@@ -158,9 +184,9 @@ def make(exhibits, kind, name, exhibit, results):
         table = exhibits.table(name)
         paths = write(table, results / 'tables', f'table_{name}')
     elif 'pictures' in exhibit:
-        table, paths = None, exhibits.panel(name, results / 'figures')
-        if not paths:
-            print(f'\nfigure {name}: not drawn, a run that it needs is missing')
+        table, (paths, why) = None, exhibits.panel(name, results / 'figures')
+        if why:
+            print(f'\nfigure {name}: not drawn; {why}')
     else:
         paths, table = exhibits.chart(name, results / 'figures')
         paths += write(table, results / 'figures', f'figure_{name}')

@@ -21,7 +21,7 @@ from engine.runs import Run
 
 # --- Experiment
 ROOT = '.'                     # folder that holds dataset/, Coarse_masks/, models/ and results/
-RECIPE = 'default'             # default (this file), paper, released or demo: recipes/<name>.toml
+RECIPE = 'default'             # default (this file), paper, released, cpu or demo: recipes/<name>.toml
 RESUME = True                  # go on from models/CoarseSN/last.pth; False starts anew
 SEED = 0                       # of the weights, the order of the pictures, their augmentation, the folds
 CROSS_FIT = 0                  # 2 or more: train this many instead, each without one fold of the pictures
@@ -84,7 +84,8 @@ def train_one(cfg, process, layout, train, validation):
 
 def open_run(cfg, process, layout, train, validation, start):
     """The Run of `layout`'s coarse-SN; start : what it starts from, in words."""
-    inputs = {'training': train.fingerprint, 'validation': validation.fingerprint}
+    inputs = {'training': train.fingerprint, 'validation': validation.fingerprint,
+              **networks.initial_inputs(cfg)}
     return Run(layout.run('CoarseSN'), 'CoarseSN', cfg, inputs, start, process)
 
 

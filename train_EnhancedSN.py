@@ -20,7 +20,7 @@ from engine.runs import Run
 
 # --- Experiment
 ROOT = '.'                     # folder that holds dataset/, Coarse_masks/, models/ and results/
-RECIPE = 'default'             # default (this file), paper, released or demo: recipes/<name>.toml
+RECIPE = 'default'             # default (this file), paper, released, cpu or demo: recipes/<name>.toml
 RESUME = True                  # go on from models/EnhancedSN/last.pth; False starts anew
 SEED = 0                       # of the E-layer's weights, the order of the pictures, their augmentation
 
@@ -94,7 +94,8 @@ def main():
         classifier = networks.load_classifier(
             layout, process.device, hardware.choose_precision(cfg.AMP, process.device), cfg.CAM_RELU)
     stage = stages.segmentation(cfg, process, network, classifier, train, validation)
-    inputs |= {'training': train.fingerprint, 'validation': validation.fingerprint}
+    inputs |= {'training': train.fingerprint, 'validation': validation.fingerprint,
+               **networks.initial_inputs(cfg)}
     epoch = stages.steps_in_epoch(cfg, stage.dataset)
     with Run(layout.run('EnhancedSN'), 'EnhancedSN', cfg, inputs, start, process) as run:
         training.fit(stage, cfg, run, process, cfg.EPOCH * epoch, cfg.VALIDATE_EVERY * epoch)

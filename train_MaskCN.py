@@ -18,7 +18,7 @@ from engine.runs import Run
 
 # --- Experiment
 ROOT = '.'                     # folder that holds dataset/, Coarse_masks/, models/ and results/
-RECIPE = 'default'             # default (this file), paper, released or demo: recipes/<name>.toml
+RECIPE = 'default'             # default (this file), paper, released, cpu or demo: recipes/<name>.toml
 RESUME = True                  # go on from models/MaskCN/last.pth; False starts anew
 SEED = 0                       # of the weights, the order of the crops and their augmentation
 
@@ -78,7 +78,8 @@ def main():
     hardware.seed_step(cfg.SEED, 0, 0)
     network, start = networks.mask_for_training(cfg)
     stage = stages.classification(cfg, process, network, train, validation)
-    inputs |= {'training': train.fingerprint, 'validation': validation.fingerprint}
+    inputs |= {'training': train.fingerprint, 'validation': validation.fingerprint,
+               **networks.initial_inputs(cfg)}
     with Run(layout.run('MaskCN'), 'MaskCN', cfg, inputs, start, process) as run:
         training.fit(stage, cfg, run, process, cfg.STEPS, cfg.VALIDATE_EVERY)
     hardware.finish()

@@ -29,11 +29,6 @@ class Panel:
     log: bool = False
 
 
-def lines(series, xlabel, ylabel, title, paths, log=False):
-    """`draw` one panel."""
-    draw([Panel(xlabel, series, log)], ylabel, title, paths)
-
-
 def draw(panels, ylabel, title, paths):
     """Draw panels beside each other into every path of `paths`, the suffix saying the format (png, pdf).
 

@@ -8,6 +8,7 @@ from engine import checkpoints
 RECORD = 'made_by.json'
 SCRIPT = 'generate_Coarse_mask.py'
 FOLDS = 'fold_networks'   # the fact that masks of CROSS_FIT have in addition
+LARGEST = 1 << 14   # px, side of cached pictures; a damaged record must not fill the disk
 ALIKE = 'SEED', 'TRAIN_IMAGES', 'CACHE_SIZE'   # what decides which pictures a fold network sees
 
 
@@ -16,10 +17,13 @@ def begin(folder, facts):
 
     facts : dict, with 'coarse_sn' the fingerprint of the weights
     """
-    path = folder / RECORD
+    path, all_masks = folder / RECORD, folder.parent
+    if all_masks.is_symlink() and (all_masks.parent / 'experiment.json').is_file():
+        raise InputError('These coarse masks belong to another experiment',
+                         [f'{all_masks}: is a link to {all_masks.resolve()}'], 'python reproduce_tables.py')
     folder.mkdir(parents=True, exist_ok=True)
     files.remove_abandoned(folder)
-    if _read(path).get('facts') != facts:
+    if files.read_json(path).get('facts') != facts:
         path.unlink(missing_ok=True)
         for mask in folder.glob('*.png'):
             mask.unlink()
@@ -45,10 +49,10 @@ def require(layout, folders):
                          layout.command('train_CoarseSN.py'))
     present, made, faults, options = checkpoints.fingerprint(weights), {}, [], []
     for folder in folders:
-        record = _read(folder / RECORD)
+        record = files.read_json(folder / RECORD, 'facts')
         maker = record.get('facts', {}).get('coarse_sn')
         if FOLDS in record.get('facts', {}):
-            options = [f'--CROSS_FIT={len(record["facts"][FOLDS].split(","))}']
+            options = [f'--CROSS_FIT={len(str(record["facts"][FOLDS]).split(","))}']
         if maker is None:
             faults.append(f'{folder}: holds no coarse masks')
         elif maker != present:
@@ -81,6 +85,8 @@ def cross_fit(layout, k):
             faults.append(f'{path}: was trained with CROSS_FIT={found}')
         elif not config.get('finished'):   # an interrupted training leaves its best weights so far
             faults.append(f'{path}: its training has not finished')
+        elif _counts(config) is None:
+            faults.append(f'{path.parent / "config.json"}: its {", ".join(ALIKE)} are no training\'s')
         else:
             trained[path] = number, config
     how = {path: ', '.join(f'{name}={config["settings"][name]}' for name in ALIKE)
@@ -103,21 +109,27 @@ def _on_present_pictures(layout, k, trained):
 
     trained : {path of weights: (fold number, config)}
     """
-    seed, limit, size = (next(iter(trained.values()))[1]['settings'][name] for name in ALIKE)
+    seed, limit, size = _counts(next(iter(trained.values()))[1])
     data = sources.segmentation(layout, 'Training', size, limit=limit, seed=seed)
     faults = [f'{path}: was trained on other pictures than those of {layout.segmentation_list("Training")}'
               for path, (number, config) in trained.items()
-              if config['inputs']['training'] != folds.without(data, k, number, seed).fingerprint]
+              if config.get('inputs', {}).get('training') != folds.without(data, k, number, seed).fingerprint]
     fold_of = folds.assign(data.names, k, seed)
     main = layout.weights('CoarseSN')
     if main.is_file():   # it draws what no fold holds
-        settings = checkpoints.read_config(main).get('settings', {})
-        seen = sources.subset(isic.read_segmentation_list(layout, 'Training'),
-                              settings.get('TRAIN_IMAGES', 0), settings.get('SEED', 0))
+        seed, limit, _ = _counts(checkpoints.read_config(main)) or (0, 0, 0)   # of released weights: all
+        seen = sources.subset(isic.read_segmentation_list(layout, 'Training'), limit, seed)
         outside = sum(image.stem not in fold_of for image, _ in seen)
         if outside:
             faults.append(f'{main}: was trained on {outside} pictures that no fold holds')
     return fold_of, faults
+
+
+def _counts(config):
+    """The settings ALIKE in a config.json; None where one is absent, or no number that a training takes."""
+    values = [config.get('settings', {}).get(name) for name in ALIKE]
+    return values if all(type(value) is int and 0 <= value < 2**63 for value in values) and (
+        0 < values[2] <= LARGEST) else None
 
 
 def require_chain(layout, names, made):
@@ -140,11 +152,3 @@ def require_chain(layout, names, made):
         if faults:
             raise InputError('The stages do not belong together', faults, redo)
     return mask_cn
-
-
-def _read(path):
-    try:
-        record = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}

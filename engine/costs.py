@@ -1,68 +1,57 @@
 """What a step costs, counted in arithmetic: enough to plan a day, not to judge a kernel."""
-from dataset import isic
-from dataset.layout import SPLITS
+from engine import listed
 from engine.inference import VIEWS
 
 # GFLOP of one forward pass of one 224 x 224 px picture; a training step costs three times that.
-SEGMENTATION, CLASSIFICATION = 31.7, 10.7
-DECODER = 12.0   # of SEGMENTATION, what the decoder alone takes at 48 channels less: D-Net
+COARSE_SN, MASK_CN, D_NET = 31.7, 10.7, 7.4
 SIDE = 224
-SCALE_OF_TRAINING = 3
+STEP = 3
 
 
 def of_step(step, values, layout):
     """PFLOP of a Step. values : its settings; layout : of the root whose dataset/ it reads."""
-    count = _Counts(layout)
     if step.script == 'train_MaskCN.py':
-        validation = count.images('Validation') * values['VALIDATION_CROPS'] * _times(values['STEPS'], values)
-        return _pflop(CLASSIFICATION, values['INPUT_SIZE'],
-                      SCALE_OF_TRAINING * values['STEPS'] * values['BATCH_SIZE'] + validation)
+        return _pflop(MASK_CN, values['INPUT_SIZE'], _seen_by_classifier(values, layout))
     if step.network:
-        pictures = count.pictures('Training')
-        pictures = min(values['TRAIN_IMAGES'] or pictures, pictures)
-        if values.get('TRANSFER') == 'mdc':   # and those that get a proxy mask
-            pictures = max(pictures, count.images('Training'))
-        folds = values.get('CROSS_FIT', 0)
-        trained = pictures * values['EPOCH'] * (folds - 1 if folds else 1)
-        seen = trained * SCALE_OF_TRAINING + (
-            count.pictures('Validation') * _times(values['EPOCH'], values) * (folds or 1))
-        transfer = values.get('TRANSFER', 'none')
-        own = DECODER if transfer == 'd-net' else SEGMENTATION
-        maps = CLASSIFICATION * (seen - 2 * trained) if transfer in ('e-layer', 'd-net') else 0
-        return _pflop(own, values['INPUT_SIZE'], seen) + _pflop(1, values['INPUT_SIZE'], maps)
+        return _segmentation_training(values, layout)
     if step.script == 'generate_Coarse_mask.py':
-        drawn = sum(count.pictures(split) + count.crops(split) for split in SPLITS)
-        if 0 < values['CROPS_OF_IMAGES'] < count.images('Training'):
-            left_out = 1 - values['CROPS_OF_IMAGES'] / count.images('Training')
-            drawn -= count.crops('Training') * left_out   # images differ in their number of crops
-        return _pflop(SEGMENTATION, values['INPUT_SIZE'], drawn * (len(VIEWS) if values['TTA'] else 1))
+        drawn = _drawn(values, layout) * (len(VIEWS) if values['TTA'] else 1)
+        return _pflop(COARSE_SN, values['INPUT_SIZE'], drawn)
     if step.script == 'eval_MaskCN.py':
-        return _pflop(CLASSIFICATION, values['INPUT_SIZE'], count.crops(values['SPLIT']))
-    one = SEGMENTATION + (CLASSIFICATION if values['NETWORK'] == 'EnhancedSN' else 0)
+        return _pflop(MASK_CN, values['INPUT_SIZE'], listed.entries(layout, 'cls', values['SPLIT']))
+    # With the E-layer; the other ways of TRANSFER cost less.
+    one = COARSE_SN + (MASK_CN if values['NETWORK'] == 'EnhancedSN' else 0)
     views, scales = (len(VIEWS), values['SCALES']) if values['TTA'] else (1, values['SCALES'][:1])
-    return sum(_pflop(one, scale, count.pictures(values['SPLIT']) * views) for scale in scales)
+    return sum(_pflop(one, scale, listed.count(layout, 'seg', values['SPLIT']) * views) for scale in scales)
 
 
-class _Counts:
-    """Lengths of the lists of a root; 0 for a list that is not there."""
-
-    def __init__(self, layout):
-        self.layout = layout
-
-    def pictures(self, split):
-        return len(_lines(self.layout.segmentation_list(split)))
-
-    def crops(self, split):
-        return len(_lines(self.layout.classification_list(split)))
-
-    def images(self, split):
-        layout = self.layout
-        return len({isic.image_id_of(layout.root / line.split()[0])
-                    for line in _lines(layout.classification_list(split)) if line.strip()})
+def _seen_by_classifier(values, layout):
+    """Forward passes of a training of mask-CN, a step's counted as three."""
+    validated = listed.count(layout, 'cls', 'Validation') * values['VALIDATION_CROPS']
+    return STEP * values['STEPS'] * values['BATCH_SIZE'] + validated * _times(values['STEPS'], values)
 
 
-def _lines(path):
-    return path.read_text(encoding='utf-8', errors='replace').splitlines() if path.is_file() else []
+def _segmentation_training(values, layout):
+    pictures = listed.count(layout, 'seg', 'Training')
+    pictures = min(values['TRAIN_IMAGES'] or pictures, pictures)
+    if values.get('TRANSFER') == 'mdc':   # and those that get a proxy mask
+        pictures = max(pictures, listed.count(layout, 'cls', 'Training'))
+    folds = values.get('CROSS_FIT', 0)
+    trained = pictures * values['EPOCH'] * (folds - 1 if folds else 1)
+    validated = listed.count(layout, 'seg', 'Validation') * _times(values['EPOCH'], values) * (folds or 1)
+    transfer = values.get('TRANSFER', 'none')
+    own = D_NET if transfer == 'd-net' else COARSE_SN
+    maps = MASK_CN * (trained + validated) if transfer in ('e-layer', 'd-net') else 0
+    return _pflop(1, values['INPUT_SIZE'], own * (STEP * trained + validated) + maps)
+
+
+def _drawn(values, layout):
+    """Crops and pictures of all splits that get a coarse mask."""
+    drawn = sum(listed.entries(layout, *each) for each in listed.EVERYTHING)
+    images, crops = listed.count(layout, 'cls', 'Training'), listed.entries(layout, 'cls', 'Training')
+    if 0 < values['CROPS_OF_IMAGES'] < images:   # about: images differ in their number of crops
+        drawn -= crops * (1 - values['CROPS_OF_IMAGES'] / images)
+    return drawn
 
 
 def _times(length, values):

@@ -189,6 +189,36 @@ def report_segmentation(layout, network, split, names, scores, facts):
     return summary
 
 
+def read_summary(text):
+    """The json of `report_segmentation` or `report_classification` as a dict; else ValueError."""
+    summary = files.json_object(text)
+    if type(summary.get('n')) is not int or summary['n'] < 0:
+        raise ValueError('does not say of how many images it is')
+    for part, of in (('recipe', str), ('weights', dict), ('settings', dict)):
+        if not isinstance(summary.get(part), of | None):
+            raise ValueError(f'{part} is not what an evaluation writes')
+    for kind in ('with TTA', 'without TTA', '9-crop', '1-crop'):
+        scores = summary.get(kind)
+        if not (scores is None or isinstance(scores, dict) and _are_scores(scores)):
+            raise ValueError(f'{kind}: holds other things than scores')
+    return summary
+
+
+def _are_scores(scores):
+    """True for a dict of numbers, with pairs of numbers in 'ci95', and dicts of numbers for the tasks."""
+    bounds = scores.get('ci95') or {}
+    tasks = [scores[task] for task in metrics.TASKS if task in scores]
+    plain = [value for name, value in scores.items() if name not in ('ci95', *metrics.TASKS)]
+    return (isinstance(bounds, dict) and all(isinstance(task, dict) for task in tasks)
+            and all(pair is None or isinstance(pair, list) and len(pair) == 2 and all(map(_is_score, pair))
+                    for pair in bounds.values())
+            and all(map(_is_score, [*plain, *(value for task in tasks for value in task.values())])))
+
+
+def _is_score(value):
+    return value is None or type(value) in (int, float) and not abs(value) > 1.001
+
+
 def _means(scores):
     means, bounds = scores.mean(0), metrics.interval_of_means(scores)
     return {**dict(zip(metrics.SEGMENTATION, means.tolist(), strict=True)),

@@ -4,8 +4,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset import cache, isic, sources
-from dataset.layout import Layout
-from engine import charts, evaluation, figures, hardware, networks, panels, scores, tables
+from engine import charts, evaluation, figures, hardware, metrics, networks, panels, scores, tables
 from engine.experiments import points, split_of
 
 ROMAN = {str(number): roman for number, roman in enumerate('I II III IV V VI VII VIII IX X'.split(), 1)}
@@ -30,74 +29,66 @@ class Exhibits:
         rows, results = [], {}
         for row in declared['rows']:
             paper = dict(zip(columns, row.get('paper', ()), strict=False))
-            if 'of' not in row:
-                rows.append(tables.Row(row['label'], {column: tables.make_cell(paper.get(column), [], column)
-                                                      for column in columns}, printed=True))
-                continue
-            results[row['label']], why = self._results(row, split)
+            by_seed, why = self._results(row, split) if 'of' in row else ({}, '')
+            found = list(by_seed.values())
             rows.append(tables.Row(row['label'], {
-                column: tables.make_cell(paper.get(column), results[row['label']], column, why)
-                for column in columns}))
-        notes = self._sources(declared) + self._facts(results, split)
+                column: tables.make_cell(paper.get(column), found, column, why) for column in columns},
+                printed='of' not in row))
+            if 'of' in row:
+                results[row['label']] = by_seed
+        notes = [f'{row["label"]}: {row["source"]}.' for row in declared['rows'] if 'source' in row]
+        notes += self._facts(declared['rows'], results, split)
         for first, second in declared.get('compare', ()):
-            notes += self._compared(first, second, results, columns[0])
+            notes += _compared(first, second, results, columns[0])
         shown = f'Table {ROMAN.get(name, name)}'
         return tables.Table(shown, declared.get('title', ''), list(columns), rows, notes)
 
     def _results(self, row, split):
-        """([Result, one a seed], why there are none); the seeds that are finished."""
-        found, why = [], ''
+        """({seed: Result} of the seeds that are finished, why there are none or not all)."""
+        found, why = {}, ''
         for seed in self.seeds:
             steps = self.declarations.scorings(row, split, seed)
+            why = why or next(filter(None, (self.library.too_few(step.needs[0]) for step in steps)), '')
             unfinished = [step for step in steps if not self.library.finished(step)]
             if unfinished:
-                why = self.failed.get(unfinished[0], 'not run yet')
-            else:
-                found.append(self._read(steps))
+                why = why or self.failed.get(unfinished[0], 'not run yet')
+            elif not why:
+                found[seed] = self._read(steps)
         return found, why
 
     def _read(self, steps):
         paths, labels = [], {}
         for step in steps:
-            settings = self.library.settings(step)
-            network = settings.get('NETWORK', 'MaskCN')
-            paths.append(self.library.layout(step).results / f'{network}_{settings["SPLIT"]}.csv')
-            if network == 'MaskCN':
-                entries = isic.read_classification_list(self.library.data_root(step), settings['SPLIT'])
+            paths.append(self.library.scores(step))
+            if step.script == 'eval_MaskCN.py':
+                split = self.library.settings(step)['SPLIT']
+                entries = isic.read_classification_list(self.library.data_root(step), split)
                 labels |= {isic.image_id_of(path): label for path, label in entries}
         return scores.read(paths, labels)
 
-    @staticmethod
-    def _sources(declared):
-        return [f'{row["label"]}: {row["source"]}.' for row in declared['rows'] if 'source' in row]
-
-    def _facts(self, results, split):
-        """What the numbers are of: split, number of images, recipe, seeds."""
-        counts = sorted({result.count for one in results.values() for result in one})
-        if not counts:
+    def _facts(self, rows, results, split):
+        """Sentences on what the numbers are of: split, data, number of images, recipe, seeds."""
+        sets = {}   # (split, data): {number of images}
+        for row in rows:
+            for result in results.get(row.get('label'), {}).values():
+                steps = self.declarations.scorings(row, split)
+                key = row.get('split', split), ', '.join(dict.fromkeys(step.data for step in steps))
+                sets.setdefault(key, set()).add(result.count)
+        if not sets:
             return []
-        images = ' and '.join(map(str, counts))
-        seeds = (f'{len(self.seeds)} training seeds' if len(self.seeds) > 1 else
-                 'one training of each network, whose chance the intervals do not cover')
-        return [f'{split}, n = {images} images; recipe {self.library.recipe}; {seeds}.']
-
-    def _compared(self, first, second, results, column):
-        """A sentence on the paired difference of two rows in one column."""
-        a, b = results.get(second), results.get(first)
-        if not a or not b or len(a) != len(b):
-            return []
-        found = scores.paired_difference(a, b, column)
-        if found is None:
-            return []
-        return [f'{column}, "{second}" minus "{first}", paired over images: {found.mean:+.1f} '
-                f'[{found.low:+.1f}, {found.high:+.1f}], p = {found.p:.3f}.']
+        counts = '; '.join(f'{of} {data}'.strip() + f', n = {" or ".join(map(str, sorted(numbers)))} images'
+                           for (of, data), numbers in sets.items())
+        trained = sorted({len(by_seed) for by_seed in results.values() if by_seed})
+        seeds = 'one training of each network, whose chance the intervals do not cover' if trained == [1] \
+            else f'{" or ".join(map(str, trained))} training seeds'
+        return [f'{counts}; recipe {self.library.recipe}; {seeds}.']
 
     # Figures of lines
 
     def chart(self, name, folder):
         """Draw a declared figure of lines; returns (paths, tables.Table of its points)."""
         declared = self.declarations.figures[name]
-        split, score, panels_drawn, rows = split_of(declared), declared['score'], [], []
+        split, score, drawn, table = split_of(declared), declared['score'], [], []
         every, results = iter(points(declared)), {}
         for panel in declared['panels']:
             series = []
@@ -105,34 +96,33 @@ class Exhibits:
                 paper = {float(x): y for x, y in line.get('paper', {}).items()}
                 cells = []
                 for x in panel['x']:
-                    found, why = self._results(next(every), split)
-                    cells.append(tables.make_cell(paper.get(float(x)), found, score, why))
                     label = f'{line["label"]}, {panel["axis"]} = {x}'
-                    rows.append(tables.Row(label, {score: cells[-1]}))
-                    results[label] = found
-                series.append(charts.Series(
-                    line['label'], [str(x) for x in panel['x']], [cell.mean for cell in cells],
-                    [cell.interval and cell.interval[0] for cell in cells],
-                    [cell.interval and cell.interval[1] for cell in cells],
-                    {str(x): paper[float(x)] for x in panel['x'] if float(x) in paper}))
-            panels_drawn.append(charts.Panel(panel['axis'], series))
+                    results[label], why = self._results(next(every), split)
+                    found = list(results[label].values())
+                    cells.append(tables.make_cell(paper.get(float(x)), found, score, why))
+                    table.append(tables.Row(label, {score: cells[-1]}))
+                places = panel['x'] if panel.get('log') else list(map(str, panel['x']))
+                series.append(_series(line['label'], places, cells))
+            drawn.append(charts.Panel(panel['axis'], series, panel.get('log', False)))
         paths = [Path(folder) / f'figure_{name}.{suffix}' for suffix in ('png', 'pdf')]
-        charts.draw(panels_drawn, f'{split} {score}, %', declared.get('title', ''), paths)
-        notes = self._facts(results, split)
-        return paths, tables.Table(f'Figure {name}', declared.get('title', ''), [score], rows, notes)
+        charts.draw(drawn, f'{split} {score}, %', declared.get('title', ''), paths)
+        rows = [{'label': label, **point} for label, point in zip(results, points(declared), strict=True)]
+        return paths, tables.Table(f'Figure {name}', declared.get('title', ''), [score], table,
+                                   self._facts(rows, results, split))
 
     # Figures of pictures
 
     def panel(self, name, folder):
-        """Draw a declared figure of pictures of the first seed; its paths, or none when runs are missing."""
+        """Draw a declared figure of pictures, of the first seed; (paths, why there are none)."""
         declared = self.declarations.figures[name]
         split, of = split_of(declared), {key: self.declarations.step(step) for key, step in
                                          declared['of'].items()}
         scoring = self.declarations.scoring(declared['of']['enhanced mask'], split) \
             if 'enhanced mask' in of else None
-        if not all(self.library.finished(step) for step in (*of.values(), *filter(None, [scoring]))):
-            return []
-        pairs = isic.read_segmentation_list(Layout(self.library.root), split)
+        for step in (*of.values(), *filter(None, [scoring])):
+            if not self.library.finished(step):
+                return [], f'{step.name}: {self.failed.get(step, "not run yet")}'
+        pairs = isic.read_segmentation_list(self.library.data_root(scoring or next(iter(of.values()))), split)
         coarse = self._coarse_paths(of.get('coarse mask'), split, pairs)
         maps = {key: self._maps(step, pairs, coarse) for key, step in of.items() if key.startswith('CAM')}
         if declared['choose'] == 'maps differ' and len(maps) == 2:
@@ -146,7 +136,7 @@ class Exhibits:
                 for number in chosen]
         paths = [Path(folder) / f'figure_{name}.{suffix}' for suffix in ('png', 'pdf')]
         figures.panel(rows, declared['pictures'], paths)
-        return paths
+        return paths, ''
 
     def _coarse_paths(self, step, split, pairs):
         if step is None:
@@ -186,3 +176,23 @@ class Exhibits:
         pictures['contours'] = figures.outlined(image, pictures['truth'],
                                                 pictures.get('enhanced mask', pictures.get('coarse mask')))
         return caption, [pictures[column] for column in columns]
+
+
+def _series(label, x, cells):
+    """The charts.Series of a line's cells, one a place x on the axis."""
+    ends = [[cell.interval and cell.interval[end] for cell in cells] for end in (0, 1)]
+    return charts.Series(label, x, [cell.mean for cell in cells], *ends,
+                         {place: cell.paper for place, cell in zip(x, cells, strict=True)
+                          if cell.paper is not None})
+
+
+def _compared(first, second, results, column):
+    """A sentence on the paired difference of two rows in one column, over the seeds that both have."""
+    seeds = [seed for seed in results.get(first, {}) if seed in results.get(second, {})]
+    found = scores.paired_difference([results[second][seed] for seed in seeds],
+                                     [results[first][seed] for seed in seeds], column) if seeds else None
+    if found is None:
+        return []
+    p = f'p = {found.p:.3f}' if found.p > 1 / metrics.RESAMPLES else f'p <= {found.p:.3f}'
+    return [f'{column}, "{second}" minus "{first}", paired over images: {found.mean:+.1f} '
+            f'[{found.low:+.1f}, {found.high:+.1f}], {p}.']

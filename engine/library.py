@@ -5,29 +5,25 @@ and what it writes is a folder. A run folder is found again by what it was made 
 script, settings, data, pretrained file and the outputs that it read. The stages that lie in ROOT
 itself (steps 2 to 6 of the README) serve likewise where they are what a step would make.
 """
-import hashlib
 import json
 import os
 import shlex
 import sys
 from pathlib import Path
 
-from dataset import files, isic
+from dataset import files
 from dataset.errors import InputError
-from dataset.layout import SPLITS, Layout
-from engine import checkpoints, coarse_masks, networks, settings
+from dataset.layout import Layout
+from engine import adoption, checkpoints, coarse_masks, listed, networks, settings
 from engine.experiments import REPOSITORY
 
 RECORD = 'experiment.json'
 RUNS = 'runs'
 HERE = '.'   # the folder of a step that ROOT itself has done
-# Settings that leave what a run gives as it is; for scripts that train nothing, the last two as well.
-# Paths of weights are left out too: the weights themselves are looked at.
+# Settings that leave what a run gives as it is. The weights themselves are looked at, not their paths.
 WITHOUT_EFFECT = {'ROOT', 'RECIPE', 'RESUME', 'DEVICE', 'NUM_WORKERS', 'PRETRAINED'}
-FOR_SPEED = {'BATCH_SIZE', 'PANEL_IMAGES'}
-LISTS = {'train_CoarseSN.py': (('seg', 'Training'), ('seg', 'Validation')),   # that a training reads
-         'train_MaskCN.py': (('cls', 'Training'), ('cls', 'Validation')),
-         'train_EnhancedSN.py': (('seg', 'Training'), ('seg', 'Validation'))}
+FOR_SPEED = {'BATCH_SIZE', 'PANEL_IMAGES'}   # likewise in scripts that train nothing
+SUBSETS = {'TRAIN_IMAGES': {'train_MaskCN.py': 'cls'}, 'CROPS_OF_IMAGES': {'generate_Coarse_mask.py': 'cls'}}
 
 
 class Library:
@@ -37,75 +33,95 @@ class Library:
     machine : {NAME: value}, overrides of every step, such as DEVICE
     """
 
+    HERE = HERE
+
     def __init__(self, root, recipe='default', processes=1, machine=None):
         self.root, self.recipe, self.processes = Path(root), recipe, processes
         self.machine = machine or {}
         self.runs = self.root / RUNS
-        self._folders, self._settings, self._identities, self._data = {}, {}, {}, {}
+        self._folders, self._values, self._fingerprints, self._listed = {}, {}, {}, {}
 
     # What a step is made from
 
-    def settings(self, step):
-        """{NAME: value} that a step runs with, without those that have no effect on what it gives."""
-        if step not in self._settings:
-            values = settings.resolved(REPOSITORY / step.script, self.overrides(step))
-            ignored = WITHOUT_EFFECT | (set() if step.network else FOR_SPEED)
-            self._settings[step] = {name: value for name, value in json.loads(json.dumps(values)).items()
-                                    if name not in ignored and not name.endswith('_WEIGHTS')}
-        return self._settings[step]
+    def values(self, step):
+        """{NAME: value} of all constants that a step runs with."""
+        if step not in self._values:
+            self._values[step] = settings.resolved(REPOSITORY / step.script, {
+                'RECIPE': self.recipe, **self.machine, **dict(step.overrides)})
+        return self._values[step]
 
-    def overrides(self, step):
-        """Overrides of a step's command, without ROOT."""
-        start = {} if step.start is None else {'INITIAL_WEIGHTS': str(self.weights(step.start))}
-        return {'RECIPE': self.recipe, **self.machine, **dict(step.overrides), **start}
+    def settings(self, step):
+        """Those of `values` that decide what a step gives; a subset of all images or more counts as 0."""
+        ignored = WITHOUT_EFFECT | (set() if step.network else FOR_SPEED)
+        values = {name: value for name, value in json.loads(json.dumps(self.values(step))).items()
+                  if name not in ignored and not name.endswith('_WEIGHTS')}
+        for name, kinds in SUBSETS.items():
+            if values.get(name):
+                there = listed.count(self.data_root(step), kinds.get(step.script, 'seg'), 'Training')
+                values[name] = 0 if 0 < there <= values[name] else values[name]
+        return values
+
+    def too_few(self, step):
+        """'only N images' when a step was to train on more images than there are, else ''."""
+        wanted = self.values(step).get('TRAIN_IMAGES', 0)
+        kind = SUBSETS['TRAIN_IMAGES'].get(step.script, 'seg')
+        there = listed.count(self.data_root(step), kind, 'Training')
+        return f'there are only {there} images' if 0 < there < wanted else ''
 
     def made_from(self, step):
         """What identifies a run of a step: a dict for RECORD. All that it needs must be finished."""
+        lists = listed.read_by(step.script, self.values(step))
         return {'script': step.script, 'settings': self.settings(step),
                 'needs': [[self.folder(need), need.script, self.identity(need)] for need in step.before],
-                'data': [step.data, self._data_identity(step)], 'pretrained': self._pretrained(step)}
+                'data': [step.data, self._fingerprint_of_lists(step, lists)],
+                'pretrained': self._pretrained(step)}
 
     def data_root(self, step):
         """Layout of the root whose dataset/ a step reads."""
         return Layout(self.root / step.data)
 
-    def _data_identity(self, step):
-        """A hash of the lists that a step reads, and of the sizes and times of the files in them.
-
-        Masks are drawn of whatever is listed, and drawn again where it changed: see `finished`.
-        """
-        if step.script == 'generate_Coarse_mask.py':
-            return ''
-        if step.network:
-            return self._hash_of_lists(step.data, LISTS[step.script])
-        kind = 'cls' if step.script == 'eval_MaskCN.py' else 'seg'
-        return self._hash_of_lists(step.data, [(kind, self.settings(step)['SPLIT'])])
-
-    def _hash_of_lists(self, data, lists):
+    def _fingerprint_of_lists(self, step, lists):
         for kind, split in lists:
-            if (data, kind, split) not in self._data:
-                self._data[data, kind, split] = _hash_of_list(Layout(self.root / data), kind, split)
-        return ' '.join(self._data[data, kind, split] for kind, split in lists)
-
-    def _everything_listed(self, step):
-        return self._hash_of_lists(step.data, [(kind, split) for kind in ('seg', 'cls') for split in SPLITS])
+            if (step.data, kind, split) not in self._listed:
+                self._listed[step.data, kind, split] = listed.fingerprint(self.data_root(step), kind, split)
+        return ' '.join(self._listed[step.data, kind, split] for kind, split in lists)
 
     def _pretrained(self, step):
-        """Fingerprint of the file of pretrained weights that a training starts from, '' for none."""
-        values = settings.resolved(REPOSITORY / step.script, self.overrides(step))
-        if 'PRETRAINED' not in values or values.get('INITIAL_WEIGHTS'):
+        """Fingerprint of the file of weights that a training starts from, '' for random ones."""
+        values = self.values(step)
+        if step.start is not None or not step.network:
+            return ''
+        if values['INITIAL_WEIGHTS']:
+            return self.fingerprint(Path(values['INITIAL_WEIGHTS']))
+        if 'PRETRAINED' not in values:
             return ''
         named = {name.removesuffix('_WEIGHTS').lower(): path for name, path in values.items()
                  if name.endswith('_WEIGHTS') and name != 'INITIAL_WEIGHTS'}
         path = networks.choose_pretrained(values['PRETRAINED'], named)[1]
-        return '' if path is None else self._fingerprint(path)
+        return '' if path is None else self.fingerprint(path)
+
+    def agrees(self, step, recorded):
+        """True when recorded settings are those of a step.
+
+        A constant that the script did not have then must have its file top's value, so that a run stays
+        valid when a later version of the script has one more.
+        """
+        return self.agrees_with({'script': step.script, 'settings': self.settings(step)}, recorded)
+
+    @staticmethod
+    def agrees_with(made_from, recorded):
+        """As `agrees`, of what `made_from` gave."""
+        plain = settings.read_values(REPOSITORY / made_from['script'])
+        return isinstance(recorded, dict) and bool(recorded) and all(
+            recorded.get(name, json.loads(json.dumps(plain.get(name)))) == value
+            for name, value in made_from['settings'].items())
 
     # Where a step's run lies
 
     def folder(self, step):
         """Folder of a step's run relative to ROOT: an earlier one, or the name that a new one gets."""
         if step not in self._folders:
-            found = self._find(step) if all(map(self.finished, step.before)) else None
+            found = self._find(step) if all(map(self._has_output, step.before)) else None
             self._folders[step] = found or self._new_folder(step)
         return self._folders[step]
 
@@ -115,13 +131,20 @@ class Library:
         return self.folder(step)
 
     def _find(self, step):
-        made_from = self.made_from(step)
-        if self._done_in_root(step, made_from):
-            return HERE
+        """A finished run, else ROOT's own stage, else a run that was begun."""
+        made_from, begun = self.made_from(step), None
         for path in sorted(self.runs.glob(f'*/{RECORD}')):
-            if _agree(_read(path).get('made from', {}), made_from):
-                return f'{RUNS}/{path.parent.name}'
-        return None
+            record = files.read_json(path, 'made from')
+            if self._same(record.get('made from', {}), made_from):
+                folder = f'{RUNS}/{path.parent.name}'
+                if record.get('finished') and self._outputs_exist(step, folder):
+                    return folder
+                begun = begun or folder
+        return HERE if adoption.done_in_root(self, step, made_from) else begun
+
+    def _same(self, recorded, made_from):
+        others = all(recorded.get(part) == value for part, value in made_from.items() if part != 'settings')
+        return others and self.agrees_with(made_from, recorded.get('settings', {}))
 
     def _new_folder(self, step):
         taken, number = set(self._folders.values()), 1
@@ -141,77 +164,69 @@ class Library:
 
     def finished(self, step):
         """True when a step's output is complete and made from what it would now be made from."""
+        if not self._has_output(step) or self.folder(step) == HERE:
+            return self.folder(step) == HERE
+        record = files.read_json(self.root / self.folder(step) / RECORD)
+        # Masks of pictures that changed, or of a split that was added, are drawn in the same folder.
+        return step.script != 'generate_Coarse_mask.py' or record.get('listed') == self._everything(step)
+
+    def _has_output(self, step):
         folder = self.folder(step)
-        if folder == HERE:
-            return True
-        record = _read(self.root / folder / RECORD)
-        if step.script == 'generate_Coarse_mask.py' and record.get('listed') != self._everything_listed(step):
-            return False
-        return bool(record.get('finished'))
+        return folder == HERE or (bool(files.read_json(self.root / folder / RECORD).get('finished'))
+                                  and self._outputs_exist(step, folder))
+
+    def _outputs_exist(self, step, folder):
+        layout = Layout(self.root / folder)
+        if step.network:
+            return all((layout.root / place / f'{step.network}.pth').is_file()
+                       for place in self.outputs(step))
+        if step.script == 'generate_Coarse_mask.py':
+            return layout.coarse_masks.is_dir()
+        return self.scores(step, layout).is_file()
+
+    def _everything(self, step):
+        return self._fingerprint_of_lists(step, listed.EVERYTHING)
+
+    def scores(self, step, layout=None):
+        """Path of the csv that a scoring step writes."""
+        values = self.values(step)
+        layout = layout or self.layout(step)
+        return layout.results / f'{values.get("NETWORK", "MaskCN")}_{values["SPLIT"]}.csv'
 
     def seconds(self, step):
         """How long a step's run took in all, 0 where that is not known."""
-        return _read(self.root / self.folder(step) / RECORD).get('seconds', 0)
-
-    # What ROOT itself has done
-
-    def _done_in_root(self, step, made_from):
-        """True when ROOT's own stage is what the step would make, from ROOT's own stages."""
-        if step.data or any(self.folder(need) != HERE for need in step.before):
-            return False
-        layout, same = Layout(self.root), {'settings': made_from['settings']}
-        if step.network:
-            if made_from['settings'].get('CROSS_FIT') or step.start is not None:
-                return False
-            config = checkpoints.read_config(layout.weights(step.network))
-            begun = made_from['pretrained'] or ('random' if step.script != 'train_EnhancedSN.py' else '')
-            return (bool(config.get('finished')) and layout.weights(step.network).is_file()
-                    and begun in str(config.get('start'))
-                    and _agree({'settings': config.get('settings', {})}, same)
-                    and self._belong_together(layout, step))
-        if step.script == 'generate_Coarse_mask.py':
-            record = _read(layout.coarse_for_segmentation('Training') / coarse_masks.RECORD)
-            return (_agree({'settings': record.get('settings', {})}, same)
-                    and self._belong_together(layout, step) and _masks_complete(layout))
-        network = 'MaskCN' if step.script == 'eval_MaskCN.py' else made_from['settings']['NETWORK']
-        result = _read(layout.results / f'{network}_{made_from["settings"]["SPLIT"]}.json')
-        return (_agree({'settings': result.get('settings', {})}, same)
-                and result.get('weights', {}).get(network) == self._fingerprint(layout.weights(network)))
-
-    @staticmethod
-    def _belong_together(layout, step):
-        """True when ROOT's stages up to this one were made from each other."""
-        try:
-            folders = [layout.coarse_for_segmentation('Training')]
-            if step.script == 'generate_Coarse_mask.py':
-                coarse_masks.require(layout, folders)
-            elif step.network in ('MaskCN', 'EnhancedSN') and any(
-                    need.script == 'generate_Coarse_mask.py' for need in step.upstream()):
-                names = ('MaskCN',) if step.network == 'MaskCN' else ('MaskCN', 'EnhancedSN')
-                coarse_masks.require_chain(layout, names, coarse_masks.require(layout, folders))
-        except InputError:
-            return False
-        return True
+        seconds = files.read_json(self.root / self.folder(step) / RECORD).get('seconds', 0)
+        return seconds if type(seconds) in (int, float) and 0 <= seconds < 1e12 else 0
 
     def identity(self, step):
         """Text that changes with a finished step's output."""
         layout = self.layout(step)
         if step.network:
-            return ' '.join(self._fingerprint(layout.root / place / f'{step.network}.pth')
-                            for place in outputs(step, self.settings(step)))
+            return ' '.join(self.fingerprint(layout.root / place / f'{step.network}.pth')
+                            for place in self.outputs(step))
         if step.script == 'generate_Coarse_mask.py':
-            record = _read(layout.coarse_for_segmentation('Training') / coarse_masks.RECORD) or _read(
-                layout.coarse_for_segmentation('Testing') / coarse_masks.RECORD)
-            return ' '.join(str(value) for value in record.get('facts', {}).values())
+            records = [files.read_json(layout.coarse_for_segmentation(split) / coarse_masks.RECORD, 'facts')
+                       for split in ('Training', 'Testing')]
+            return ' '.join(str(value) for value in (records[0] or records[1]).get('facts', {}).values())
         return ''
 
-    def _fingerprint(self, path):
-        if not Path(path).is_file():
+    def fingerprint(self, path):
+        """Of a file's content, '' where there is none."""
+        if not path.is_file():
             return ''
         key = str(path), path.stat().st_mtime_ns, path.stat().st_size
-        if key not in self._identities:
-            self._identities[key] = checkpoints.fingerprint(path)
-        return self._identities[key]
+        if key not in self._fingerprints:
+            self._fingerprints[key] = checkpoints.fingerprint(path)
+        return self._fingerprints[key]
+
+    def outputs(self, step):
+        """Folders below its root that a step writes and others read."""
+        folds = self.values(step).get('CROSS_FIT', 0) if step.network else 0
+        if folds:
+            return [f'models/{step.network}_fold{fold}' for fold in range(1, folds + 1)]
+        if step.network:
+            return [f'models/{step.network}']
+        return ['Coarse_masks'] if step.script == 'generate_Coarse_mask.py' else ['results']
 
     # Running
 
@@ -219,27 +234,27 @@ class Library:
         """Make a step's folder with links to all that it reads, and its record."""
         folder, made_from = self.root / self.folder(step), self.made_from(step)
         folder.mkdir(parents=True, exist_ok=True)
-        own = set(outputs(step, made_from['settings']))
+        own = set(self.outputs(step))
         links = {'dataset': self.root / step.data / 'dataset'}
         for need in step.upstream():
-            for place in outputs(need, self.settings(need)):
+            for place in self.outputs(need):
                 if place == 'Coarse_masks' and need.data != step.data:
                     continue   # masks of other pictures
                 if place not in own:
                     links.setdefault(place, self.root / self.folder(need) / place)
         for place, target in links.items():
-            _link(folder / place, target)
-        record = _read(folder / RECORD)
+            _link(folder, place, target)
+        record = files.read_json(folder / RECORD)
         if record.get('made from') != made_from:
             record = {'made from': made_from, 'finished': False, 'seconds': 0}
         self._write(step, {**record, 'command': self.command(step)})
 
     def note(self, step, seconds, finished):
         """Add the time of a run to a step's record; finished : whether it reached its end."""
-        record = _read(self.root / self.folder(step) / RECORD)
+        record = files.read_json(self.root / self.folder(step) / RECORD)
         if step.script == 'generate_Coarse_mask.py':
-            record['listed'] = self._everything_listed(step)
-        self._write(step, {**record, 'finished': finished, 'seconds': round(record['seconds'] + seconds, 1)})
+            record['listed'] = self._everything(step)
+        self._write(step, {**record, 'finished': finished, 'seconds': round(self.seconds(step) + seconds, 1)})
 
     def _write(self, step, record):
         files.write_text(self.root / self.folder(step) / RECORD, json.dumps(record, indent=1) + '\n')
@@ -249,14 +264,17 @@ class Library:
         launcher = [sys.executable]
         if step.network and self.processes > 1:
             launcher += ['-m', 'torch.distributed.run', f'--nproc-per-node={self.processes}']
-        options = {'ROOT': self.root / self.folder(step), **self.overrides(step)}
+        options = {'ROOT': self.root / self.folder(step), 'RECIPE': self.recipe, **self.machine,
+                   **dict(step.overrides)}
+        if step.start is not None:
+            options['INITIAL_WEIGHTS'] = self.weights(step.start)
         if options['RECIPE'] == 'default':
             del options['RECIPE']
         return [*launcher, str(REPOSITORY / step.script),
                 *(f'--{name}={_literal(value)}' for name, value in options.items())]
 
     def command(self, step):
-        """The command of a step as a reader would type it."""
+        """A step's command as one would type it; `prepare` must have made the folder's links."""
         words = [step.script if word == str(REPOSITORY / step.script) else word
                  for word in self.arguments(step)[1:]]
         if words[0] == '-m':
@@ -270,72 +288,20 @@ class Library:
                 if f'{RUNS}/{path.parent.name}' not in used]
 
 
-def outputs(step, values):
-    """Folders below its root that a step writes and others read. values : its settings"""
-    if step.network and values.get('CROSS_FIT'):
-        return [f'models/{step.network}_fold{fold}' for fold in range(1, values['CROSS_FIT'] + 1)]
-    if step.network:
-        return [f'models/{step.network}']
-    return ['Coarse_masks'] if step.script == 'generate_Coarse_mask.py' else ['results']
-
-
-def _agree(record, made_from):
-    """True when a record says the same as `made_from`, but for settings that it does not know.
-
-    So a run stays valid when a later version of a script has a constant more.
-    """
-    known = record.get('settings', {})
-    shared = known.keys() & made_from['settings'].keys()
-    return (bool(known) and all(known[name] == made_from['settings'][name] for name in shared)
-            and all(record.get(part) == value for part, value in made_from.items() if part != 'settings'))
-
-
-def _masks_complete(layout):
-    """True when there are masks of every split that is listed."""
-    return all(_read(folder / coarse_masks.RECORD).get('complete') for split in SPLITS
-               for path, folder in ((layout.segmentation_list(split), layout.coarse_for_segmentation(split)),
-                                    (layout.classification_list(split),
-                                     layout.coarse_for_classification(split)))
-               if path.is_file())
-
-
-def _hash_of_list(layout, kind, split):
-    """Hash of a list, and of the sizes and times of the files in it; 'none' without a list."""
-    segmentation = kind == 'seg'
-    path = layout.segmentation_list(split) if segmentation else layout.classification_list(split)
-    folder = layout.segmentation(split) if segmentation else layout.crops(split)
-    if not path.is_file():
-        return 'none'
-    digest = hashlib.sha256()
-    for file, word in isic.read_list(path, folder):
-        for one in (file, folder / word) if segmentation else (file,):
-            if one.is_file():   # a missing mask is for the script to report
-                digest.update(f'{one.name} {one.stat().st_size} {one.stat().st_mtime_ns} '.encode())
-        digest.update(f'{word}\n'.encode())
-    return digest.hexdigest()[:16]
-
-
-def _link(path, target):
-    """Make `path` a relative symbolic link to `target`, whatever link was there before."""
-    wanted = os.path.relpath(target, path.parent)
+def _link(folder, place, target):
+    """Make <folder>/<place> a relative symbolic link to `target`, whatever link was there before."""
+    path = folder / place
     path.parent.mkdir(parents=True, exist_ok=True)
+    wanted = os.path.relpath(target.resolve(), path.parent.resolve())
     if path.is_symlink():
         if os.readlink(path) == wanted:
             return
         path.unlink()
     elif path.exists():
         raise InputError('A run folder is not as it was made', [f'{path}: is a folder, not a link'],
-                         f'remove {path.parent}')
+                         f'remove {folder}')
     path.symlink_to(wanted, target_is_directory=True)
 
 
 def _literal(value):
     return ','.join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
-
-
-def _read(path):
-    try:
-        record = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}

@@ -6,6 +6,7 @@ import torch
 
 from dataset.errors import InputError
 from dataset.images import resize_rgb
+from dataset.isic import CLASSES
 from dataset.samples import SCALINGS, to_input
 from engine import checkpoints
 from engine.inference import Classifier, Segmenter
@@ -106,6 +107,12 @@ def _fine_tuned(name, network, cfg):
     return _announce(name, 'weights to fine-tune', path)
 
 
+def initial_inputs(cfg):
+    """{'initial_weights': fingerprint of the weights that a run fine-tunes, '' for none}, for its record."""
+    path = cfg.INITIAL_WEIGHTS
+    return {'initial_weights': checkpoints.fingerprint(_found(path)) if path else ''}
+
+
 def _found(path):
     """A weight file's path, as looked up from here or else from the repository; it need not exist."""
     return Path(path) if Path(path).is_file() else REPOSITORY / path
@@ -144,7 +151,7 @@ def load_segmenter(layout, name, device, precision):
     path, make = layout.weights(name), layout.command(f'train_{name}.py')
     state = checkpoints.load_state(path, make)
     transfer = trained_transfer(layout) if name == 'EnhancedSN' else 'none'
-    network = ENHANCED[transfer](_rows(state, 'cls_conv.weight', path))
+    network = ENHANCED[transfer](_rows(state, 'cls_conv.weight', path, (1, 2)))
     checkpoints.apply(weights.load, network, state, path, make)
     settings = trained_settings(path, INPUT_SCALING='unit')
     classifier = None
@@ -158,7 +165,9 @@ def load_classifier(layout, device, precision, cam_relu=False):
     path, make = layout.weights('MaskCN'), layout.command('train_MaskCN.py')
     state = checkpoints.load_state(path, make)
     settings = trained_settings(path, INPUT_SCALING='symmetric', RELU_SKIP=False)
-    network = Xception_dilation(_channels(state), _rows(state, 'cls.weight', path), settings['RELU_SKIP'])
+    relu_skip = _known('RELU_SKIP', settings['RELU_SKIP'], (False, True), path)
+    rows = _rows(state, 'cls.weight', path, (len(CLASSES),))
+    network = Xception_dilation(_channels(state), rows, relu_skip)
     checkpoints.apply(weights.load, network, state, path, make)
     return Classifier(_placed(network, device), _scaling(settings, path), precision, cam_relu)
 
@@ -172,8 +181,8 @@ def maskcn_reads_masks(layout):
 
 def _channels(state):
     """Mask-CN's input channels, from its weights."""
-    stem = state.get('conv1.weight')
-    return stem.shape[1] if stem is not None and stem.dim() == 4 else 4
+    stem = state.get('conv1.weight', torch.empty(0))
+    return 3 if stem.shape[1:2] == (3,) else 4   # `weights.load` refuses any other
 
 
 def trained_transfer(layout):
@@ -199,19 +208,21 @@ def warn_of_other_size(path, side):
     """Print a line when weights were trained at another input side than they are used at (px)."""
     trained = trained_settings(path).get('INPUT_SIZE', side)
     if trained != side:
-        print(f'note: {path} was trained at {trained} px and is used at {side} px')
+        print(f'note: {path} was trained at {trained!r} px and is used at {side} px')
 
 
 def _placed(network, device):
     return network.to(device, memory_format=torch.channels_last).requires_grad_(False)
 
 
-def _rows(state, name, path):
-    """Number of outputs of the last layer, from its weight."""
-    if name not in state:
-        raise InputError('A checkpoint does not fit the network', [f'{path}: has no {name}'],
+def _rows(state, name, path, allowed):
+    """Number of outputs of the last layer, from its weight; InputError when it is not among `allowed`."""
+    rows = state[name].shape[:1] if name in state else ()
+    if rows not in [(count,) for count in allowed]:
+        fault = f'{path}: {name} has {rows[0]} outputs' if rows else f'{path}: has no {name}'
+        raise InputError('A checkpoint does not fit the network', [fault],
                          'use the file of the stage that the message names')
-    return state[name].shape[0]
+    return rows[0]
 
 
 def _scaling(settings, path):
@@ -222,5 +233,5 @@ def _known(name, value, allowed, path):
     """The value of a setting that weights were trained with; InputError when it is not among `allowed`."""
     if value not in tuple(allowed):
         raise InputError('A run folder is damaged', [f'{path.parent / "config.json"}: {name} is {value!r}'],
-                         f'must be one of {", ".join(allowed)}')
+                         f'must be one of {", ".join(map(str, allowed))}')
     return value

@@ -1,6 +1,5 @@
 """One self-contained page, results/report.html, of everything that lies in results/ and models/."""
 import csv
-import json
 import shlex
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +11,7 @@ import numpy as np
 
 from dataset import files, isic
 from dataset.errors import InputError
-from engine import checkpoints, evaluation, metrics, paper, report_parts
+from engine import checkpoints, evaluation, metrics, paper, report_parts, runs
 from engine.report_parts import charts, heading, paragraph, percent, score, table
 
 TEMPLATE = Path(__file__).with_suffix('.html')
@@ -101,11 +100,11 @@ def gather(layout):
     for network in NETWORKS:
         for split in SPLITS:
             path = layout.results / f'{network}_{split}.json'
-            summary = _read(path, _summary, found.damaged)
+            summary = _read(path, evaluation.read_summary, found.damaged)
             if summary is not None:
                 found.evaluations[network, split] = _evaluation(layout, network, split, path, summary)
         rows = _read(layout.run(network) / 'metrics.jsonl', _json_lines, found.damaged)
-        config = _read(layout.run(network) / 'config.json', _json_object, found.damaged)
+        config = _read(layout.run(network) / 'config.json', _config, found.damaged)
         found.rows |= {network: rows} if rows else {}
         found.configs |= {network: config} if config is not None else {}
     return found
@@ -122,23 +121,12 @@ def _read(path, parse, damaged):
         return None
 
 
-def _json_object(text):
-    content = json.loads(text)
-    if not isinstance(content, dict):
-        raise ValueError('holds no JSON object')
-    return content
-
-
-def _summary(text):
-    content = _json_object(text)
-    if not isinstance(content.get('n'), int):
-        raise ValueError('does not say of how many images it is')
-    return content
+def _config(text):
+    return files.json_object(text, 'settings')
 
 
 def _json_lines(text):
-    rows = [_json_object(line) for line in text.splitlines() if line.strip()]
-    return [row for row in rows if 'step' in row]
+    return [runs.read_row(line) for line in text.splitlines() if line.strip()]
 
 
 def _evaluation(layout, network, split, path, summary):
@@ -148,6 +136,8 @@ def _evaluation(layout, network, split, path, summary):
     def parse(text):
         rows = list(csv.DictReader(text.splitlines()))
         values = np.array([[float(row[name]) for name in columns] for row in rows])
+        if not ((values >= 0) & (values <= 1)).all():   # NaN fails too
+            raise ValueError('holds other numbers than those from 0 to 1')
         return [row['image_id'] for row in rows], values
 
     damaged = []
@@ -179,7 +169,7 @@ def _labels(layout, split, names):
 def opening(found, title, moment):
     """Title, date, recipe, what this is not, and warnings."""
     recipes = {item.summary.get('recipe') for item in found.evaluations.values()}
-    recipes |= {config.get('settings', {}).get('RECIPE') for config in found.configs.values()}
+    recipes |= {str(config.get('settings', {}).get('RECIPE', '')) for config in found.configs.values()}
     date = moment.isoformat(' ', 'minutes')
     parts = [heading(1, title),
              f'<p class="quiet">Written <time datetime="{moment.isoformat()}">{escape(date)}</time>. Recipe: '

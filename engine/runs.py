@@ -13,8 +13,11 @@ from dataset.errors import InputError
 from engine import checkpoints, figures, hardware
 
 # A run may go on under another value of these; every other constant defines the run.
-MAY_CHANGE = {'ROOT', 'RECIPE', 'NUM_WORKERS', 'RESUME', 'EPOCH', 'STEPS', 'PATIENCE', 'DEVICE'}
+MAY_CHANGE = {'ROOT', 'RECIPE', 'NUM_WORKERS', 'RESUME', 'EPOCH', 'STEPS', 'PATIENCE', 'DEVICE',
+              'INITIAL_WEIGHTS'}   # the weights themselves are among the inputs
 SECONDS_BETWEEN_FIGURES = 60
+GO_ANEW = 'start anew with --RESUME=False'
+MOST = 1e300   # larger numbers of metrics.jsonl are damage
 
 
 class Run:
@@ -51,8 +54,8 @@ class Run:
         state = None
         if resume and self.last.exists():
             self._refuse_other_settings()
-            state = checkpoints.load(self.last, 'start anew with --RESUME=False')
-            self._read_rows(state['progress']['step'])
+            state = checkpoints.load(self.last, GO_ANEW)
+            self._read_rows(self._step_of(state))
             self.config['start'] = checkpoints.read_config(self.weights).get('start')
         elif resume and self.weights.exists():
             raise InputError('Trained weights would be overwritten',
@@ -92,6 +95,15 @@ class Run:
                              'use the old settings to go on, another --ROOT to keep both, or '
                              '--RESUME=False to overwrite it')
 
+    def _step_of(self, state):
+        """The step at which last.pth was saved. Raises InputError when `state` is none of a training."""
+        progress = state.get('progress') if isinstance(state, dict) else None
+        step = progress.get('step') if isinstance(progress, dict) else None
+        if type(step) is not int:
+            raise InputError('A checkpoint cannot be used', [f'{self.last}: holds no state of a training'],
+                             GO_ANEW)
+        return step
+
     def _clear(self):
         for name in (self.weights.name, 'last.pth', 'metrics.jsonl', 'config.json'):
             (self.folder / name).unlink(missing_ok=True)
@@ -101,9 +113,11 @@ class Run:
     def _read_rows(self, step):
         """Take up metrics.jsonl up to `step`; later rows belong to work that was lost and is redone."""
         path = self.folder / 'metrics.jsonl'
-        lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
-        rows = [{name: math.nan if value is None else value for name, value in json.loads(line).items()}
-                for line in lines]
+        try:
+            lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
+            rows = list(map(read_row, lines))
+        except ValueError as error:
+            raise InputError('A run folder is damaged', [f'{path}: {error}'], GO_ANEW) from None
         self.rows = [row for row in rows if row['step'] <= step]
         if self.process.main:
             self._write_rows()
@@ -147,6 +161,15 @@ class Run:
         if self._board is not None:
             self._board.close()
         self._lock.release()
+
+
+def read_row(line):
+    """A line of metrics.jsonl as {name: number}; null stands for NaN. Raises ValueError."""
+    row = {name: math.nan if value is None else value for name, value in files.json_object(line).items()}
+    if type(row.get('step')) is not int or not all(
+            type(value) in (int, float) and not MOST < abs(value) < math.inf for value in row.values()):
+        raise ValueError(f'{line[:80]!r} does not hold numbers and a step')
+    return row
 
 
 def versions(device):

@@ -19,7 +19,9 @@ from dataset import cache
 from dataset.layout import Layout
 from net.models import Xception_dilation, deeplabv3plus
 from net.weights import EXIT_FLOW
+from tests import stand_ins
 
+root, calls = stand_ins.root, stand_ins.calls   # fixtures
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Two threads: how a sum is split among threads decides its last bits. Passive: threads that wait
 # in a loop slow each other down tenfold when other programs use the cores too.

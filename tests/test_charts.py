@@ -21,7 +21,7 @@ def drawn(monkeypatch):
     monkeypatch.setattr(figures, 'save', lambda found, paths: figure.append(found))
 
     def draw(series, **options):
-        charts.lines(series, 'K', 'JA', 'Fig. 5', [], **options)
+        charts.draw([charts.Panel('K', series, **options)], 'JA', 'Fig. 5', [])
         figure[-1].savefig(io.BytesIO())   # lays it out
         return figure[-1].axes[0]
     return draw
@@ -29,8 +29,8 @@ def drawn(monkeypatch):
 
 def test_png_and_pdf_are_written_and_equal_runs_give_equal_bytes(tmp_path):
     paths = [tmp_path / name for name in ('a.png', 'a.pdf', 'b.png', 'b.pdf')]
-    charts.lines([ONE, TWO], 'K', 'JA', 'Fig. 5', paths[:2])
-    charts.lines([ONE, TWO], 'K', 'JA', 'Fig. 5', paths[2:])
+    for written in (paths[:2], paths[2:]):
+        charts.draw([charts.Panel('K', [ONE, TWO])], 'JA', 'Fig. 5', written)
     assert sorted(tmp_path.iterdir()) == sorted(paths)
     size = charts.WIDTH, charts.HEIGHT
     assert Image.open(paths[0]).size == tuple(int(figures.DPI * inches) for inches in size)
