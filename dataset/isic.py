@@ -211,7 +211,7 @@ def read_segmentation_list(layout, split):
     """[(image path, mask path)] of a split's segmentation list; masks are checked to exist."""
     folder, path = layout.segmentation(split), layout.segmentation_list(split)
     pairs = [(image, folder / mask) for image, mask in read_list(path, folder)]
-    missing = [f'{mask}: is missing' for _, mask in pairs if not mask.is_file()]
+    missing = [f'{mask}: is missing' for _, mask in pairs if not os.path.isfile(mask)]
     if missing:
         raise InputError(f'{path}: masks are missing', missing, layout.command('dataset/list_seg.py'))
     return pairs

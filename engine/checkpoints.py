@@ -10,6 +10,7 @@ from net import weights
 
 USUAL = (torch.float32, torch.float64, torch.float16, torch.bfloat16,   # of parameters
          torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)   # of counters
+MOST = 10**9   # numbers of one parameter; a small file can declare more than any memory holds
 
 
 def save(content, path):
@@ -65,17 +66,16 @@ def load_state(path, remedy):
     if not isinstance(content, dict) or not content or not all(
             isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()):
         raise InputError('A checkpoint cannot be used', [f'{path}: holds no network parameters'], remedy)
-    odd = [name for name, value in content.items() if not _is_usable(value)]
+    odd = [name for name, value in content.items() if not is_usable(value)]
     if odd:
         raise InputError('A checkpoint cannot be used', [
             f'{path}: {name} holds NaN, infinity or what is no number' for name in odd[:5]], remedy)
     return weights.strip_prefixes(content)
 
 
-def _is_usable(tensor):
-    """True for a dense tensor of finite real numbers, all of which are in the file."""
-    return (tensor.layout is torch.strided and tensor.dtype in USUAL
-            and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+def is_usable(tensor):
+    """True for a dense tensor of finite real numbers, of a size that a network can have."""
+    return (tensor.layout is torch.strided and tensor.dtype in USUAL and tensor.numel() <= MOST
             and (not tensor.is_floating_point() or bool(tensor.isfinite().all())))
 
 

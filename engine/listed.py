@@ -1,5 +1,6 @@
 """The lists of step 1 that a script reads: what is missing, how much there is, whether it changed."""
 import hashlib
+import os
 
 from dataset import isic
 from dataset.errors import InputError
@@ -92,4 +93,4 @@ def _files(layout, kind, split):
     folder = layout.segmentation(split) if kind == 'seg' else layout.crops(split)
     for path, word in isic.read_list(path_of(layout, kind, split), folder):
         paths = (path, folder / word) if kind == 'seg' else (path,)
-        yield word, [one for one in paths if one.is_file()]   # a missing mask is for the script to report
+        yield word, [one for one in paths if os.path.isfile(one)]   # the script reports a missing mask

@@ -201,7 +201,7 @@ def _split_arguments(argv, values):
     overrides, faults = {}, []
     for argument in argv:
         name, equals, text = argument.removeprefix('--').partition('=')
-        if not argument.startswith('--') or not equals:
+        if not argument.startswith('--') or not equals or not name:
             near = difflib.get_close_matches(name.upper(), values, n=1, cutoff=0.6)
             hint = f' (--{near[0]}=value?)' if near else ''
             faults.append(f'{argument}: overrides are written --NAME=value{hint}')

@@ -106,6 +106,8 @@ class _Session:
         try:
             weights.load(self.stage.network, state['model'])
             self.optimizer.load_state_dict(state['optimizer'])
+            if not all(_fit(*pair) for pair in self.optimizer.state.items()):
+                raise ValueError("Adam's moments do not fit the network")
             if state['scaler'] and self.scaler.is_enabled():
                 self.scaler.load_state_dict(state['scaler'])
             self.progress.restore(state['progress'])
@@ -181,6 +183,15 @@ class _Session:
             for layer in self.model.modules():
                 if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
                     layer.eval()
+
+
+def _fit(parameter, moments):
+    """True when Adam can go on with what it kept of a parameter; its fused form does not look itself."""
+    shapes = {'exp_avg': parameter.shape, 'exp_avg_sq': parameter.shape, 'step': torch.Size()}
+    return moments.keys() == shapes.keys() and all(
+        isinstance(moments[name], torch.Tensor) and checkpoints.is_usable(moments[name])
+        and moments[name].shape == shape and moments[name].dtype == torch.float32
+        for name, shape in shapes.items())
 
 
 def _scaler(precision, device):
