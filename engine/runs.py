@@ -167,7 +167,8 @@ def read_row(line):
     """A line of metrics.jsonl as {name: number}; null stands for NaN. Raises ValueError."""
     row = {name: math.nan if value is None else value for name, value in files.json_object(line).items()}
     if type(row.get('step')) is not int or not all(
-            type(value) in (int, float) and not MOST < abs(value) < math.inf for value in row.values()):
+            type(value) is float and not MOST < abs(value) < math.inf
+            or type(value) is int and abs(value) < 2**63 for value in row.values()):   # as NumPy holds them
         raise ValueError(f'{line[:80]!r} does not hold numbers and a step')
     return row
 
