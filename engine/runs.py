@@ -37,6 +37,7 @@ class Run:
         self.config = {'network': network, 'settings': vars(cfg), 'inputs': inputs, 'start': start,
                        'versions': versions(process.device)}
         self.rows, self._board, self._drawn = [], None, 0.0
+        self.was_finished = False   # the run that `begin` found
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = filelock.FileLock(folder / '.lock')
         if process.main:
@@ -56,7 +57,8 @@ class Run:
             self._refuse_other_settings()
             state = checkpoints.load(self.last, GO_ANEW)
             self._read_rows(self._step_of(state))
-            self.config['start'] = checkpoints.read_config(self.weights).get('start')
+            before = checkpoints.read_config(self.weights)
+            self.config['start'], self.was_finished = before.get('start'), 'finished' in before
         elif resume and self.weights.exists():
             raise InputError('Trained weights would be overwritten',
                              [f'{self.weights}: is there, but no last.pth to go on from'],

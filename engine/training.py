@@ -52,6 +52,8 @@ def fit(stage, cfg, run, process, total_steps, validate_every):
     if progress.finished(total_steps, cfg.PATIENCE):
         print(f'{run.folder}: already trained, {progress.summary(stage.monitor)}; '
               f'nothing to do (--RESUME=False starts anew)')
+        if process.main and not run.was_finished:   # it was killed between its last step and its end
+            _draw_best(stage, run)
         run.finish(progress.step, progress.best, progress.best_step)
         return
     loader = stream(stage.dataset, cfg.BATCH_SIZE, progress.step, total_steps, process.rank,
@@ -76,11 +78,16 @@ def fit(stage, cfg, run, process, total_steps, validate_every):
                 session.save()
                 raise Interrupted(stopping.signal or signal.SIGTERM)
     if process.main:
-        best = checkpoints.load_state(run.weights, GO_ANEW)
-        checkpoints.apply(weights.load, stage.network, best, run.weights, GO_ANEW)   # as the last panel shows
-        run.draw(stage.monitor, stage.panel, final=True)
+        _draw_best(stage, run)
         print(f'{run.folder}: {progress.summary(stage.monitor)}')
     run.finish(progress.step, progress.best, progress.best_step)
+
+
+def _draw_best(stage, run):
+    """The last curves and panel; the latter shows the weights that are kept."""
+    best = checkpoints.load_state(run.weights, GO_ANEW)
+    checkpoints.apply(weights.load, stage.network, best, run.weights, GO_ANEW)
+    run.draw(stage.monitor, stage.panel, final=True)
 
 
 class _Session:
@@ -313,8 +320,9 @@ class Stopping:
 
     def __enter__(self):
         self.signal = None
-        self._before = {number: signal.signal(number, self._note)
-                        for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in self._before:   # one may arrive at once
+            signal.signal(number, self._note)
         return self
 
     def _note(self, number, _frame):

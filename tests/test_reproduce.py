@@ -54,7 +54,7 @@ def test_a_table_and_its_figures_from_beginning_to_end(declarations, sibling):
     assert not (layout.root / 'runs').exists()
 
     process = start_script(*words, '--TABLE=mine', '--FIGURE=line,pictures')
-    wait_for(process, 'training on')
+    wait_for(process, 'step 2:')   # a validation
     process.send_signal(signal.SIGINT)
     assert 'run the same command again to go on' in finish(process, expect=130)
     record = json.loads((layout.root / 'runs/d_net/experiment.json').read_text())
