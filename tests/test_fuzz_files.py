@@ -246,11 +246,14 @@ def test_scripts_end_with_a_message(run, tmp_path, monkeypatch):
     assert refuses(run(check_data, root), r'b\udcff', 'no UTF-8')
     toml = tmp_path / 'x.toml'
     write(toml, b'[table]\n1 = [[[]]]\n[experiment.a]\nneeds = 3\nfor = "x"\n')
-    assert refuses(run(reproduce_tables, f'--EXPERIMENTS={toml}', '--LIST=True'), toml, 'table.1', 'for must')
+    said = toml, 'table.1', 'for must'
+    assert refuses(run(reproduce_tables, f'--EXPERIMENTS={toml}', '--LIST=True'), *said)
     assert refuses(run(reproduce_tables, f'--EXPERIMENTS={tmp_path}', '--LIST=True'), tmp_path)
-    assert refuses(run(reproduce_tables, '--SEEDS=1e400', '--FOLDS=nan', '--=x', '--ROOT'), 'SEEDS', 'FOLDS', '=x')
+    words = '--SEEDS=1e400', '--FOLDS=nan', '--=x', '--ROOT'
+    assert refuses(run(reproduce_tables, *words), 'SEEDS', 'FOLDS', '=x')
     assert refuses(run(make_demo_data, f'--ROOT={toml}'), toml, 'cannot be written')
     assert refuses(run(make_demo_data, f'--ROOT={"a" * 5000}'), 'aaa')
     for network in pipeline.NETWORKS:
         write(layout.weights(network), b'PK\3\4' + bytes(99))
-    assert refuses(run(predict, str(folder), f'--MODELS={layout.models}', f'--OUT={tmp_path}'), 'CoarseSN.pth')
+    words = str(folder), f'--MODELS={layout.models}', f'--OUT={tmp_path}'
+    assert refuses(run(predict, *words), 'CoarseSN.pth')
