@@ -34,6 +34,7 @@ def load(folder, name, paths, size, kind, workers=0):
     pixels_path, facts_path = folder / f'{stem}.npy', folder / f'{stem}.json'
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / '.lock'):   # two runs of one root may start together
+        files.remove_abandoned(folder, age=0)   # what lies here is of a run that was killed
         if not (pixels_path.exists() and facts_path.exists()):
             fingerprint = _build(pixels_path, paths, size, kind, workers)
             files.write_text(facts_path, json.dumps({'fingerprint': fingerprint, 'images': len(paths),
@@ -45,7 +46,6 @@ def load(folder, name, paths, size, kind, workers=0):
 
 def _remove_stale(folder, name, stem):
     """Delete earlier caches of the same name; a run that still maps one keeps it until it ends."""
-    files.remove_abandoned(folder)
     for stale in folder.glob(f'{name}-*'):
         if stale.stem != stem:
             stale.unlink(missing_ok=True)

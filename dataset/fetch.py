@@ -1,6 +1,5 @@
 """Files from the network (resumed, checked, complete or absent), a record of them, safe unpacking."""
 import contextlib
-import errno
 import hashlib
 import http.client
 import json
@@ -25,7 +24,6 @@ BLOCK = 1 << 20
 PAUSE = 1.0           # seconds before the second attempt; doubled with each further one
 LONGEST_PAUSE = 60.0
 LOCAL = ('localhost', '127.0.0.1')
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 RECORD = 'downloads.json'
 
 # Limits of what an archive may declare: the challenge's largest pictures have 20 MB, and jpg and png
@@ -160,7 +158,7 @@ def _receive(response, part, have, total):
                 bar.update(len(block))
             os.fsync(file.fileno())
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in files.NO_ROOM:
             raise
         raise _no_space(part.parent, part.name, 'the disk is full') from None
 

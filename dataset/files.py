@@ -1,5 +1,6 @@
 """Files that are either complete or absent, and work on many files at once."""
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -13,6 +14,7 @@ from dataset.errors import InputError
 
 TICK = 10_000_000       # nanoseconds; the coarsest time stamp of a usual file system (exFAT)
 ABANDONED_AFTER = 600   # seconds; no file rests that long while it is written
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)   # disk full, quota used up, larger than a file may be
 
 
 @contextlib.contextmanager
@@ -39,11 +41,15 @@ def replacing(path):
         temporary.unlink(missing_ok=True)
 
 
-def remove_abandoned(folder):
-    """Remove temporary files that killed runs left in `folder`; a present run's are younger."""
+def remove_abandoned(folder, age=None):
+    """Remove temporary files that killed runs left in `folder`; a present run's are younger.
+
+    age : seconds, default ABANDONED_AFTER; 0 where a lock says that nobody else writes in the folder
+    """
+    oldest = time.time() - (ABANDONED_AFTER if age is None else age)
     for path in Path(folder).glob('.*-*'):
         with contextlib.suppress(OSError):   # gone meanwhile, or a folder
-            if time.time() - path.stat().st_ctime > ABANDONED_AFTER:
+            if age == 0 or path.stat().st_ctime < oldest:
                 path.unlink()
 
 

@@ -1,5 +1,4 @@
 """Checkpoints that are complete or absent, hold no code, and say what they were made from."""
-import errno
 import hashlib
 
 import torch
@@ -22,12 +21,21 @@ def save(content, path):
         with files.replacing(path) as temporary, open(temporary, 'wb') as file:
             torch.save(content, file)   # given a path, its name would become part of the bytes
     except (OSError, RuntimeError) as error:
-        full = getattr(error, 'errno', None) == errno.ENOSPC or 'file write failed' in str(error)
-        if not full:
+        if not _is_full_disk(error):
             raise
         raise InputError('The disk is full', [f'{path}: could not be written; the file that was '
                                               'there before is untouched'],
                          'free some space and run the same command again') from error
+
+
+def _is_full_disk(error):
+    """True when a full disk is behind an error of saving. PyTorch often stumbles over its own positions
+    while it handles what the system said, and only that later error arrives here."""
+    while error is not None:
+        if getattr(error, 'errno', None) in files.NO_ROOM or 'file write failed' in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def on_cpu(state):

@@ -39,13 +39,10 @@ def launch(main):
               file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
-        if type(error).__name__ == 'OutOfMemoryError':
-            print(f'\nerror: the device is out of memory: {error}\nRemedy: lower BATCH_SIZE', file=sys.stderr)
-            sys.exit(2)
-        if 'DataLoader worker' not in str(error):
+        explanation = _explained(error)
+        if not explanation:
             raise
-        print(f'\nerror: a loader process died: {error}\nRemedy: give the machine more memory (or '
-              '/dev/shm), or load without such processes: --NUM_WORKERS=0', file=sys.stderr)
+        print(f'\nerror: {explanation}', file=sys.stderr)
         sys.exit(2)
     except Interrupted as interruption:
         print(f'\n{interruption}; run the same command again to go on', file=sys.stderr)
@@ -53,6 +50,20 @@ def launch(main):
     except KeyboardInterrupt:
         print('\ninterrupted; run the same command again to go on', file=sys.stderr)
         sys.exit(130)
+
+
+def _explained(error):
+    """What a RuntimeError of PyTorch's means for the user, and the remedy; '' for any other."""
+    lines = str(error).strip().splitlines() or ['']
+    if type(error).__name__ == 'OutOfMemoryError':
+        return f'the device is out of memory: {error}\nRemedy: lower BATCH_SIZE'
+    if 'DataLoader worker' in str(error):   # in the last line; above it stands the process's traceback
+        return (f'a loader process died: {lines[-1]}\nRemedy: give the machine more memory (or /dev/shm), or '
+                'load without such processes: --NUM_WORKERS=0')
+    if type(error).__module__.startswith(('torch._dynamo', 'torch._inductor')):
+        return (f'the network cannot be compiled: {lines[0]}\nRemedy: install the compiler that it names, or '
+                'train without: --COMPILE=off')
+    return ''
 
 
 def _interrupt(number, _frame):

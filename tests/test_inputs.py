@@ -356,6 +356,22 @@ def test_a_full_disk_is_said_without_a_traceback(tmp_path, capsys):
     assert end.value.code == 2 and 'a.txt' in text and 'No space left on device' in text
 
 
+@pytest.mark.parametrize(('name', 'module', 'said', 'remedy'), [
+    ('OutOfMemoryError', 'torch', '2 GB wanted', 'lower BATCH_SIZE'),
+    ('RuntimeError', 'builtins', 'DataLoader worker 3 is killed', '--NUM_WORKERS=0'),
+    ('InductorError', 'torch._inductor.exc', 'no compiler g++', '--COMPILE=off')])
+def test_errors_of_pytorch_are_said_with_the_remedy(name, module, said, remedy, capsys):
+    kind = type(name, (RuntimeError,), {'__module__': module})
+
+    def main():
+        raise kind(f'{said}')
+
+    with pytest.raises(SystemExit) as end:
+        script.launch(main)
+    text = capsys.readouterr().err
+    assert end.value.code == 2 and said in text and remedy in text.partition('Remedy: ')[2]
+
+
 def test_only_old_temporary_files_are_removed(tmp_path, monkeypatch):
     for name in ('.a-xyz.png', 'a-b.png', '.keep'):
         (tmp_path / name).touch()
