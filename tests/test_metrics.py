@@ -1,5 +1,6 @@
 """Scores against pixel-by-pixel Python, against the challenge's own scorer, and at the edges."""
 import csv
+import itertools
 import json
 import math
 
@@ -71,16 +72,20 @@ def test_empty_and_full_masks(prediction, truth, expected):
 def test_scores_agree_with_the_challenges_scorer(tmp_path):
     scoring = pytest.importorskip('isic_challenge_scoring.segmentation')
     rng, rows = np.random.default_rng(1), []
-    for number in range(12):
-        prediction, truth = masks(rng, 2, 30, 41)
+    kinds = [np.zeros((30, 41), bool), rng.random((30, 41)) < 0.3, np.ones((30, 41), bool)]
+    pairs = [*itertools.product(kinds, kinds), *(masks(rng, 2, 30, 41) for _ in range(12))]
+    for number, (prediction, truth) in enumerate(pairs):
         for folder, mask in (('truth', truth), ('found', prediction)):
             images.write_png(tmp_path / folder / f'ISIC_{number:07d}_segmentation.png', mask * np.uint8(255))
         rows.append(metrics.confusion(prediction, truth))
-    theirs = scoring.SegmentationScore.from_dir(tmp_path / 'truth', tmp_path / 'found').macro_average
-    ours = dict(zip(metrics.SEGMENTATION, metrics.segmentation_scores(rows).mean(0), strict=True))
-    for name, their_name in (('JA', 'jaccard'), ('DI', 'dice'), ('pixel-AC', 'accuracy'),
-                             ('pixel-SE', 'sensitivity'), ('pixel-SP', 'specificity')):
-        assert ours[name] == pytest.approx(theirs[their_name], abs=1e-12), name
+    ours = metrics.segmentation_scores(rows)
+    names = ['jaccard', 'dice', 'accuracy', 'sensitivity', 'specificity']
+    mean = scoring.SegmentationScore.from_dir(tmp_path / 'truth', tmp_path / 'found').macro_average
+    np.testing.assert_allclose(ours.mean(0), mean[names], atol=1e-12)
+    alone = {int(pair.image_id.partition('_')[2]): scoring.SegmentationScore([pair]).macro_average[names]
+             for pair in scoring.iter_image_pairs(tmp_path / 'truth', tmp_path / 'found')}
+    np.testing.assert_allclose(ours, [alone[number] for number in range(len(pairs))], atol=1e-12)
+    assert metrics.SEGMENTATION == ('JA', 'DI', 'pixel-AC', 'pixel-SE', 'pixel-SP')
 
 
 # --- Classification

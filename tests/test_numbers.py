@@ -1,0 +1,198 @@
+"""Numbers that can be trusted: none that are not finite are kept, equal seeds give equal bits, and results
+say of which data they are."""
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from dataset import images, isic, sources
+from dataset.errors import InputError
+from dataset.layout import Layout
+from dataset.sources import Classification, Segmentation
+from engine import checkpoints, runs, stages, training
+from engine.inference import Classifier
+from engine.runs import Run
+from net import weights
+from tests.test_inference import PixelNetwork, TinyMaskCN
+from tests.test_training import (
+    ALONE,
+    EVERY,
+    SETTINGS,
+    TOTAL,
+    assert_same_folders,
+    load,
+    rows_of,
+    same,
+    tiny_network,
+    tiny_stage,
+    train,
+)
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    monkeypatch.setattr(runs.figures, 'curves', lambda rows, monitor, path: path.write_bytes(b'curve'))
+
+
+# --- Numbers that are none
+
+def finite(state):
+    """True when all tensors of nested dicts are finite."""
+    if isinstance(state, dict):
+        return all(map(finite, state.values()))
+    return not isinstance(state, torch.Tensor) or bool(state.isfinite().all())
+
+
+def test_inf_in_a_picture_is_found_before_it_reaches_what_is_kept(tmp_path):
+    bad = 2
+
+    def spoil(call, loss):
+        if call == EVERY:
+            stage.dataset.images[bad] = np.inf
+        return loss
+
+    stage = tiny_stage(spoil)
+    stage.dataset.images = stage.dataset.images.astype(np.float32)   # uint8 could not hold it
+    with pytest.raises(InputError) as error:
+        train(tmp_path / 'parts', stage)
+    listed = str(error.value).partition('from 0): ')[2].partition('\n')[0]
+    assert 'The loss of step' in str(error.value) and bad in json.loads(listed)
+    assert all(parameter.isfinite().all() for parameter in stage.network.parameters())
+    for name in ('last.pth', 'CoarseSN.pth'):   # batch norms' statistics among them
+        assert finite(load(tmp_path / 'parts', name))
+    for folder in ('parts', 'whole'):
+        stage = tiny_stage()
+        stage.dataset.images = stage.dataset.images.astype(np.float32)
+        train(tmp_path / folder, stage)
+    assert_same_folders(tmp_path / 'parts', tmp_path / 'whole')
+
+
+@pytest.mark.parametrize('rate', [1e9, 1e30])
+def test_an_absurd_learning_rate_keeps_nothing_that_is_not_finite(tmp_path, rate):
+    said = ''
+    try:
+        train(tmp_path, LEARNING_RATE=rate)
+    except InputError as error:
+        said = str(error)
+    kept = [name for name in ('last.pth', 'CoarseSN.pth') if (tmp_path / name).exists()]
+    assert all(finite(load(tmp_path, name)) for name in kept)
+    assert kept if not said else 'step' in said and 'LEARNING_RATE' in said
+
+
+def one_class(count=6, side=16):
+    """Classification data whose images are all nevi."""
+    rng = np.random.default_rng(0)
+    return Classification(rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8),
+                          rng.integers(0, 2, (count, side, side)).astype(np.uint8) * 255,
+                          np.zeros(count, int), np.arange(count), list('abcdef'), 'x')
+
+
+STAGE = SETTINGS | {
+    'INPUT_CHANNEL': 4, 'INPUT_SIZE': 16, 'INPUT_SCALING': 'unit', 'AFFINE_FILTER': 'bilinear',
+    'ROTATION': 10.0, 'SHEAR': 0.1, 'SHIFT': (0.0, 0.1), 'ZOOM': (0.9, 1.1), 'FLIPS': True,
+    'RANK_WEIGHT': 0.05, 'HARD_PIXELS': 30, 'MARGIN': 0.3, 'DICE_CLASSES': 'both', 'RANK_PADDED': False}
+
+
+class Classifying(TinyMaskCN):
+    def forward(self, x):
+        return self.classify(self.features(x))
+
+
+def test_a_validation_set_of_one_class_is_trained_on_to_the_end(tmp_path, capsys):
+    cfg, data = SimpleNamespace(**STAGE), one_class()
+    stage = stages.classification(cfg, ALONE, Classifying(), data, data)
+    stage.panel = lambda path: path.write_bytes(b'panel')
+    with Run(tmp_path, 'MaskCN', cfg, {}, 'random weights', ALONE) as run:
+        training.fit(stage, cfg, run, ALONE, TOTAL, EVERY)
+    assert [row['mean AUC'] for row in rows_of(tmp_path)] == [None, None]
+    assert 'best mean AUC undefined (a class is absent) at step' in capsys.readouterr().out
+    assert finite(load(tmp_path, 'MaskCN.pth'))
+
+
+def test_maps_that_are_negative_everywhere_leave_loss_gradient_and_scores_finite():
+    teacher, data = TinyMaskCN(), one_class()
+    teacher.cls.weight.data = -teacher.cls.weight.data.abs()
+    network, cfg = PixelNetwork(), SimpleNamespace(**STAGE)
+    classifier = Classifier(teacher, 'unit', 'fp32')
+    split = Segmentation(data.images, data.coarse, data.coarse, data.names, 'x')
+    stage = stages.segmentation(cfg, ALONE, network, classifier, split, split)
+    batch = torch.utils.data.default_collate([stage.dataset[n] for n in range(6)])
+    assert (classifier(batch['image'], batch['coarse'])[1] <= 0).all()
+    loss, parts = stage.loss(network, batch)
+    loss.backward()
+    assert all(value.isfinite() for value in (loss, *parts.values()))
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+    assert all(0 <= value <= 1 for value in stage.validate().values())
+
+
+# --- Names and numbers that can be trusted
+
+@pytest.mark.parametrize('wrap', [torch.nn.DataParallel,
+                                  lambda network: torch.compile(torch.nn.DataParallel(network))])
+def test_checkpoints_of_wrapped_networks_load_into_bare_ones(tmp_path, wrap):
+    wrapped, bare = wrap(tiny_network()), tiny_network()
+    bare[0].weight.data.zero_()
+    assert all(name.startswith(('module.', '_orig_mod.')) for name in wrapped.state_dict())
+    checkpoints.save(wrapped.state_dict(), tmp_path / 'x.pth')
+    checkpoints.apply(weights.load, bare, checkpoints.load_state(tmp_path / 'x.pth', ''), 'x.pth', '')
+    assert same(dict(bare.state_dict()), dict(tiny_network().state_dict()))
+
+
+def test_a_seed_gives_the_same_bits_with_any_number_of_workers(tmp_path):
+    for name, changes in (('one', {}), ('again', {}), ('loaded', {'NUM_WORKERS': 2}), ('other', {'SEED': 6})):
+        train(tmp_path / name, **changes)
+    assert_same_folders(tmp_path / 'one', tmp_path / 'again')
+    assert_same_folders(tmp_path / 'one', tmp_path / 'loaded')
+    one, other = (load(tmp_path / name, 'last.pth')['model'] for name in ('one', 'other'))
+    assert not same(one, other)
+
+
+# --- Data and its fingerprint
+
+def test_results_name_the_data_that_they_are_of(chain):
+    layout = chain.layout
+    pairs = isic.read_segmentation_list(layout, 'Validation')
+    expected = checkpoints.fingerprint_of_files([path for pair in pairs for path in pair])
+    for network in ('CoarseSN', 'EnhancedSN'):
+        result = json.loads((layout.results / f'{network}_Validation.json').read_text())
+        assert result['data'] == expected and result['weights'].keys() >= {network}
+    result = json.loads((layout.results / 'MaskCN_Validation.json').read_text())
+    assert result['data'] == sources.classification(layout, 'Validation', 32).fingerprint
+    config = json.loads((layout.run('CoarseSN') / 'config.json').read_text())
+    for split, size in (('Training', 64), ('Validation', 32)):
+        assert config['inputs'][split.lower()] == sources.segmentation(layout, split, size).fingerprint
+
+
+def test_the_fingerprint_changes_with_any_pixel_or_label(root):
+    layout, rng = Layout(root), np.random.default_rng(0)
+    pairs = isic.read_segmentation_list(layout, 'Training')
+    crops = isic.read_classification_list(layout, 'Training')
+    for path in (path for pair in pairs for path in pair):
+        images.write_png(path, rng.integers(0, 2, (8, 8), dtype=np.uint8) * 255)
+    for path, _ in crops:
+        images.write_png(path, rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+
+    def fingerprints():
+        return (checkpoints.fingerprint_of_files([path for pair in pairs for path in pair]),
+                sources.segmentation(layout, 'Training', 8).fingerprint,
+                sources.classification(layout, 'Training', 8, coarse=False).fingerprint)
+
+    def spoil(path):
+        pixels = np.array(images.read_rgb(path) if path in dict(crops) else images.read_mask(path))
+        pixels[3, 5] = 255 - pixels[3, 5]
+        images.write_png(path, pixels)
+
+    seen = [fingerprints()]
+    assert fingerprints() == seen[0]
+    for change in (lambda: spoil(pairs[2][0]), lambda: spoil(pairs[1][1])):
+        change()
+        seen.append(fingerprints())
+        assert seen[-1][0] != seen[-2][0] and seen[-1][1] != seen[-2][1] and seen[-1][2] == seen[-2][2]
+    spoil(crops[3][0])
+    seen.append(fingerprints())
+    assert seen[-1][2] != seen[-2][2]
+    listed = layout.classification_list('Training')
+    listed.write_text(listed.read_text().replace(' 1', ' 2'))
+    assert fingerprints()[2] != seen[-1][2] and fingerprints()[:2] == seen[-1][:2]
