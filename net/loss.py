@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 EPSILON = 1e-5
+GROUP = 64   # pixels; it divides the square of every side, and leaves few groups and few candidates
 
 
 def lesion_logit(logits):
@@ -57,16 +58,39 @@ def rank_loss(probability, mask, k=30, margin=0.3, padded=False):
     p, y = probability.flatten(1), mask.flatten(1)   # (B, H*W)
     k = min(k, p.shape[1])
     if padded:
-        hard_background = (p * (1 - y)).topk(k).values
-        hard_lesion = 1 - ((1 - p) * y).topk(k).values
-        pairs = F.relu(hard_background[:, :, None] - hard_lesion[:, None, :] + margin)
-        return pairs.mean()
-    hard_background = p.masked_fill(y > 0.5, -1).topk(k).values                  # (B, k)
-    hard_lesion = p.masked_fill(y <= 0.5, 2).topk(k, largest=False).values       # (B, k)
+        background, lesion = _hardest(p * (1 - y), k), _hardest((1 - p) * y, k)
+        hard_background = p.gather(1, background) * (1 - y.gather(1, background))
+        hard_lesion = 1 - (1 - p.gather(1, lesion)) * y.gather(1, lesion)
+        return mean_over_pairs(hard_background, hard_lesion, margin).mean()
+    background, lesion = _hardest(p.masked_fill(y > 0.5, -1), k), _hardest((-p).masked_fill(y <= 0.5, -2), k)
+    exist = (y.gather(1, background) <= 0.5)[:, :, None] & (y.gather(1, lesion) > 0.5)[:, None, :]
+    return mean_over_pairs(p.gather(1, background), p.gather(1, lesion), margin, exist).mean()
+
+
+def mean_over_pairs(hard_background, hard_lesion, margin=0.3, exist=None):
+    """Mean of max(0, H0_i - H1_j + margin) over each image's pairs; 0 for an image without any.
+
+    hard_background, hard_lesion : (B, K) probabilities H0, H1; exist : (B, K, K) bool, which pairs
+    there are, None for all. Returns (B,).
+    """
     pairs = F.relu(hard_background[:, :, None] - hard_lesion[:, None, :] + margin)
-    exist = (hard_background >= 0)[:, :, None] & (hard_lesion <= 1)[:, None, :]  # (B, k, k)
-    count = exist.sum((1, 2))
-    return ((pairs * exist).sum((1, 2)) / count.clamp(min=1)).mean()
+    if exist is None:
+        return pairs.mean((1, 2))
+    return (pairs * exist).sum((1, 2)) / exist.sum((1, 2)).clamp(min=1)
+
+
+@torch.no_grad()
+def _hardest(error, k):
+    """Places of the k largest errors in each row: (B, N) -> (B, k) int64.
+
+    They lie in the k groups whose maxima are the largest, so that only those are sorted.
+    """
+    if error.shape[1] % GROUP or error.shape[1] < GROUP * k:
+        return error.topk(k).indices
+    groups = error.unflatten(1, (-1, GROUP))                                       # (B, N / GROUP, GROUP)
+    chosen = groups.amax(2).topk(k).indices                                        # (B, k)
+    places = groups.gather(1, chosen[:, :, None].expand(-1, -1, GROUP)).flatten(1).topk(k).indices
+    return chosen.gather(1, places // GROUP) * GROUP + places % GROUP
 
 
 def hybrid_loss(logits, mask, rank_weight=0.05, k=30, margin=0.3, classes='both', padded=False):

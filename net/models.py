@@ -90,6 +90,9 @@ class deeplabv3plus_d(nn.Module):
         self.cls_conv = nn.Conv2d(256, num_classes, 1)
         _initialise(self)
         _start_small(self.cls_conv)
+        # By fan-in, which is 1: by fan-out the outputs would have a thousandth of the variance that the
+        # batch norm behind them assumes, and its running statistics would take 100 steps to get there.
+        nn.init.kaiming_normal_(self.cam_conv[0].weight, nonlinearity='relu')
 
     def forward(self, x, cam):
         """CAM (B, 1, H/16, W/16) -> logits (B, num_classes, H, W); x is there to call it as enhanced-SN."""

@@ -20,9 +20,13 @@ class AlignedSeparableConv(nn.Module):
 
     def forward(self, x):
         if self.relu_first:
-            return self.bn2(self.pointwise(self.bn1(self.depthwise(F.relu(x)))))
+            return self.convolve(F.relu(x))
         x = F.relu(self.bn1(self.depthwise(x)))
         return F.relu(self.bn2(self.pointwise(x)))
+
+    def convolve(self, x):
+        """All but the leading ReLU."""
+        return self.bn2(self.pointwise(self.bn1(self.depthwise(x))))
 
 
 class AlignedBlock(nn.Module):
@@ -45,8 +49,9 @@ class AlignedBlock(nn.Module):
 
     def forward(self, x):
         """Returns (block output, the second separable convolution's output)."""
-        middle = self.sepconv2(self.sepconv1(x))
-        skip = F.relu(x) if self.skip is None else self.skipbn(self.skip(x))
+        rectified = F.relu(x)
+        middle = self.sepconv2(self.sepconv1.convolve(rectified))
+        skip = rectified if self.skip is None else self.skipbn(self.skip(x))
         return self.sepconv3(middle) + skip, middle
 
 

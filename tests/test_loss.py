@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from net import loss
 from net.loss import dice_loss, hybrid_loss, lesion_logit, lesion_probability, rank_loss
 
 QUICK = settings(max_examples=200, deadline=None)
@@ -80,6 +81,33 @@ def test_padded_rank_loss_is_the_released_900_term_loop():
     assert mask[1].sum() < 30
     assert float(rank_loss(p, mask, padded=True)) == pytest.approx(released_rank_loss(p, mask, 30, 0.3),
                                                                    abs=1e-6)
+
+
+@QUICK
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(48, 64), (64, 64), (64, 80)]), st.integers(1, 64),
+       FILLS, st.booleans(), st.booleans())
+def test_hard_pixels_of_large_pictures_are_found_by_groups(seed, shape, k, fill, ties, padded):
+    """Values and gradients are those of a search through all pixels."""
+    rng = np.random.default_rng(seed)
+    mask = torch.from_numpy(np.stack([mask_of(fill, shape, rng), mask_of('half', shape, rng)])).float()
+    p = torch.from_numpy(rng.random(mask.shape, dtype=np.float32))
+    p = (p * 50).round() / 50 if ties else p
+    results = []
+    for group in (loss.GROUP, 10**9):   # the second groups nothing
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loss, 'GROUP', group)
+            variable = p.clone().requires_grad_()
+            value = rank_loss(variable, mask, k, padded=padded)
+            value.backward()
+            results.append((value, variable.grad))
+    (grouped, ours), (whole, expected) = results
+    torch.testing.assert_close(grouped, whole)
+    if ties:   # which of equal pixels is taken is open
+        ours, expected = ours.sum((1, 2)), expected.sum((1, 2))
+    torch.testing.assert_close(ours, expected)
+    with torch.no_grad():
+        assert float(whole) == pytest.approx(slow_rank_loss(p, mask, k, 0.3) if not padded
+                                             else released_rank_loss(p, mask, k, 0.3), abs=1e-5)
 
 
 def test_both_variants_agree_where_there_are_k_pixels_of_each():
