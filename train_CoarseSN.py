@@ -67,6 +67,8 @@ AFFINE_FILTER = 'bilinear'     # bilinear or nearest (released) for the picture;
 # --- Machine
 DEVICE = 'auto'                # auto (cuda, else mps, else cpu), cuda, mps or cpu
 AMP = 'auto'                   # precision: auto (bf16, else fp16 on GPUs), bf16, fp16, fp32
+PICTURES_ON = 'auto'           # device: augmented in its memory; host: by loaders; auto: device on GPUs
+COMPILE = 'off'                # torch.compile: off, default, reduce-overhead (CUDA graphs), max-autotune
 NUM_WORKERS = -1               # loader processes; -1 = up to 8 beside a GPU, none on a CPU
 DETERMINISTIC = False          # bit-reproducible algorithms also on GPUs, slower
 SYNC_BN = True                 # several GPUs: batch norm over the global batch

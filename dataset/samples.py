@@ -61,12 +61,26 @@ def stream(dataset, batch_size, first_step, last_step, rank=0, world=1, workers=
     batch_size : over all processes together, a multiple of `world`; process `rank` gets its share
     of every batch.
     """
-    share = batch_size // world
-    batches = [range(step * batch_size + rank * share, step * batch_size + (rank + 1) * share)
-               for step in range(first_step, last_step)]
+    batches = list(shares(batch_size, first_step, last_step, rank, world))
     return DataLoader(dataset, batch_sampler=batches, num_workers=workers,
                       pin_memory=torch.cuda.is_available(), prefetch_factor=4 if workers else None,
                       worker_init_fn=start_worker)
+
+
+def shares(batch_size, first_step, last_step, rank=0, world=1):
+    """Positions of the batches of steps first_step .. last_step - 1 that process `rank` of `world` gets."""
+    share = batch_size // world
+    for step in range(first_step, last_step):
+        first = step * batch_size + rank * share
+        yield range(first, first + share)
+
+
+def to_device(array, device):
+    """A NumPy array as a tensor on the device; on its way to a GPU the host does not wait for it."""
+    tensor = torch.from_numpy(array)
+    if device.type != 'cuda':
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def start_worker(_number):

@@ -12,6 +12,7 @@ from dataset.errors import InputError
 
 DEVICES = ('auto', 'cpu', 'cuda', 'mps')
 PRECISIONS = ('auto', 'bf16', 'fp16', 'fp32')
+COMPILATIONS = ('default', 'reduce-overhead', 'max-autotune')   # modes of torch.compile
 WORKERS_AUTO = -1
 PATIENCE = timedelta(hours=3)   # processes wait for one that decodes all pictures
 

@@ -21,7 +21,8 @@ RECORD = 'experiment.json'
 RUNS = 'runs'
 HERE = '.'   # the folder of a step that ROOT itself has done
 # Settings that leave what a run gives as it is. The weights themselves are looked at, not their paths.
-WITHOUT_EFFECT = {'ROOT', 'RECIPE', 'RESUME', 'DEVICE', 'NUM_WORKERS', 'PRETRAINED'}
+WITHOUT_EFFECT = {'ROOT', 'RECIPE', 'RESUME', 'DEVICE', 'PICTURES_ON', 'COMPILE', 'NUM_WORKERS',
+                  'PRETRAINED'}
 FOR_SPEED = {'BATCH_SIZE', 'PANEL_IMAGES'}   # likewise in scripts that train nothing
 SUBSETS = {'TRAIN_IMAGES': {'train_MaskCN.py': 'cls'}, 'CROPS_OF_IMAGES': {'generate_Coarse_mask.py': 'cls'}}
 

@@ -1,6 +1,5 @@
 """Scores of section IV of the paper: five for segmentation, five for each classification task."""
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 SEGMENTATION = ('JA', 'DI', 'pixel-AC', 'pixel-SE', 'pixel-SP')
 CLASSIFICATION = ('AUC', 'AP', 'AC', 'SE', 'SP')
@@ -38,6 +37,7 @@ def classification_scores(probabilities, labels):
     Returns {'melanoma': {'AUC', 'AP', 'AC', 'SE', 'SP', 'AC at 0.5', ...}, 'keratosis': {...},
     'mean AUC'}. AUC and AP are None (and so is the mean) where one class is absent.
     """
+    from sklearn.metrics import average_precision_score, roc_auc_score  # slow to import
     probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
     decided = probabilities.argmax(1)
     scores = {}
@@ -81,6 +81,7 @@ def intervals_of_areas(probabilities, labels, seed=0):
 
     Resamples in which a task has one class are skipped; None where that leaves none.
     """
+    from sklearn.metrics import roc_auc_score  # slow to import
     probabilities, labels = np.asarray(probabilities), np.asarray(labels)
     rng = np.random.default_rng(seed)
     rows = []

@@ -14,7 +14,7 @@ from engine import checkpoints, figures, hardware
 
 # A run may go on under another value of these; every other constant defines the run.
 MAY_CHANGE = {'ROOT', 'RECIPE', 'NUM_WORKERS', 'RESUME', 'EPOCH', 'STEPS', 'PATIENCE', 'DEVICE',
-              'INITIAL_WEIGHTS'}   # the weights themselves are among the inputs
+              'PICTURES_ON', 'COMPILE', 'INITIAL_WEIGHTS'}   # the weights themselves are among the inputs
 SECONDS_BETWEEN_FIGURES = 60
 GO_ANEW = 'start anew with --RESUME=False'
 MOST = 1e300   # larger numbers of metrics.jsonl are damage
@@ -67,7 +67,7 @@ class Run:
         if self.process.main and state is None:
             self._clear()
         if self.process.main:
-            files.remove_abandoned(self.folder)
+            files.remove_abandoned(self.folder, age=0)   # the lock is ours
             self._write_config()
         return state
 

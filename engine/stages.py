@@ -12,13 +12,15 @@ from net.loss import hybrid_loss
 from net.models import STRIDE
 
 MACHINE_CHOICES = {'DEVICE': hardware.DEVICES, 'AMP': hardware.PRECISIONS}
+TRAINING_CHOICES = MACHINE_CHOICES | {'PICTURES_ON': ('auto', 'device', 'host'),
+                                      'COMPILE': ('off', *hardware.COMPILATIONS)}
 EVALUATION_CHOICES = MACHINE_CHOICES | {'SPLIT': ('Validation', 'Testing')}
-SEGMENTATION_CHOICES = MACHINE_CHOICES | {
+SEGMENTATION_CHOICES = TRAINING_CHOICES | {
     'NUM_CLASSES': (1, 2), 'DICE_CLASSES': ('both', 'lesion'), 'INPUT_SCALING': SCALINGS,
     'AFFINE_FILTER': tuple(INTERPOLATIONS)}
 SEGMENTATION_POSITIVE = ('EPOCH', 'BATCH_SIZE', 'LEARNING_RATE', 'INPUT_SIZE', 'CACHE_SIZE',
                          'HARD_PIXELS', 'VALIDATE_EVERY')
-CLASSIFICATION_CHOICES = MACHINE_CHOICES | {
+CLASSIFICATION_CHOICES = TRAINING_CHOICES | {
     'PRETRAINED': networks.PRETRAINED_CN, 'INPUT_CHANNEL': (3, 4), 'NUM_CLASSES': (len(CLASSES),),
     'VALIDATION_CROPS': (1, 9), 'INPUT_SCALING': SCALINGS, 'AFFINE_FILTER': tuple(INTERPOLATIONS)}
 CLASSIFICATION_POSITIVE = ('STEPS', 'BATCH_SIZE', 'LEARNING_RATE', 'INPUT_SIZE', 'VALIDATE_EVERY')
@@ -84,7 +86,7 @@ def segmentation(cfg, process, network, classifier, train, validation):
         return total, {'dice': dice, 'rank': rank}
 
     def validate():
-        return evaluation.quick_segmentation(segmenter, validation, cfg.BATCH_SIZE, process)
+        return evaluation.quick_segmentation(segmenter.folded(), validation, cfg.BATCH_SIZE, process)
 
     def panel(path):
         panels.segmentation(segmenter, validation, process.device, path)
@@ -105,7 +107,7 @@ def classification(cfg, process, network, train, validation):
         return torch.nn.functional.cross_entropy(logits.float(), batch['label']), {}
 
     def validate():
-        crops = evaluation.crop_probabilities(classifier, validation, cfg.BATCH_SIZE, process)
+        crops = evaluation.crop_probabilities(classifier.folded(), validation, cfg.BATCH_SIZE, process)
         probabilities, labels = evaluation.image_probabilities(crops, validation)
         accuracy = float((probabilities.argmax(1) == labels).mean())
         scores = metrics.classification_scores(probabilities, labels)

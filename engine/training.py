@@ -7,15 +7,16 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from dataset import resident, samples
 from dataset.errors import InputError
-from dataset.samples import stream
 from engine import checkpoints, hardware
 from engine.script import Interrupted
 from net import weights
 
+SECONDS_BETWEEN_SAVES = 60   # of last.pth, beside best scores and the end: a GPU validates every few seconds
 STEPS_BETWEEN_MEANS = 10   # how often a GPU is asked for its losses, and processes whether to stop
-GO_ON = ('lower LEARNING_RATE with --RESUME=False, or look at the pictures; last.pth still holds the '
-         'last good state')
+GO_ON = ('lower LEARNING_RATE with --RESUME=False, or look at the pictures; last.pth, where there is one, '
+         'holds the last good state')
 GO_ANEW = 'start anew with --RESUME=False'
 
 
@@ -47,7 +48,7 @@ def fit(stage, cfg, run, process, total_steps, validate_every):
     Writes best weights, last.pth, metrics.jsonl and figures into run.folder. Raises Interrupted
     after saving when Ctrl-C or SIGTERM arrives, InputError on a loss that is not finite.
     """
-    session = _Session(stage, cfg, run, process, total_steps)
+    session = Session(stage, cfg, run, process, total_steps)
     progress = session.progress
     if progress.finished(total_steps, cfg.PATIENCE):
         print(f'{run.folder}: already trained, {progress.summary(stage.monitor)}; '
@@ -56,10 +57,10 @@ def fit(stage, cfg, run, process, total_steps, validate_every):
             _draw_best(stage, run)
         run.finish(progress.step, progress.best, progress.best_step)
         return
-    loader = stream(stage.dataset, cfg.BATCH_SIZE, progress.step, total_steps, process.rank,
-                    process.world, hardware.workers(cfg.NUM_WORKERS, process.device))
-    print(f'training on {process.world} x {process.device}, {session.precision}, '
-          f'steps {progress.step} to {total_steps}')
+    resides = on_device(stage.dataset, cfg, process)
+    loader = batches(stage.dataset, cfg, progress.step, total_steps, process, resides)
+    print(f'training on {process.world} x {process.device}, {session.precision}, pictures '
+          f'{"in its memory" if resides else "from the host"}, steps {progress.step} to {total_steps}')
     with Stopping() as stopping, tqdm(total=total_steps, initial=progress.step, unit='step',
                                       disable=not process.main) as bar:
         session.train_mode()
@@ -83,6 +84,20 @@ def fit(stage, cfg, run, process, total_steps, validate_every):
     run.finish(progress.step, progress.best, progress.best_step)
 
 
+def on_device(dataset, cfg, process):
+    """Whether the training pictures are to lie in the device's memory, see PICTURES_ON."""
+    return cfg.PICTURES_ON == 'device' or (cfg.PICTURES_ON == 'auto' and process.device.type == 'cuda'
+                                           and resident.fits(dataset, process.device))
+
+
+def batches(dataset, cfg, first_step, last_step, process, resides):
+    """This process's share of the batches of steps first_step .. last_step - 1, an iterable."""
+    steps = (cfg.BATCH_SIZE, first_step, last_step, process.rank, process.world)
+    if resides:
+        return resident.Resident(dataset, process.device).stream(*steps)
+    return samples.stream(dataset, *steps, hardware.workers(cfg.NUM_WORKERS, process.device))
+
+
 def _draw_best(stage, run):
     """The last curves and panel; the latter shows the weights that are kept."""
     best = checkpoints.load_state(run.weights, GO_ANEW)
@@ -90,8 +105,8 @@ def _draw_best(stage, run):
     run.draw(stage.monitor, stage.panel, final=True)
 
 
-class _Session:
-    """The moving parts of one call of `fit`, and what is done with them."""
+class Session:
+    """The moving parts of one call of `fit`, and what is done with them: steps, validations, saves."""
 
     def __init__(self, stage, cfg, run, process, total_steps):
         self.stage, self.cfg, self.run, self.process = stage, cfg, run, process
@@ -106,7 +121,8 @@ class _Session:
         if state is not None:
             self._take_up(state)
             self._complete(checkpoints.on_cpu(state['model']))
-        self.model = _distribute(stage.network, process, cfg.SYNC_BN)
+        self.model = _distribute(stage.network, process, cfg.SYNC_BN, cfg.COMPILE)
+        self._saved = -math.inf
 
     def _take_up(self, state):
         """Go on from last.pth. Raises InputError when it is of another network, or damaged."""
@@ -139,7 +155,8 @@ class _Session:
         progress.add({'loss': loss, **parts})
 
     def validate(self, rate):
-        """Score the network, keep it when it is the best so far, save the state to go on from."""
+        """Score the network; save the state to go on from, when the score is the best so far, or the last
+        save lies back, or this is the end; keep the best weights."""
         progress, stage, run = self.progress, self.stage, self.run
         self.refuse_non_finite()
         stage.network.eval()
@@ -151,7 +168,9 @@ class _Session:
             run.log(row, speed)
             shown = '  '.join(f'{name} {value:.4g}' for name, value in row.items() if name != 'step')
             tqdm.write(f'step {progress.step}: {shown}  {speed:.2f} steps/s{"  *" if best else ""}')
-        self.save()
+        waited = time.monotonic() - self._saved
+        if best or waited >= SECONDS_BETWEEN_SAVES or progress.finished(self.total_steps, self.cfg.PATIENCE):
+            self.save()
         if self.process.main and best:   # after last.pth, see _complete
             checkpoints.save(checkpoints.on_cpu(stage.network.state_dict()), run.weights)
         if progress.step < self.total_steps:
@@ -166,6 +185,7 @@ class _Session:
             checkpoints.save({'progress': self.progress.state(), 'model': self.stage.network.state_dict(),
                               'optimizer': self.optimizer.state_dict(),
                               'scaler': self.scaler.state_dict()}, self.run.last)
+        self._saved = time.monotonic()
 
     def _complete(self, model):
         """Save the best weights when the run was killed after last.pth and before them."""
@@ -180,7 +200,8 @@ class _Session:
     def refuse_non_finite(self):
         """InputError when a loss or a weight is not finite: nothing is saved of such a network."""
         self.progress.refuse_non_finite()
-        if not all(bool(weight.isfinite().all()) for weight in self.stage.network.parameters()):
+        state = self.stage.network.state_dict()   # running statistics overflow while the loss is still finite
+        if not bool(torch.stack([tensor.isfinite().all() for tensor in state.values()]).all()):
             raise InputError(f'A weight is not finite after step {self.progress.step}', remedy=GO_ON)
 
     def train_mode(self):
@@ -217,14 +238,17 @@ def _refuse_non_finite(loss, batch, step):
                          [f'pictures (by line of the list, from 0): {batch["index"].tolist()}'], GO_ON)
 
 
-def _distribute(network, process, sync_bn):
-    """Wrap for several processes: gradients are averaged; on GPUs batch norm sees the global batch."""
-    if process.world == 1:
-        return network
-    if sync_bn and process.device.type == 'cuda':
-        network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    ids = [process.device.index] if process.device.type == 'cuda' else None
-    return DistributedDataParallel(network, device_ids=ids)
+def _distribute(network, process, sync_bn, mode):
+    """Wrap for several processes: gradients are averaged; on GPUs batch norm sees the global batch.
+
+    mode : of torch.compile, or 'off'. The stage keeps the network itself, to validate and to save.
+    """
+    if process.world > 1:
+        on_gpu = process.device.type == 'cuda'
+        if sync_bn and on_gpu:
+            network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        network = DistributedDataParallel(network, device_ids=[process.device.index] if on_gpu else None)
+    return network if mode == 'off' else torch.compile(network, mode=mode)
 
 
 def _asked_to_stop(stopping, step, process):

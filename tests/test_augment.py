@@ -70,6 +70,17 @@ def test_masks_of_other_sizes_get_the_same_geometry(seed, position):
 
 
 @QUICK
+@given(SEEDS, st.sampled_from([(64, 48), (33, 40)]), st.sampled_from(['bilinear', 'nearest']))
+def test_a_colour_picture_is_warped_as_its_channels(seed, sides, interpolation):
+    picture, matrix = noise(seed, sides[0], sides[0], 3), geometry(seed)
+    channels = [augment.warp(picture[..., number].copy(), matrix, sides[1], interpolation)
+                for number in range(3)]
+    together = augment.warp(picture, matrix, sides[1], interpolation)
+    difference = np.abs(together.astype(int) - np.dstack(channels))
+    assert difference.max() <= (0 if EXACT_WARP else 1)
+
+
+@QUICK
 @given(SEEDS, st.sampled_from(['bilinear', 'nearest']),
        st.sampled_from([(40, 40, 40), (37, 48, 32), (64, 50, 31), (20, 30, 48)]))
 def test_the_warp_is_torchs_affine_grid_and_grid_sample(seed, mode, shape):

@@ -26,7 +26,8 @@ from net.loss import hybrid_loss
 
 ALONE = hardware.Process(0, 1, torch.device('cpu'))
 SETTINGS = {'AMP': 'fp32', 'LEARNING_RATE': 0.01, 'RESUME': True, 'PATIENCE': 0, 'BATCH_SIZE': 4,
-            'NUM_WORKERS': 0, 'FREEZE_BN': False, 'SYNC_BN': True, 'SEED': 5}
+            'NUM_WORKERS': 0, 'PICTURES_ON': 'auto', 'COMPILE': 'off', 'FREEZE_BN': False, 'SYNC_BN': True,
+            'SEED': 5}
 TOTAL, EVERY = 8, 4   # steps, and steps between validations
 
 
