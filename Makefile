@@ -1,6 +1,8 @@
 # make demo   environment, small synthetic data set, steps 1 to 6 with the real networks, tables
 # make test   environment, test suite
 # make tables Tables IV to VII and Figures 4 to 7 of the paper on the demo's data, after make demo
+# make bench  ours against a plain version of the released code's way, in time and memory
+# make soak   an hour of training on the demo's data: memory, handles and speed stay; after make demo
 # make lint   style
 # VENV=folder chooses another place for the environment, PYTHON=python3.12 another interpreter.
 
@@ -10,7 +12,7 @@ DEMO ?= demo
 RUN = $(VENV)/bin/python
 AS_DEMO = --ROOT=$(DEMO) --RECIPE=demo
 
-.PHONY: env demo tables test lint clean-demo
+.PHONY: env demo tables test bench soak lint clean-demo
 
 env: $(VENV)/.requirements
 
@@ -38,8 +40,8 @@ demo: $(VENV)/.requirements
 	$(RUN) train_MaskCN.py $(AS_DEMO)
 	$(RUN) train_EnhancedSN.py $(AS_DEMO)
 	$(RUN) eval_MaskCN.py $(AS_DEMO) --SPLIT=Testing
-	$(RUN) eval_EnhancedSN.py $(AS_DEMO) --SPLIT=Testing --NETWORK=CoarseSN
-	$(RUN) eval_EnhancedSN.py $(AS_DEMO) --SPLIT=Testing
+	$(RUN) eval_EnhancedSN.py $(AS_DEMO) --SPLIT=Testing --TTA=True --NETWORK=CoarseSN
+	$(RUN) eval_EnhancedSN.py $(AS_DEMO) --SPLIT=Testing --TTA=True
 	$(RUN) tests/check_demo.py $(DEMO)
 
 tables: $(VENV)/.requirements
@@ -48,6 +50,13 @@ tables: $(VENV)/.requirements
 test: $(VENV)/.requirements-test
 	$(RUN) -m ruff check .
 	$(RUN) -m pytest
+
+bench: $(VENV)/.requirements
+	$(RUN) benchmarks/bench.py
+	$(RUN) benchmarks/scaling.py
+
+soak: $(VENV)/.requirements
+	$(RUN) tests/soak.py --ROOT=$(DEMO)
 
 lint: $(VENV)/.requirements-test
 	$(RUN) -m ruff check .
