@@ -1,0 +1,49 @@
+"""One measurement in a process of its own: `child.py <work> <version> <folder> <device>`, for bench.py.
+
+Prints a line of JSON: least seconds of one unit, the floor, peak memory above that before the work.
+"""
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from benchmarks import machine, works
+
+SECONDS = 4.0       # of repetitions, after a first that does not count
+LEAST, MOST = 2, 200
+
+
+def main():
+    name, version, folder, device = sys.argv[1:]
+    device = torch.device(device)
+    torch.backends.cudnn.benchmark = True   # for both versions, as the scripts have it
+    work = works.WORKS[name](Path(folder) / name, device)
+    work.prepare()
+    memory = machine.Memory(device)
+    times = work.times(version) if hasattr(work, 'times') else repeated(getattr(work, version)(), device)
+    on_host, on_gpu = memory.peak()
+    if work.elsewhere:
+        on_host = on_gpu = None
+    print(json.dumps({'seconds': min(times) / work.units, 'repetitions': len(times), 'floor': work.floor(),
+                      'memory': on_host, 'gpu_memory': on_gpu}))
+
+
+def repeated(call, device):
+    """Seconds of each repetition of a call; the first, which warms up, is left out."""
+    call()
+    machine.wait(device)
+    times = []
+    while len(times) < LEAST or (sum(times) < SECONDS and len(times) < MOST):
+        start = time.perf_counter()
+        call()
+        machine.wait(device)
+        times.append(time.perf_counter() - start)
+    return times
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,171 @@
+"""Plain versions of the work, as the released code does it: one sample, pair, channel or view at a time.
+
+Written anew from what is known of that code, for comparison only: PIL on full-size pictures, a
+Python loop over all pairs of hard pixels and over all channels of a map, batches of one in
+validation, float32 in PyTorch's own memory order, losses fetched after every step.
+"""
+import random
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from dataset import crops
+
+SIDE = 224
+HARD_PIXELS, MARGIN, RANK_WEIGHT = 30, 0.3, 0.05
+VIEWS = ((0, None), (1, None), (2, None), (3, None), (0, -1), (0, -2))   # quarter turns, axis of a flip
+
+
+# --- Pictures
+
+def extract_crops(path, folder, scales):
+    """All crops of one picture, from its full decode."""
+    picture = Image.open(path).convert('RGB')
+    names = crops.crop_names(path.stem, scales)
+    for name, box in zip(names, crops.crop_boxes(*picture.size, scales), strict=True):
+        picture.crop(box).resize((SIDE, SIDE), Image.BICUBIC).save(folder / name)
+
+
+def training_sample(image_path, mask_path, size=SIDE):
+    """One augmented image (3, size, size) and mask (size, size), decoded and warped at full size."""
+    image, mask = Image.open(image_path).convert('RGB'), Image.open(mask_path).convert('L')
+    width, height = image.size
+    if random.random() < 0.5:
+        margin = random.choice(range(30, 271, 30))
+        box = margin, margin, width - margin, height - margin
+        image, mask = image.crop(box), mask.crop(box)
+    matrix = _random_matrix(*image.size)
+    image = image.transform(image.size, Image.AFFINE, matrix, Image.NEAREST)
+    mask = mask.transform(mask.size, Image.AFFINE, matrix, Image.NEAREST)
+    for flip in (Image.FLIP_LEFT_RIGHT, Image.FLIP_TOP_BOTTOM):
+        if random.random() < 0.5:
+            image, mask = image.transpose(flip), mask.transpose(flip)
+    image, mask = image.resize((size, size), Image.BICUBIC), mask.resize((size, size), Image.NEAREST)
+    return (torch.from_numpy(np.array(image, dtype=np.float32) / 255).permute(2, 0, 1).contiguous(),
+            torch.from_numpy(np.array(mask, dtype=np.float32) / 255))
+
+
+class TrainingSamples(torch.utils.data.Dataset):
+    """`count` training samples from (image, mask) pairs of paths, in turn."""
+
+    def __init__(self, pairs, count):
+        self.pairs, self.count = pairs, count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, number):
+        return training_sample(*self.pairs[number % len(self.pairs)])
+
+
+def _random_matrix(width, height):
+    """Rotation, shear, zoom and vertical shift as Pillow's six numbers, output -> input."""
+    angle, shear = np.deg2rad(random.uniform(-10, 10)), random.uniform(-0.1, 0.1)
+    zoom, down = random.uniform(0.9, 1.1), random.uniform(-0.1, 0.1) * height
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    back = np.linalg.inv(zoom * turn @ np.array([[1, np.tan(shear)], [0, 1]]))
+    centre = np.array([width / 2, height / 2])
+    return (*(row := np.column_stack([back, centre - back @ (centre + [0, down])]))[0], *row[1])
+
+
+# --- Losses and maps
+
+def hard_pixels(probability, mask):
+    """Largest errors of background and of lesion: two (B, K)."""
+    p, y = probability.flatten(1), mask.flatten(1)
+    return (p * (1 - y)).topk(HARD_PIXELS).values, ((1 - p) * y).topk(HARD_PIXELS).values
+
+
+def pair_loss(background, lesion):
+    """Mean over all pairs, one pair of columns at a time: two (B, K) -> scalar."""
+    total = 0
+    for i in range(HARD_PIXELS):
+        for j in range(HARD_PIXELS):
+            total = total + F.relu(background[:, i] - (1 - lesion[:, j]) + MARGIN).mean()
+    return total / HARD_PIXELS**2
+
+
+def hybrid_loss(logits, mask):
+    """Dice of both classes + 0.05 * rank."""
+    probability = logits.softmax(1)[:, 1]
+    dice = 0
+    for p, y in ((probability, mask), (1 - probability, 1 - mask)):
+        dice = dice + (1 - 2 * (p * y).sum((1, 2)) / (p.sum((1, 2)) + y.sum((1, 2)) + 1e-5)).mean() / 2
+    rank = pair_loss(*hard_pixels(probability, mask))
+    return dice + RANK_WEIGHT * rank, dice, rank
+
+
+def class_activation_maps(features, weight, logits):
+    """(B, K, h, w) -> (B, 1, h, w), channel by channel on the host."""
+    maps = []
+    for number, label in enumerate(logits.argmax(1).tolist()):
+        total = np.zeros(features.shape[2:], np.float32)
+        for channel in range(features.shape[1]):
+            total += weight[label, channel].item() * features[number, channel].cpu().numpy()
+        maps.append(total / total.max())
+    return torch.from_numpy(np.stack(maps))[:, None].to(features.device)
+
+
+# --- Training and evaluation
+
+class Training:
+    """A training of coarse-SN: float32, Adam, every loss fetched at once."""
+
+    def __init__(self, network, learning_rate, total):
+        self.network, self.rate, self.total, self.count = network.train(), learning_rate, total, 0
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+
+    def step(self, images, masks):
+        """images : (B, 3, S, S) float32; masks : (B, S, S) float32"""
+        for group in self.optimizer.param_groups:
+            group['lr'] = self.rate * (1 - self.count / self.total) ** 0.9
+        self.optimizer.zero_grad()
+        logits = self.network(images)
+        loss, dice, rank = hybrid_loss(logits, masks)
+        loss.backward()
+        self.optimizer.step()
+        self.count += 1
+        return [value.detach().cpu().numpy() for value in (loss, dice, rank, logits.argmax(1), masks)]
+
+
+@torch.no_grad()
+def classify(network, image, coarse, device):
+    """One picture: PIL image and mask (H, W) of {0, 1} -> (features, logits)."""
+    rgb = torch.from_numpy(np.array(image, dtype=np.float32) / 255).permute(2, 0, 1)
+    x = torch.cat([rgb * 2 - 1, torch.from_numpy(coarse.astype(np.float32))[None]])[None].to(device)
+    features = network.features(x)
+    return features, network.classify(features)
+
+
+@torch.no_grad()
+def segment_at_full_size(enhanced, mask_cn, image_path, coarse_path, scales, device):
+    """(H, W) bool: every view of every scale alone, its logits enlarged and summed on the device."""
+    picture, coarse = Image.open(image_path).convert('RGB'), Image.open(coarse_path)
+    total = 0
+    for scale in scales:
+        small = np.array(picture.resize((scale, scale), Image.BICUBIC))
+        guide = (np.array(coarse.resize((scale, scale), Image.NEAREST)) > 0).astype(np.uint8)
+        for turns, axis in VIEWS:
+            seen, seen_guide = np.rot90(small, turns), np.rot90(guide, turns)
+            if axis is not None:
+                seen, seen_guide = np.flip(seen, axis + 2), np.flip(seen_guide, axis + 2)
+            features, logits = classify(mask_cn, Image.fromarray(np.ascontiguousarray(seen)),
+                                        np.ascontiguousarray(seen_guide), device)
+            cam = class_activation_maps(features, mask_cn.cls.weight, logits)
+            x = torch.from_numpy(seen.astype(np.float32) / 255).permute(2, 0, 1)[None].contiguous().to(device)
+            found = enhanced(x, cam)
+            if axis is not None:
+                found = found.flip(axis)
+            found = found.rot90(-turns, (-2, -1))
+            total = total + F.interpolate(found, picture.size[::-1], mode='bicubic', align_corners=False)
+    return (total.argmax(1)[0] > 0).cpu().numpy()
+
+
+def scores(prediction, truth):
+    """JA, DI, pixel-AC, pixel-SE, pixel-SP of two (H, W) bool masks, each from the masks themselves."""
+    both = np.sum(prediction & truth)
+    return (both / np.sum(prediction | truth), 2 * both / (np.sum(prediction) + np.sum(truth)),
+            np.mean(prediction == truth), both / np.sum(truth),
+            np.sum(~prediction & ~truth) / np.sum(~truth))

@@ -1,0 +1,356 @@
+"""Works of the networks: losses, maps, training steps, inference, evaluation."""
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from benchmarks import machine, plain, works_data
+from benchmarks.works_data import SIDE, Work, draw, quiet
+from dataset import crops, extraction, images, isic, resident, sources
+from dataset.layout import Layout
+from dataset.samples import stream
+from engine import evaluation, hardware, networks, runs, stages, training
+from engine.inference import Classifier, Segmenter
+from net import loss
+from net.cam import class_activation_map
+from net.models import Xception_dilation, deeplabv3plus, deeplabv3plus_en
+
+BATCH = 16
+SCALES = (224, 256, 288)
+ALONE = {'rank': 0, 'world': 1}
+SETTINGS = {'RECIPE': 'bench', 'AMP': 'auto', 'LEARNING_RATE': 1e-4, 'RESUME': False, 'PATIENCE': 0,
+            'BATCH_SIZE': BATCH, 'NUM_WORKERS': -1, 'PICTURES_ON': 'auto', 'COMPILE': 'off',
+            'FREEZE_BN': False, 'SYNC_BN': True, 'SEED': 0, 'INPUT_SIZE': SIDE, 'INPUT_SCALING': 'unit',
+            'ROTATION': 10.0, 'SHEAR': 0.1, 'SHIFT': (0.0, 0.1), 'ZOOM': (0.9, 1.1), 'FLIPS': True,
+            'CENTRE_CROP': (0.5, 1.0), 'CENTRE_CROP_PROBABILITY': 0.5, 'AFFINE_FILTER': 'bilinear',
+            'RANK_WEIGHT': 0.05, 'HARD_PIXELS': 30, 'MARGIN': 0.3, 'DICE_CLASSES': 'both',
+            'RANK_PADDED': False}
+
+
+def probabilities(device):
+    """A batch of lesion probabilities that need gradients, and masks: (B, 224, 224) float32."""
+    torch.manual_seed(0)
+    y, x = torch.meshgrid(torch.linspace(-1, 1, SIDE), torch.linspace(-1, 1, SIDE), indexing='ij')
+    masks = torch.stack([(x**2 + y**2 < radius).float() for radius in torch.linspace(0.1, 0.6, BATCH)])
+    noise = torch.randn(BATCH, SIDE, SIDE) + 2 * masks - 1
+    return noise.sigmoid().to(device).requires_grad_(), masks.to(device)
+
+
+def ready(network, device):
+    """A trained network as the scripts use it. Random weights do."""
+    return networks.placed(network, device)
+
+
+class Pairs(Work):
+    """The 900 pairs of hard pixels alone, forward and backward; ours by broadcasting."""
+
+    title, unit = 'rank loss, all pairs of 30 + 30 hard pixels, forward and backward', 'batch of 16'
+    asked = '200'
+
+    def hard(self):
+        found = plain.hard_pixels(*probabilities(self.device))
+        return [value.detach().requires_grad_() for value in found]
+
+    def plain(self):
+        background, lesion = self.hard()
+        return lambda: plain.pair_loss(background, lesion).backward()
+
+    def ours(self):
+        background, lesion = self.hard()
+        return lambda: loss.mean_over_pairs(background, 1 - lesion, plain.MARGIN).mean().backward()
+
+    def floor(self):
+        """Two lists read, two gradients written."""
+        return 'memory', 4 * BATCH * 2 * 2 * plain.HARD_PIXELS
+
+
+class RankLoss(Work):
+    """From probabilities and masks to the gradient, the search for the hard pixels included."""
+
+    title, unit, asked = 'rank loss, search for the hard pixels included', 'batch of 16', '200'
+
+    def plain(self):
+        p, y = probabilities(self.device)
+        return lambda: plain.pair_loss(*plain.hard_pixels(p, y)).backward()
+
+    def ours(self):
+        p, y = probabilities(self.device)
+        return lambda: loss.rank_loss(p, y).backward()
+
+    def floor(self):
+        """Probabilities and masks read for each of the two lists, one gradient written."""
+        return 'memory', 4 * BATCH * SIDE**2 * 5
+
+
+class Cam(Work):
+    """Class activation maps of mask-CN's 14 px features."""
+
+    title, unit, asked = 'class activation maps', 'batch of 16', '10'
+
+    def inputs(self):
+        torch.manual_seed(0)
+        return (torch.rand(BATCH, 2048, 14, 14, device=self.device), torch.randn(3, 2048, device=self.device),
+                torch.randn(BATCH, 3, device=self.device))
+
+    def plain(self):
+        features, weight, logits = self.inputs()
+        return lambda: plain.class_activation_maps(features, weight, logits)
+
+    def ours(self):
+        features, weight, logits = self.inputs()
+        features = features.contiguous(memory_format=torch.channels_last)   # as mask-CN gives them
+        return lambda: class_activation_map(features, weight, logits.argmax(1))
+
+    def floor(self):
+        return 'memory', 4 * BATCH * 2048 * 14**2
+
+
+class CoarseStep(Work):
+    """One optimisation step of coarse-SN, the batch at hand."""
+
+    title, unit, asked, units = 'coarse-SN, training step, 224 px, batch 16', 'image', '1.8', BATCH
+
+    def pictures(self):
+        """Drawn training pictures and masks of 448 px as the cache holds them."""
+        pairs = [draw((448, 448), number, number % 3) for number in range(2 * BATCH)]
+        return [np.stack(part) for part in zip(*pairs, strict=True)]
+
+    def plain(self):
+        trained, (photos, masks) = self.plain_training(), self.pictures()
+        size = SIDE, SIDE
+        batch = torch.from_numpy(np.stack([images.resize_rgb(photo, size) for photo in photos[:BATCH]]))
+        truth = torch.from_numpy(np.stack([images.resize_mask(mask, size) for mask in masks[:BATCH]]))
+        batch = (batch.permute(0, 3, 1, 2).float() / 255).contiguous().to(self.device)
+        truth = (truth > 0).float().to(self.device)
+        return lambda: trained.step(batch, truth)
+
+    def plain_training(self):
+        torch.manual_seed(0)
+        return plain.Training(deeplabv3plus().to(self.device), 1e-4, 10**5)
+
+    def ours(self):
+        session, dataset = self.session()
+        batch = next(iter(stream(dataset, BATCH, 0, 1)))
+        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        return lambda: session.step(batch, 1e-4)
+
+    def session(self, **changes):
+        """A training session of the real stage, with drawn pictures, and its dataset."""
+        cfg = SimpleNamespace(**SETTINGS | changes)
+        process = hardware.Process(device=self.device, **ALONE)
+        photos, masks = self.pictures()
+        data = sources.Segmentation(photos, masks, None, list(map(str, range(len(photos)))), 'drawn')
+        hardware.seed_step(0, 0, 0)
+        stage = stages.segmentation(cfg, process, deeplabv3plus(), None, data, data)
+        run = runs.Run(self.folder / 'run', 'CoarseSN', cfg, {}, 'random weights', process)
+        session = training.Session(stage, cfg, run, process, 10**5)
+        session.train_mode()
+        return session, stage.dataset
+
+    def floor(self):
+        """Forward, and twice as much backward."""
+        return 'bf16', 3 * machine.flops(deeplabv3plus().eval(), torch.zeros(1, 3, SIDE, SIDE))
+
+
+class Epoch(CoarseStep):
+    """Steps as an epoch has them: pictures from the disk, augmented, then the step."""
+
+    title, asked = 'coarse-SN, training with its data, 1600-px originals', ''
+
+    def prepare(self):
+        self.source = works_data.Samples(self.folder, self.device)
+        self.source.draw()
+
+    def plain(self):
+        """Beside a GPU the plain samples come from eight loader processes, else from the training's own."""
+        trained, workers = self.plain_training(), 8 if self.device.type == 'cuda' else 0
+        samples = plain.TrainingSamples(self.source.pairs, BATCH * works_data.STEPS)
+        batches = iter(DataLoader(samples, BATCH, num_workers=workers, pin_memory=workers > 0))
+        return lambda: trained.step(*(tensor.to(self.device) for tensor in next(batches)))
+
+    def pictures(self):
+        return self.source.cached()
+
+    def ours(self):
+        session, dataset = self.session()
+        if self.device.type == 'cuda':
+            batches = resident.Resident(dataset, self.device).stream(BATCH, 0, works_data.STEPS)
+        else:
+            batches = iter(stream(dataset, BATCH, 0, works_data.STEPS))
+        return lambda: session.step(next(batches), 1e-4)
+
+
+class CoarseInference(Work):
+    """Lesion logits at the network's own resolution; plain one by one, ours in batches."""
+
+    title, unit, asked, units = 'coarse-SN, inference, 224 px', 'image', '1.9', BATCH
+
+    def network(self):
+        torch.manual_seed(0)
+        return deeplabv3plus()
+
+    def batch(self):
+        torch.manual_seed(1)
+        return torch.randint(0, 256, (self.units, 3, SIDE, SIDE), dtype=torch.uint8)
+
+    @torch.no_grad()
+    def plain(self):
+        network, batch = self.network().eval().to(self.device), self.batch()
+
+        @torch.no_grad()
+        def call():
+            for image in batch:
+                network((image[None].float() / 255).contiguous().to(self.device)).softmax(1).cpu()
+        return call
+
+    def ours(self):
+        segmenter = Segmenter(ready(self.network(), self.device), 'unit',
+                              hardware.choose_precision('auto', self.device))
+        batch = self.batch()
+        return lambda: segmenter(batch.to(self.device)).cpu()
+
+    def floor(self):
+        return 'bf16', machine.flops(self.network().eval(), torch.zeros(1, 3, SIDE, SIDE))
+
+
+class MaskInference(CoarseInference):
+    """Class probabilities; ours also with the map of the class, which plain leaves out."""
+
+    title = 'mask-CN, inference, 224 px'
+
+    def network(self):
+        torch.manual_seed(0)
+        return Xception_dilation()
+
+    def masks(self):
+        return torch.ones(self.units, SIDE, SIDE, dtype=torch.uint8)
+
+    def plain(self):
+        network, batch, masks = self.network().eval().to(self.device), self.batch(), self.masks().numpy()
+
+        def call():
+            for image, mask in zip(batch, masks, strict=True):
+                picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+                plain.classify(network, picture, mask, self.device)[1].softmax(1).cpu()
+        return call
+
+    def ours(self):
+        classifier = Classifier(ready(self.network(), self.device), 'symmetric',
+                                hardware.choose_precision('auto', self.device))
+        batch, masks = self.batch(), self.masks()
+        return lambda: [part.cpu() for part in classifier(batch.to(self.device), masks.to(self.device))]
+
+    def floor(self):
+        return 'bf16', machine.flops(self.network().eval(), torch.zeros(1, 4, SIDE, SIDE))
+
+
+class Evaluation(Work):
+    """Enhanced-SN with mask-CN's maps: 6 views x 3 scales, scores at full size, the mask written."""
+
+    title, unit, asked, units = 'evaluation of one image, 6 views x 3 scales, 3000x2000 px', 'image', '3', 2
+
+    def prepare(self):
+        self.folder.mkdir(exist_ok=True)
+        self.triples = [tuple(self.folder / f'{number}{end}' for end in ('.jpg', '_segmentation.png', '.png'))
+                        for number in range(self.units)]
+        for number, (image, truth, coarse) in enumerate(self.triples):
+            if not coarse.exists():
+                picture, mask = draw((3000, 2000), number)
+                works_data.write_jpg(image, picture)
+                images.write_png(truth, mask)
+                images.write_png(coarse, mask)
+
+    def networks(self):
+        torch.manual_seed(0)
+        return deeplabv3plus_en(), Xception_dilation()
+
+    def plain(self):
+        enhanced, mask_cn = (network.eval().to(self.device) for network in self.networks())
+
+        def call():
+            for image, truth_path, coarse in self.triples:
+                found = plain.segment_at_full_size(enhanced, mask_cn, image, coarse, SCALES, self.device)
+                truth = np.array(Image.open(truth_path)) > 0
+                plain.scores(found, truth)
+                Image.fromarray(found.astype(np.uint8) * 255).save(self.folder / 'plain.png')
+        return call
+
+    def ours(self):
+        enhanced, mask_cn = self.networks()
+        precision = hardware.choose_precision('auto', self.device)
+        classifier = Classifier(ready(mask_cn, self.device), 'symmetric', precision)
+        segmenter = Segmenter(ready(enhanced, self.device), 'unit', precision, classifier)
+        cfg = SimpleNamespace(SCALES=SCALES, BATCH_SIZE=4, TTA=True)
+        pairs, coarse = [triple[:2] for triple in self.triples], [triple[2] for triple in self.triples]
+        target = self.folder / 'masks'
+        target.mkdir(exist_ok=True)
+
+        def call():
+            with quiet():
+                evaluation.evaluate_segmentation(segmenter, pairs, coarse, cfg, self.device, target)
+        return call
+
+    def floor(self):
+        enhanced, mask_cn = (network.eval() for network in self.networks())
+        total = 0
+        for side in SCALES:
+            cam = torch.zeros(1, 1, side // 16, side // 16)
+            total += machine.flops(enhanced, torch.zeros(1, 3, side, side), cam)
+            total += machine.flops(mask_cn, torch.zeros(1, 4, side, side))
+        return 'bf16', 6 * total
+
+
+class Validation(Work):
+    """Mask-CN's validation: 9 crops of each image and their coarse masks, read and classified."""
+
+    title, unit, asked, units = 'classification validation, 9 crops', 'image', '3', 24
+
+    def prepare(self):
+        self.layout = Layout(self.folder)
+        names = [f'ISIC_{number:07}' for number in range(self.units)]
+        folder = self.layout.originals('Validation') / 'Images'
+        if not folder.exists():
+            for number, name in enumerate(names):
+                works_data.write_jpg(folder / f'{name}.jpg', draw((1024, 768), number)[0])
+            works_data.write_labels(self.layout.labels('Validation'), names)
+            with quiet():
+                extraction.extract_crops(self.layout, 'Validation')
+            lines = extraction.classification_lines(self.layout, 'Validation')
+            self.layout.classification_list('Validation').parent.mkdir()
+            self.layout.classification_list('Validation').write_text('\n'.join(lines) + '\n')
+            mask = images.resize_mask(draw((1024, 768), 0)[1], (SIDE, SIDE))
+            for path, _ in isic.read_classification_list(self.layout, 'Validation'):
+                target = self.layout.coarse_for_classification('Validation') / path.name
+                images.write_png(target, mask)
+                os.utime(target, ns=(0, path.stat().st_mtime_ns))
+
+    def plain(self):
+        torch.manual_seed(0)
+        network = Xception_dilation().eval().to(self.device)
+        folder = self.layout.coarse_for_classification('Validation')
+        paths = [path for path, _ in isic.read_classification_list(self.layout, 'Validation')]
+
+        def call():
+            for path in paths:
+                coarse = (np.array(Image.open(folder / path.name)) > 0).astype(np.uint8)
+                _, logits = plain.classify(network, Image.open(path).convert('RGB'), coarse, self.device)
+                logits.softmax(1).cpu().numpy()
+        return call
+
+    def ours(self):
+        torch.manual_seed(0)
+        precision = hardware.choose_precision('auto', self.device)
+        network = Xception_dilation().to(self.device, memory_format=torch.channels_last)   # as in training
+        classifier = Classifier(network, 'symmetric', precision)
+        with quiet():
+            data = sources.classification(self.layout, 'Validation', SIDE)
+        process = hardware.Process(device=self.device, **ALONE)
+        return lambda: evaluation.crop_probabilities(classifier.folded(), data, 32, process)
+
+    def floor(self):
+        crop = machine.flops(Xception_dilation().eval(), torch.zeros(1, 4, SIDE, SIDE))
+        return 'bf16', crop * (1 + 2 * len(crops.SCALES_9))
+
