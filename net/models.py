@@ -119,18 +119,18 @@ class Xception_dilation(nn.Module):   # the released code's name
             setattr(self, f'block{number}', Block(728, 728, 3, relu_skip=relu_skip))
         self.residual = nn.Sequential(nn.Conv2d(728, 1024, 1, bias=False), nn.BatchNorm2d(1024))
         self.SepConv1 = nn.Sequential(nn.ReLU(), SeparableConv(728, 728), nn.BatchNorm2d(728))
-        self.SepConv2 = nn.Sequential(nn.ReLU(), SeparableConv(728, 1024), nn.BatchNorm2d(1024))
+        self.SepConv2 = nn.Sequential(nn.ReLU(inplace=True), SeparableConv(728, 1024), nn.BatchNorm2d(1024))
         self.SepConv3 = nn.Sequential(SeparableConv(1024, 1536, dilation=2), nn.BatchNorm2d(1536),
-                                      nn.ReLU())
+                                      nn.ReLU(inplace=True))
         self.SepConv4 = nn.Sequential(SeparableConv(1536, 2048, dilation=2), nn.BatchNorm2d(2048),
-                                      nn.ReLU())
+                                      nn.ReLU(inplace=True))
         self.cls = nn.Linear(2048, num_classes)
         _initialise(self)
 
     def features(self, x):
         """(B, input_channel, H, W) -> (B, 2048, H/16, W/16), the map that CAMs are made of."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = F.relu(self.bn2(self.conv2(x)))
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
         for number in range(1, 12):
             x = getattr(self, f'block{number}')(x)
         x = self.SepConv2(self.SepConv1(x)) + self.residual(x)

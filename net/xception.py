@@ -112,7 +112,7 @@ class Block(nn.Module):
         for number in range(convolutions):
             channels = inputs if number == 0 else outputs
             if number > 0 or leading_relu:
-                layers.append(nn.ReLU())
+                layers.append(nn.ReLU(inplace=number > 0))   # the block's input is also the skip's
             layers += [SeparableConv(channels, outputs), nn.BatchNorm2d(outputs)]
         if stride != 1:
             layers.append(nn.MaxPool2d(3, stride, 1))
