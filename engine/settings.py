@@ -44,7 +44,7 @@ def resolve(namespace, argv=None, choices=None, positive=()):
 
     command_line, faults = _split_arguments(argv, values)
     changed = _override(values, script, command_line, 'command line', faults)
-    faults += _out_of_range(values, choices or {}, positive)
+    faults += _out_of_range(values, choices or {}, positive, changed)
     if faults:
         raise InputError(f'{script.name}: settings that cannot be used', faults,
                          f'python {_shown(script)} --help lists every constant')
@@ -84,15 +84,13 @@ def _override(values, script, overrides, source, faults):
     return changed
 
 
-def _out_of_range(values, choices, positive):
-    """Faults: values that are not among their choices, or not positive."""
-    faults = []
-    for name, allowed in choices.items():
-        if values[name] not in allowed:
-            listed = ', '.join(map(repr, allowed))
-            faults.append(f'{name}={values[name]!r}: must be one of {listed}')
-    return faults + [f'{name}={values[name]!r}: must be greater than zero'
-                     for name in positive if not values[name] > 0]
+def _out_of_range(values, choices, positive, changed):
+    """Faults: values that are not among their choices, or not positive, and where they are from."""
+    wrong = {name: f'must be one of {", ".join(map(repr, allowed))}'
+             for name, allowed in choices.items() if values[name] not in allowed}
+    wrong |= {name: 'must be greater than zero' for name in positive if not values[name] > 0}
+    return [(f'{changed[name]}: ' if name in changed else '') + f'{name}={values[name]!r}: {reason}'
+            for name, reason in wrong.items()]
 
 
 def read_constants(script):

@@ -127,7 +127,8 @@ def test_a_constant_that_a_script_gained_later_outdates_nothing(tmp_path, root, 
     assert run_table(declared, root, 'K')[1] == {} and calls == []
 
 
-@pytest.mark.parametrize(('constant', 'value'), [('NUM_WORKERS', 3), ('DEVICE', 'cuda')])
+@pytest.mark.parametrize(('constant', 'value'), [
+    ('NUM_WORKERS', 3), ('DEVICE', 'cuda'), ('PICTURES_ON', 'device'), ('COMPILE', 'default')])
 def test_how_the_machine_is_used_outdates_nothing(tmp_path, root, calls, monkeypatch, constant, value):
     declared, plain = declare(tmp_path, SYSTEM + SWEEP), settings.read_values
     run_table(declared, root, 'K')
