@@ -9,7 +9,7 @@ Writes  <OUT>/bench.md, <OUT>/bench.json
 Every measurement runs in a process of its own; plain and ours take turns, ROUNDS times each, and
 the least time counts (anything else that the machine does only adds). The floor is the work, counted
 in operations or bytes, over the machine's own rate for matrix products or copies, which is measured
-first. Run it on an otherwise idle machine: about 12 minutes on two cores.
+first. Run it on an otherwise idle machine: about 18 minutes on two cores.
 """
 import json
 import subprocess
@@ -28,6 +28,7 @@ from engine import hardware, script, settings
 RECIPE = 'default'             # table of recipes/<RECIPE>.toml that replaces constants below
 ONLY = ''                      # names of works, as rank_loss,cam; '' = all
 ROUNDS = 2                     # processes of each version of a work
+SECONDS = 4.0                  # of repetitions in each of them, at the least
 OUT = 'results/benchmarks'     # folder of bench.md and bench.json
 
 # --- Machine
@@ -35,7 +36,7 @@ DEVICE = 'auto'                # auto (cuda, else mps, else cpu), cuda, mps or c
 
 
 def main():
-    cfg = settings.resolve(globals(), choices={'DEVICE': hardware.DEVICES}, positive=('ROUNDS',))
+    cfg = settings.resolve(globals(), choices={'DEVICE': hardware.DEVICES}, positive=('ROUNDS', 'SECONDS'))
     names = [name for name in cfg.ONLY.split(',') if name] or list(works.WORKS)
     unknown = [name for name in names if name not in works.WORKS]
     if unknown:
@@ -48,7 +49,7 @@ def main():
     rows = []
     with tempfile.TemporaryDirectory(prefix='bench-') as folder:
         for name in names:
-            rows.append(measure(name, Path(folder), cfg.ROUNDS, device, rates))
+            rows.append(measure(name, Path(folder), cfg, device, rates))
             print(row_of(rows[-1]), flush=True)
     facts = {'machine': about, 'rates': rates, 'rounds': cfg.ROUNDS, 'works': rows}
     files.write_text(Path(cfg.OUT) / 'bench.json', json.dumps(facts, indent=1) + '\n')
@@ -61,12 +62,12 @@ HEADER = ('quantity', 'plain', 'ours', 'ratio', 'asked', 'floor', 'share of floo
           'memory ours')
 
 
-def measure(name, folder, rounds, device, rates):
+def measure(name, folder, cfg, device, rates):
     """One work in both versions, in turns: a dict for bench.json. Seconds are those of one unit."""
     work, found = works.WORKS[name], {'plain': [], 'ours': []}
     versions = [version for version in found if version in work.versions]
-    for version in versions * rounds:
-        found[version].append(run_child(name, version, folder, device))
+    for version in versions * cfg.ROUNDS:
+        found[version].append(run_child(name, version, folder, device, cfg.SECONDS))
     row = {'name': name, 'title': work.title, 'unit': work.unit, 'asked': work.asked}
     for version in versions:
         best = min(found[version], key=lambda one: one['seconds'])
@@ -82,10 +83,10 @@ def measure(name, folder, rounds, device, rates):
     return row
 
 
-def run_child(name, version, folder, device):
+def run_child(name, version, folder, device, seconds):
     """Measure in a new process; returns what benchmarks/child.py prints."""
     done = subprocess.run([sys.executable, Path(__file__).with_name('child.py'), name, version, folder,
-                           str(device)], capture_output=True, text=True)
+                           str(device), str(seconds)], capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f'{name}, {version}: exit code {done.returncode}\n{done.stderr}')
     return json.loads(done.stdout.splitlines()[-1])

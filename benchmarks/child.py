@@ -1,4 +1,4 @@
-"""One measurement in a process of its own: `child.py <work> <version> <folder> <device>`, for bench.py.
+"""One measurement in a process of its own: `child.py <work> <version> <folder> <device> <seconds>`.
 
 Prints a line of JSON: least seconds of one unit, the floor, peak memory above that before the work.
 """
@@ -13,18 +13,18 @@ import torch
 
 from benchmarks import machine, works
 
-SECONDS = 4.0       # of repetitions, after a first that does not count
-LEAST, MOST = 2, 200
+LEAST, MOST = 2, 200   # repetitions, after a first that does not count
 
 
 def main():
-    name, version, folder, device = sys.argv[1:]
+    name, version, folder, device, seconds = sys.argv[1:]
     device = torch.device(device)
     torch.backends.cudnn.benchmark = True   # for both versions, as the scripts have it
     work = works.WORKS[name](Path(folder) / name, device)
     work.prepare()
     memory = machine.Memory(device)
-    times = work.times(version) if hasattr(work, 'times') else repeated(getattr(work, version)(), device)
+    times = work.times(version) if hasattr(work, 'times') else repeated(
+        getattr(work, version)(), device, float(seconds))
     on_host, on_gpu = memory.peak()
     if work.elsewhere:
         on_host = on_gpu = None
@@ -32,12 +32,12 @@ def main():
                       'memory': on_host, 'gpu_memory': on_gpu}))
 
 
-def repeated(call, device):
+def repeated(call, device, seconds):
     """Seconds of each repetition of a call; the first, which warms up, is left out."""
     call()
     machine.wait(device)
     times = []
-    while len(times) < LEAST or (sum(times) < SECONDS and len(times) < MOST):
+    while len(times) < LEAST or (sum(times) < seconds and len(times) < MOST):
         start = time.perf_counter()
         call()
         machine.wait(device)
