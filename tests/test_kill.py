@@ -40,7 +40,7 @@ from engine import figures, metrics, panels
 from tests import conftest
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere, libraries do not survive a fork')
-KILLS = int(os.environ.get('KILLS', 8))   # of each script; 20 takes two minutes more
+KILLS = int(os.environ.get('KILLS', 20))   # of each script
 NARROW = 8   # channels of the real networks are divided by this
 LONG = 600   # seconds; no step takes that long
 TEMPORARY = re.compile(r'\..+-[0-9a-f]{12}(\.\w+)?')

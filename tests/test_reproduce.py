@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from dataset.layout import Layout
-from tests.conftest import STAGES, finish, run_script, start_script, wait_for
+from tests.conftest import STAGES, finish, run_in_turn, run_script, start_script, wait_for
 
 SYSTEM = {'coarse': ('train_CoarseSN.py', []), 'masks': ('generate_Coarse_mask.py', ['coarse']),
           'mask_cn': ('train_MaskCN.py', ['masks']), 'enhanced': ('train_EnhancedSN.py', ['mask_cn'])}
@@ -44,14 +44,13 @@ def declarations(tmp_path_factory):
 def test_a_table_and_its_figures_from_beginning_to_end(declarations, sibling):
     layout = sibling('CoarseSN', 'MaskCN', 'EnhancedSN')
     words = ('reproduce_tables.py', layout.root, f'--EXPERIMENTS={declarations}')
-    planned = run_script(*words, '--TABLE=mine', '--DRY_RUN=True')
+    planned, partial = run_in_turn((*words, '--TABLE=mine', '--DRY_RUN=True'),
+                                   (*words, '--TABLE=mine', '--FIGURE=pictures', '--RUN=False'))
     assert planned.count('\npython ') == 3      # D-Net and two scorings; the rest lies in ROOT
     assert f'python train_EnhancedSN.py --ROOT={layout.root}/runs/d_net' in planned
     assert '--TRANSFER=d-net' in planned and not (layout.root / 'runs').exists()
 
-    partial = run_script(*words, '--TABLE=mine', '--FIGURE=pictures', '--RUN=False')
     assert 'not run yet' in partial and 'figure pictures: not drawn' in partial
-    assert not (layout.root / 'runs').exists()
 
     process = start_script(*words, '--TABLE=mine', '--FIGURE=line,pictures')
     wait_for(process, 'step 2:')   # a validation
@@ -79,17 +78,17 @@ def test_a_table_and_its_figures_from_beginning_to_end(declarations, sibling):
             assert (layout.results / f'figures/figure_{name}.{suffix}').stat().st_size > 5000
     assert (layout.results / 'tables/table_mine.tex').read_text().count(r'\midrule') == 1
 
-    again = run_script(*words, '--TABLE=mine')
+    again, listed = run_in_turn((*words, '--TABLE=mine'), (*words, '--LIST=True'))
     assert '6 runs, 6 of them finished' in again and 'python train' not in again
-    listed = run_script(*words, '--LIST=True')
     assert 'finished in ROOT itself' in listed and 'still to run, everything counted once: 0 PFLOP' in listed
 
 
 def test_requests_that_cannot_be_met_are_refused(tmp_path):
     script = 'reproduce_tables.py'
-    assert 'nothing was asked for' in run_script(script, tmp_path, expect=2)
-    text = run_script(script, tmp_path, '--TABLE=4,11', '--FIGURE=3', expect=2)
-    assert 'table 11: is not declared' in text and 'figure 3: is not declared' in text
-    text = run_script(script, tmp_path, '--TABLE=4', expect=2)
-    assert 'Data are missing' in text and 'dataset/list_seg.py' in text
+    nothing, unknown, early = run_in_turn(
+        (script, tmp_path), (script, tmp_path, '--TABLE=4,11', '--FIGURE=3'), (script, tmp_path, '--TABLE=4'),
+        expect=2)
+    assert 'nothing was asked for' in nothing
+    assert 'table 11: is not declared' in unknown and 'figure 3: is not declared' in unknown
+    assert 'Data are missing' in early and 'dataset/list_seg.py' in early
     assert not (tmp_path / 'runs').exists()
