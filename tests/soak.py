@@ -12,7 +12,8 @@ at a small input size so that an hour has many of each; the time begins with its
 compared is the last quarter of the time with the second; the first is the warm-up. Loader processes live as
 long as one training does: that they are started anew without a leak is not tested here. One minute shows
 that the script works, and little more.
-Linux only: all is read from /proc. PSS counts pages that processes share once, RSS in each of them.
+Linux only: all is read from /proc. RSS is all resident memory, "own" is what belongs to no file. (PSS would
+move with every other program that maps the same libraries.)
 
 Cost: two processor cores, 2.5 GB of memory, and up to 0.7 GB written to the disk for each validation.
 """
@@ -81,7 +82,7 @@ END = 600               # seconds that a training may take to stop
 EPOCH = 20_000          # of which the time takes a part
 TICKS = os.sysconf('SC_CLK_TCK')   # of a second, in which the system counts processor time
 VALIDATION = re.compile(r'step (\d+):.* ([\d.]+) steps/s')   # what a validation prints
-MEASURES = ('rss', 'pss', 'handles')
+MEASURES = ('rss', 'own', 'handles')
 LEAST_VALIDATIONS = 3   # in a quarter of the time, to judge its speed
 
 
@@ -164,7 +165,7 @@ def refuse_end(training):
 
 
 def sample(pid):
-    """What a training takes now: {'cpu': seconds so far, 'main rss': MB, 'main pss': MB, 'main handles': n,
+    """What a training takes now: {'cpu': seconds so far, 'main rss': MB, 'main own': MB, 'main handles': n,
     'worker 1 rss': ...}; the workers are its child processes, by age."""
     children = sorted(int(child) for task in Path(f'/proc/{pid}/task').iterdir()
                       for child in (task / 'children').read_text().split())
@@ -172,8 +173,8 @@ def sample(pid):
     for name, process in zip(['main', *(f'worker {n}' for n in range(1, len(children) + 1))],
                              [pid, *children], strict=True):
         folder = Path(f'/proc/{process}')
-        memory = dict(re.findall(r'^(Rss|Pss): +(\d+) kB', (folder / 'smaps_rollup').read_text(), re.M))
-        row[f'{name} rss'], row[f'{name} pss'] = int(memory['Rss']) / 1000, int(memory['Pss']) / 1000
+        memory = dict(re.findall(r'^(Rss|Anonymous): +(\d+) kB', (folder / 'smaps_rollup').read_text(), re.M))
+        row[f'{name} rss'], row[f'{name} own'] = (int(memory[kind]) / 1000 for kind in ('Rss', 'Anonymous'))
         row[f'{name} handles'] = len(list((folder / 'fd').iterdir()))
         times = (folder / 'stat').read_text().rpartition(')')[2].split()[11:13]   # in user and system mode
         row['cpu'] += sum(map(int, times)) / TICKS
@@ -237,11 +238,11 @@ def write_csv(rows, path):
 
 
 def draw(rows, path):
-    """Memory (PSS), handles and step time over minutes, as png."""
+    """Resident memory, handles and step time over minutes, as png."""
     minutes = [row['seconds'] / 60 for row in rows]
     figure, grid = figures.subplots(1, 3, (12, 3.4))
-    for axes, ending, title in zip(grid, ('pss', 'handles', 'step_ms'), (
-            'memory (PSS), MB', 'open handles', 'step time, ms'), strict=True):
+    for axes, ending, title in zip(grid, ('rss', 'handles', 'step_ms'), (
+            'resident memory, MB', 'open handles', 'step time, ms'), strict=True):
         for name in (name for name in rows[0] if name.endswith(ending)):
             axes.plot(minutes, [row.get(name, float('nan')) for row in rows], linewidth=1,
                       label=name.removesuffix(f' {ending}'))

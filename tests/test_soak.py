@@ -23,8 +23,8 @@ def samples(**changes):
     for number in range(COUNT):
         noise = (number * 7919 % 11 - 5) / 5   # -1 to 1
         row = {'seconds': 5.0 * (number + 1), 'step': 30 * (number + 1), 'step_ms': 160 + 5 * noise,
-               'cpu': 9.0 * number, 'main rss': 900 + 10 * noise, 'main pss': 700 + 8 * noise,
-               'main handles': 40 + round(noise), 'worker 1 rss': 300 + noise, 'worker 1 pss': 100 + noise,
+               'cpu': 9.0 * number, 'main rss': 900 + 10 * noise, 'main own': 700 + 8 * noise,
+               'main handles': 40 + round(noise), 'worker 1 rss': 300 + noise, 'worker 1 own': 100 + noise,
                'worker 1 handles': 20}
         rows.append(row | {name.replace('_', ' ') if name != 'step_ms' else name:
                            row[name.replace('_', ' ') if name != 'step_ms' else name] + more(number / COUNT)
@@ -41,14 +41,14 @@ def test_a_training_that_stays_as_it_is_passes():
     checks = soak.verdict(samples(), CFG)
     assert all(good for _, good in checks)
     assert [text.partition(':')[0] for text, _ in checks] == [
-        'processes', 'main rss', 'main pss', 'main handles', 'worker 1 rss', 'worker 1 pss',
+        'processes', 'main rss', 'main own', 'main handles', 'worker 1 rss', 'worker 1 own',
         'worker 1 handles', 'step']
     assert 'share of validations 300 -> 300 ms' in checks[-1][0]
 
 
 @pytest.mark.parametrize('column, growth', [
-    ('main_rss', lambda share: 150 * share), ('main_pss', lambda share: 100 * share),
-    ('worker_1_pss', lambda share: 15 * share),            # copies of pages that were shared
+    ('main_rss', lambda share: 150 * share), ('main_own', lambda share: 100 * share),
+    ('worker_1_own', lambda share: 15 * share),            # copies of pages that were shared
     ('main_rss', lambda share: 80 * (share in (0.8, 0.9))),   # higher peaks
     ('worker_1_handles', lambda share: int(10 * share)), ('main_handles', lambda share: int(9 * share)),
     ('step_ms', lambda share: 60 * share)])
@@ -87,8 +87,8 @@ def test_memory_and_handles_of_a_process_and_its_children_are_read():
         alone = soak.sample(child.pid)
         child.communicate(b'\n')
     workers = [name for name in row if name.startswith('worker') and name.endswith('rss')]
-    assert workers and row['main rss'] > row['main pss'] > 10 and row['main handles'] > 3 and row['cpu'] > 0
-    assert list(alone) == ['cpu', 'main rss', 'main pss', 'main handles'] and alone['main handles'] >= 3
+    assert workers and row['main rss'] > row['main own'] > 10 and row['main handles'] > 3 and row['cpu'] > 0
+    assert list(alone) == ['cpu', 'main rss', 'main own', 'main handles'] and alone['main handles'] >= 3
 
 
 def test_samples_are_written_and_drawn(tmp_path):
