@@ -191,7 +191,8 @@ def nursed(tmp_path_factory):
                           stdout=subprocess.PIPE, start_new_session=True) as process:
         try:
             assert process.stdout.readline() == 'ready\n'
-            disk = disk and Path(f'/proc/{process.pid}/root{disk}')
+            if disk:   # as the child sees it: Linux shows each process's file system below /proc
+                disk = Path('/proc', str(process.pid), 'root', *disk.parts[1:])
             yield Nursery(folder, process, disk if disk and os.access(disk, os.W_OK) else None)
         finally:
             os.killpg(process.pid, signal.SIGKILL)   # and children that a failed test has left
