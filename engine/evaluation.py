@@ -42,6 +42,7 @@ def crop_probabilities(classifier, data, batch_size, process, description=''):
     """Class probabilities of every crop of a split: (N, 3) float64; shared by all processes.
 
     data : dataset.sources.Classification; description : of the progress bar, none without
+    batch_size : crops at a time; on a CPU no more than CROPS_IN_CACHE
     """
     if process.device.type == 'cpu':
         batch_size = min(batch_size, CROPS_IN_CACHE)
