@@ -30,7 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import machine, works_net
 from benchmarks.works_data import SIDE, draw
 from dataset import files, sources
-from engine import hardware, runs, script, settings, stages, training
+from engine import hardware, networks, runs, script, settings, stages, training
 from engine.inference import Classifier
 from net.models import Xception_dilation, deeplabv3plus, deeplabv3plus_en
 
@@ -91,8 +91,9 @@ def coarse_stage(cfg, process):
 
 def enhanced_stage(cfg, process):
     data = segmentation_data(cfg.IMAGES, coarse=True)
-    network = works_net.ready(Xception_dilation(), process.device)
-    classifier = Classifier(network, 'symmetric', hardware.choose_precision(cfg.AMP, process.device))
+    precision = hardware.choose_precision(cfg.AMP, process.device)
+    network = networks.placed(Xception_dilation(), process.device, precision)
+    classifier = Classifier(network, 'symmetric', precision)
     return stages.segmentation(cfg, process, deeplabv3plus_en(), classifier, *data)
 
 

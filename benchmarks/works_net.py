@@ -40,8 +40,9 @@ def probabilities(device):
 
 
 def ready(network, device):
-    """A trained network as the scripts use it. Random weights do."""
-    return networks.placed(network, device)
+    """A network with random weights, placed as the scripts place trained ones, and its precision."""
+    precision = hardware.choose_precision('auto', device)
+    return networks.placed(network, device, precision), precision
 
 
 class Pairs(Work):
@@ -207,8 +208,8 @@ class CoarseInference(Work):
         return call
 
     def ours(self):
-        segmenter = Segmenter(ready(self.network(), self.device), 'unit',
-                              hardware.choose_precision('auto', self.device))
+        network, precision = ready(self.network(), self.device)
+        segmenter = Segmenter(network, 'unit', precision)
         batch = self.batch()
         return lambda: segmenter(batch.to(self.device)).cpu()
 
@@ -238,8 +239,8 @@ class MaskInference(CoarseInference):
         return call
 
     def ours(self):
-        classifier = Classifier(ready(self.network(), self.device), 'symmetric',
-                                hardware.choose_precision('auto', self.device))
+        network, precision = ready(self.network(), self.device)
+        classifier = Classifier(network, 'symmetric', precision)
         batch, masks = self.batch(), self.masks()
         return lambda: [part.cpu() for part in classifier(batch.to(self.device), masks.to(self.device))]
 
@@ -279,10 +280,8 @@ class Evaluation(Work):
         return call
 
     def ours(self):
-        enhanced, mask_cn = self.networks()
-        precision = hardware.choose_precision('auto', self.device)
-        classifier = Classifier(ready(mask_cn, self.device), 'symmetric', precision)
-        segmenter = Segmenter(ready(enhanced, self.device), 'unit', precision, classifier)
+        (enhanced, precision), (mask_cn, _) = (ready(network, self.device) for network in self.networks())
+        segmenter = Segmenter(enhanced, 'unit', precision, Classifier(mask_cn, 'symmetric', precision))
         cfg = SimpleNamespace(SCALES=SCALES, BATCH_SIZE=4, TTA=True)
         pairs, coarse = [triple[:2] for triple in self.triples], [triple[2] for triple in self.triples]
         target = self.folder / 'masks'

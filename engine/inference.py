@@ -6,7 +6,7 @@ import torch
 from dataset.samples import to_input, to_maskcn_input
 from engine import hardware
 from net.cam import class_activation_map
-from net.fold import fold_batch_norms
+from net.fold import fold_batch_norms, store_convolutions
 from net.loss import lesion_logit
 
 # Identity, three rotations by 90 degrees, two flips: (what is done, what undoes it).
@@ -34,7 +34,7 @@ class Classifier:
 
     def folded(self):
         """The same with a copy of the network whose batch norms are folded: faster over many pictures."""
-        return Classifier(_folded(self.network), self.scaling, self.precision, self.cam_relu)
+        return Classifier(_folded(self.network, self.precision), self.scaling, self.precision, self.cam_relu)
 
     @torch.no_grad()
     def __call__(self, images, coarse):
@@ -71,7 +71,7 @@ class Segmenter:
 
     def folded(self):
         """See Classifier.folded; the classifier stays as it is."""
-        return Segmenter(_folded(self.network), self.scaling, self.precision, self.classifier)
+        return Segmenter(_folded(self.network, self.precision), self.scaling, self.precision, self.classifier)
 
     @torch.no_grad()
     def __call__(self, images, coarse=None):
@@ -90,9 +90,14 @@ class Segmenter:
         return torch.stack([back(logit) for (_, back), logit in zip(VIEWS, logits, strict=True)])
 
 
-def _folded(network):
+def _folded(network, precision):
     """An evaluation copy; the network itself may be trained on."""
-    return fold_batch_norms(copy.deepcopy(network))
+    return for_inference(copy.deepcopy(network), precision)
+
+
+def for_inference(network, precision):
+    """Make a network fit for nothing but `precision` inference, in place; returns it."""
+    return store_convolutions(fold_batch_norms(network), hardware.DTYPES[precision])
 
 
 def counts_on_device(logit, truth):

@@ -9,9 +9,8 @@ from dataset.images import resize_rgb
 from dataset.isic import CLASSES
 from dataset.samples import SCALINGS, to_input
 from engine import checkpoints
-from engine.inference import Classifier, Segmenter
+from engine.inference import Classifier, Segmenter, for_inference
 from net import weights
-from net.fold import fold_batch_norms
 from net.models import STRIDE, Xception_dilation, deeplabv3plus, deeplabv3plus_d, deeplabv3plus_en
 
 PRETRAINED_SN = ('auto', 'voc', 'xception65', 'xception', 'none')
@@ -158,7 +157,7 @@ def load_segmenter(layout, name, device, precision):
     classifier = None
     if transfer in GUIDED:
         classifier = load_classifier(layout, device, precision, settings.get('CAM_RELU', False))
-    return Segmenter(placed(network, device), _scaling(settings, path), precision, classifier)
+    return Segmenter(placed(network, device, precision), _scaling(settings, path), precision, classifier)
 
 
 def load_classifier(layout, device, precision, cam_relu=False):
@@ -170,7 +169,7 @@ def load_classifier(layout, device, precision, cam_relu=False):
     rows = _rows(state, 'cls.weight', path, (len(CLASSES),))
     network = Xception_dilation(_channels(state), rows, relu_skip)
     checkpoints.apply(weights.load, network, state, path, make)
-    return Classifier(placed(network, device), _scaling(settings, path), precision, cam_relu)
+    return Classifier(placed(network, device, precision), _scaling(settings, path), precision, cam_relu)
 
 
 def maskcn_reads_masks(layout):
@@ -212,9 +211,10 @@ def warn_of_other_size(path, side):
         print(f'note: {path} was trained at {trained!r} px and is used at {side} px')
 
 
-def placed(network, device):
-    """A trained network as it is used: batch norms folded, on the device, never trained again."""
-    return fold_batch_norms(network).to(device, memory_format=torch.channels_last).requires_grad_(False)
+def placed(network, device, precision):
+    """A trained network as it is used with a `precision`: on the device, never trained again."""
+    network = for_inference(network, precision).requires_grad_(False)
+    return network.to(device, memory_format=torch.channels_last)
 
 
 def _rows(state, name, path, allowed):

@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them, for networks that are trained no further."""
+"""Networks that are trained no further: batch norms folded, weights in the type that is computed in."""
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -26,3 +26,16 @@ def fold_batch_norms(network):
 def _replace(network, name, layer):
     parent, _, own = name.rpartition('.')
     setattr(network.get_submodule(parent), own, layer)
+
+
+def store_convolutions(network, dtype):
+    """Keep the weights of all convolutions in the type that autocast computes in; in place, returns it.
+
+    Autocast would cast them anew in every call; the outputs under it are the same bits. Other layers, such
+    as the FC layer whose float32 rows weigh the activation maps, stay as they are. Call it after folding.
+    dtype : torch.bfloat16, torch.float16, or torch.float32, which changes nothing
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.to(dtype)
+    return network

@@ -1,9 +1,9 @@
-"""Folded batch norms: the same outputs with fewer layers."""
+"""Networks made ready for use: batch norms folded, weights of the type that is computed in."""
 import pytest
 import torch
 from torch import nn
 
-from engine.inference import Segmenter
+from engine.inference import Classifier, Segmenter, for_inference
 from net.fold import fold_batch_norms
 from net.models import Xception_dilation, deeplabv3plus, deeplabv3plus_d, deeplabv3plus_en
 
@@ -79,3 +79,22 @@ def test_the_cams_features_are_the_same():
         folded = fold_batch_norms(network).features(picture)
     assert expected.std() > 1e-3
     torch.testing.assert_close(folded, expected, atol=1e-9, rtol=1e-9)
+
+
+def test_weights_stored_in_bf16_give_the_same_bits():
+    torch.manual_seed(7)
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    coarse = torch.randint(0, 2, (2, 64, 64), dtype=torch.uint8)
+    network = fold_batch_norms(with_statistics(Xception_dilation(), [torch.rand(2, 4, 64, 64)]))
+    expected = Classifier(network, 'symmetric', 'bf16')(images, coarse)
+    stored = for_inference(network, 'bf16')
+    convolutions = [layer for layer in stored.modules() if isinstance(layer, nn.Conv2d)]
+    assert {layer.weight.dtype for layer in convolutions} == {torch.bfloat16}
+    assert stored.cls.weight.dtype == torch.float32
+    found = Classifier(stored, 'symmetric', 'bf16')(images, coarse)
+    assert all(map(torch.equal, found, expected))
+
+
+def test_for_float32_the_weights_stay_float32():
+    network = for_inference(Xception_dilation(), 'fp32')
+    assert {weight.dtype for weight in network.parameters()} == {torch.float32}

@@ -1,0 +1,96 @@
+"""hardware.on_each_core: items side by side on the cores of a CPU, as one after the other."""
+import itertools
+import threading
+import time
+
+import pytest
+import torch
+
+from engine import hardware
+
+CPU = torch.device('cpu')
+
+
+@pytest.fixture(autouse=True)
+def two_cores():
+    """As many threads, whatever machine this is; the suite's own number afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_results_come_in_order_whatever_takes_longest():
+    def slow_at_first(number):
+        time.sleep(0.05 if number == 0 else 0)
+        return number
+    assert list(hardware.on_each_core(slow_at_first, range(20), CPU)) == list(range(20))
+
+
+def test_two_items_are_under_way_at_once_each_on_one_core():
+    meeting, threads = threading.Barrier(2, timeout=30), []
+
+    def meet(_number):
+        meeting.wait()   # a lonely item would break it
+        threads.append(torch.get_num_threads())
+    list(hardware.on_each_core(meet, range(4), CPU))
+    assert threads == [1, 1, 1, 1]
+
+
+def test_the_machine_is_as_before_afterwards():
+    list(hardware.on_each_core(abs, range(5), CPU))
+    later = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert torch.get_num_threads() == 2 and later == [2]
+
+
+def test_one_core_computes_what_two_compute():
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(16, 16, 3)
+    batches = list(torch.rand(6, 2, 16, 24, 24))
+    with torch.no_grad():
+        expected = [layer(batch) for batch in batches]
+
+    @torch.no_grad()
+    def convolve(batch):
+        return layer(batch)
+    found = list(hardware.on_each_core(convolve, batches, CPU))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_items_wait_until_they_are_wanted():
+    """Pictures of a whole split never lie in memory at once."""
+    taken = []
+    numbers = (taken.append(number) or number for number in range(100))
+    results = hardware.on_each_core(abs, numbers, CPU)
+    assert list(itertools.islice(results, 3)) == [0, 1, 2]
+    assert len(taken) <= 6
+    results.close()
+    assert len(taken) <= 6 and torch.get_num_threads() == 2
+
+
+def test_an_error_reaches_the_caller_and_ends_the_work():
+    started = []
+
+    def fail_at_three(number):
+        started.append(number)
+        if number == 3:
+            raise ValueError('the third')
+        return number
+    with pytest.raises(ValueError, match='the third'):
+        list(hardware.on_each_core(fail_at_three, range(100), CPU))
+    assert len(started) < 10 and torch.get_num_threads() == 2
+
+
+def test_one_core_and_gpus_take_one_after_the_other():
+    names = []
+
+    def note(number):
+        names.append(threading.current_thread() is threading.main_thread())
+        return number
+    list(hardware.on_each_core(note, range(3), torch.device('cuda')))   # nothing is computed there
+    torch.set_num_threads(1)
+    list(hardware.on_each_core(note, range(3), CPU))
+    assert names == [True] * 6
