@@ -44,8 +44,7 @@ def main():
     device = hardware.choose_device(cfg.DEVICE)
     rates = machine.rates(device)
     about = machine.describe(device)
-    print(f'{about}\nmatrix products: bf16 {rates["bf16"] / 1e9:.0f}, fp32 {rates["fp32"] / 1e9:.0f} '
-          f'GFLOP/s; copies {rates["memory"] / 1e9:.1f} GB/s (read and written)\n')
+    print(f'{about}\n{machine.told(rates)} (read and written)\n')
     rows = []
     with tempfile.TemporaryDirectory(prefix='bench-') as folder:
         for name in names:
@@ -94,9 +93,7 @@ def run_child(name, version, folder, device, seconds):
 
 def table(facts):
     """The results as Markdown."""
-    rates = facts['rates']
-    lines = [f'{facts["machine"]}; matrix products {rates["bf16"] / 1e9:.0f} GFLOP/s in bf16, '
-             f'{rates["fp32"] / 1e9:.0f} in fp32; copies {rates["memory"] / 1e9:.1f} GB/s.', '',
+    lines = [f'{facts["machine"]}; {machine.told(facts["rates"])}.', '',
              row_of(dict(zip(HEADER, HEADER, strict=True))), '|---' * len(HEADER) + '|']
     return '\n'.join(lines + [row_of(row) for row in facts['works']]) + '\n'
 

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import machine, works_net
+from benchmarks import child, machine, works_net
 from benchmarks.works_data import SIDE, draw
 from dataset import files, sources
 from engine import hardware, networks, runs, script, settings, stages, training
@@ -56,7 +56,7 @@ def main():
     device = hardware.choose_device(cfg.DEVICE)
     torch.backends.cudnn.benchmark = True   # as the scripts have it
     rates, about = machine.rates(device), machine.describe(device)
-    print(f'{about}; matrix products {rates["bf16"] / 1e9:.0f} GFLOP/s in bf16')
+    print(f'{about}; {machine.told(rates)}')
     rows = []
     with tempfile.TemporaryDirectory(prefix='full-run-') as folder:
         for name in STAGES:
@@ -150,9 +150,9 @@ def measure(name, given, device, folder):
     step, alone = (min(times) for times in zip(*rounds, strict=True))
     total = FULL[name] * step + VALIDATIONS[name] * (SEEN[name] * validation + SAVES * save)
     forward = machine.flops(*inputs_of(name))
-    return {'batch': cfg.BATCH_SIZE, 'step': step, 'data wait': 1 - alone / step, 'rounds': rounds,
-            'validation': validation, 'save': save, 'full run': total, 'profile': profiled,
-            'operations': 3 * forward * cfg.BATCH_SIZE,
+    return {'batch': cfg.BATCH_SIZE, 'precision': session.precision, 'step': step,
+            'data wait': 1 - alone / step, 'rounds': rounds, 'validation': validation, 'save': save,
+            'full run': total, 'profile': profiled, 'operations': 3 * forward * cfg.BATCH_SIZE,
             'memory': torch.cuda.max_memory_allocated(device) if device.type == 'cuda' else 0}
 
 
@@ -198,14 +198,12 @@ def plain_rate(device, folder):
     folder.mkdir()
     work = works_net.Epoch(folder, device)
     work.prepare()
-    call = work.plain()
-    call()
-    return min(timed(call, device) for _ in range(2 if device.type == 'cpu' else 20)) / works_net.BATCH
+    return min(child.repeated(work.plain(), device, 0, device.type == 'cuda')) / works_net.BATCH
 
 
 def line_of(row, rates):
     """A stage as a line of the table."""
-    share = row['operations'] / row['step'] / rates['bf16']
+    share = row['operations'] / row['step'] / rates[row['precision']]
     memory = f'{row["memory"] / 2**30:.1f} GB' if row['memory'] else ''
     speed, wait = row['batch'] / row['step'], 100 * row['data wait']
     return (f'| {row["stage"]}, batch {row["batch"]} | {speed:.3g} | {100 * share:.0f} % | {wait:.1f} % | '
@@ -214,8 +212,8 @@ def line_of(row, rates):
 
 def report(about, rates, rows, plain):
     """The results as Markdown."""
-    lines = [f'{about}; matrix products {rates["bf16"] / 1e9:.0f} GFLOP/s in bf16.', '',
-             '| stage | images/s in training | of the bf16 rate | data wait | images/s in validation '
+    lines = [f'{about}; {machine.told(rates)}.', '',
+             '| stage | images/s in training | of the matrix rate | data wait | images/s in validation '
              "| GPU memory | the paper's full run |", '|---' * 7 + '|',
              *(line_of(row, rates) for row in rows), '',
              f'All three stages: {sum(row["full run"] for row in rows) / 3600:.3g} h.']

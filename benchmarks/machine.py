@@ -26,13 +26,14 @@ def wait(device):
 
 
 def rates(device):
-    """{'bf16': FLOP/s, 'fp32': FLOP/s, 'memory': bytes/s}, of matrix products and of a copy, measured now.
+    """{precision: FLOP/s, 'fp32': FLOP/s, 'memory': bytes/s}, of matrix products and of a copy, measured now.
 
-    A multiplication and an addition are two operations; a copied byte is read and written.
+    The precision is that in which networks run here. A multiplication and an addition are two operations; a
+    copied byte is read and written.
     """
     found = {}
-    for name, dtype in (('bf16', torch.bfloat16), ('fp32', torch.float32)):
-        best = 0
+    for name in dict.fromkeys((hardware.choose_precision('auto', device), 'fp32')):
+        best, dtype = 0, hardware.DTYPES[name]
         for side in SIDES.get(device.type, SIDES['cpu']):
             a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
             best = max(best, 2 * side**3 / _least(lambda a=a, b=b: a @ b, device))
@@ -41,6 +42,13 @@ def rates(device):
     target = torch.empty_like(source)
     found['memory'] = 2 * COPIED / _least(lambda: target.copy_(source), device)
     return found
+
+
+def told(rates):
+    """Rates in words."""
+    products = ', '.join(f'{rate / 1e9:.0f} GFLOP/s in {name}' for name, rate in rates.items()
+                         if name != 'memory')
+    return f'matrix products {products}; copies {rates["memory"] / 1e9:.1f} GB/s'
 
 
 def _least(call, device):

@@ -3,10 +3,11 @@
     title, unit, asked   words for the table; asked is the ratio that was set as the aim
     versions             'plain' and 'ours', or 'ours' alone
     elsewhere            True for work that other processes do, whose memory is not seen
+    loads                True for work that loader processes may do ahead of the clock
     units                how many units one repetition does
     prepare()            make the files that the work reads, once for all processes
     plain(), ours()      return a function that does one repetition; not timed themselves
-    floor()              ('bf16' or 'memory', operations or bytes of one unit), or (None, 0)
+    floor()              (a precision or 'memory', operations or bytes of one unit), or (None, 0)
 """
 from benchmarks import works_data, works_net
 

@@ -19,6 +19,7 @@ from benchmarks import plain
 from dataset import augment, cache, crops, extraction, images, synthetic
 from dataset.layout import Layout
 from dataset.samples import Pictures, stream
+from engine import hardware, networks
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ORIGINALS = ((3000, 2000), (4288, 2848), (6748, 4499))   # px, as the large ones of ISIC-2017
@@ -54,10 +55,15 @@ def write_labels(path, names):
 class Work:
     """What most works have in common."""
 
-    versions, asked, units, elsewhere = ('plain', 'ours'), '', 1, False
+    versions, asked, units, elsewhere, loads = ('plain', 'ours'), '', 1, False, False
 
     def __init__(self, folder, device):
         self.folder, self.device = folder, device
+        self.precision = hardware.choose_precision('auto', device)
+
+    def placed(self, network):
+        """A network with random weights, as the scripts place trained ones."""
+        return networks.placed(network, self.device, self.precision)
 
     def prepare(self):
         """Nothing to prepare."""

@@ -12,7 +12,7 @@ from benchmarks.works_data import SIDE, Work, draw, quiet
 from dataset import crops, extraction, images, isic, resident, sources
 from dataset.layout import Layout
 from dataset.samples import stream
-from engine import evaluation, hardware, networks, runs, stages, training
+from engine import evaluation, hardware, runs, stages, training
 from engine.inference import Classifier, Segmenter
 from net import loss
 from net.cam import class_activation_map
@@ -37,12 +37,6 @@ def probabilities(device):
     masks = torch.stack([(x**2 + y**2 < radius).float() for radius in torch.linspace(0.1, 0.6, BATCH)])
     noise = torch.randn(BATCH, SIDE, SIDE) + 2 * masks - 1
     return noise.sigmoid().to(device).requires_grad_(), masks.to(device)
-
-
-def ready(network, device):
-    """A network with random weights, placed as the scripts place trained ones, and its precision."""
-    precision = hardware.choose_precision('auto', device)
-    return networks.placed(network, device, precision), precision
 
 
 class Pairs(Work):
@@ -153,13 +147,14 @@ class CoarseStep(Work):
 
     def floor(self):
         """Forward, and twice as much backward."""
-        return 'bf16', 3 * machine.flops(deeplabv3plus().eval(), torch.zeros(1, 3, SIDE, SIDE))
+        return self.precision, 3 * machine.flops(deeplabv3plus().eval(), torch.zeros(1, 3, SIDE, SIDE))
 
 
 class Epoch(CoarseStep):
-    """Steps as an epoch has them: pictures from the disk, augmented, then the step."""
+    """Steps as an epoch has them: plain reads and warps the files, ours takes pictures that were decoded once
+    (which is not timed) from the cache, or from a GPU's memory."""
 
-    title, asked = 'coarse-SN, training with its data, 1600-px originals', ''
+    title, asked, loads = 'coarse-SN, training with its data, 1600-px originals', '', True
 
     def prepare(self):
         self.source = works_data.Samples(self.folder, self.device)
@@ -208,13 +203,12 @@ class CoarseInference(Work):
         return call
 
     def ours(self):
-        network, precision = ready(self.network(), self.device)
-        segmenter = Segmenter(network, 'unit', precision)
+        segmenter = Segmenter(self.placed(self.network()), 'unit', self.precision)
         batch = self.batch()
         return lambda: segmenter(batch.to(self.device)).cpu()
 
     def floor(self):
-        return 'bf16', machine.flops(self.network().eval(), torch.zeros(1, 3, SIDE, SIDE))
+        return self.precision, machine.flops(self.network().eval(), torch.zeros(1, 3, SIDE, SIDE))
 
 
 class MaskInference(CoarseInference):
@@ -230,22 +224,21 @@ class MaskInference(CoarseInference):
         return torch.ones(self.units, SIDE, SIDE, dtype=torch.uint8)
 
     def plain(self):
-        network, batch, masks = self.network().eval().to(self.device), self.batch(), self.masks().numpy()
+        network, masks = self.network().eval().to(self.device), self.masks().numpy()
+        pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in self.batch()]
 
         def call():
-            for image, mask in zip(batch, masks, strict=True):
-                picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+            for picture, mask in zip(pictures, masks, strict=True):
                 plain.classify(network, picture, mask, self.device)[1].softmax(1).cpu()
         return call
 
     def ours(self):
-        network, precision = ready(self.network(), self.device)
-        classifier = Classifier(network, 'symmetric', precision)
+        classifier = Classifier(self.placed(self.network()), 'symmetric', self.precision)
         batch, masks = self.batch(), self.masks()
         return lambda: [part.cpu() for part in classifier(batch.to(self.device), masks.to(self.device))]
 
     def floor(self):
-        return 'bf16', machine.flops(self.network().eval(), torch.zeros(1, 4, SIDE, SIDE))
+        return self.precision, machine.flops(self.network().eval(), torch.zeros(1, 4, SIDE, SIDE))
 
 
 class Evaluation(Work):
@@ -280,8 +273,9 @@ class Evaluation(Work):
         return call
 
     def ours(self):
-        (enhanced, precision), (mask_cn, _) = (ready(network, self.device) for network in self.networks())
-        segmenter = Segmenter(enhanced, 'unit', precision, Classifier(mask_cn, 'symmetric', precision))
+        enhanced, mask_cn = map(self.placed, self.networks())
+        classifier = Classifier(mask_cn, 'symmetric', self.precision)
+        segmenter = Segmenter(enhanced, 'unit', self.precision, classifier)
         cfg = SimpleNamespace(SCALES=SCALES, BATCH_SIZE=4, TTA=True)
         pairs, coarse = [triple[:2] for triple in self.triples], [triple[2] for triple in self.triples]
         target = self.folder / 'masks'
@@ -299,11 +293,15 @@ class Evaluation(Work):
             cam = torch.zeros(1, 1, side // 16, side // 16)
             total += machine.flops(enhanced, torch.zeros(1, 3, side, side), cam)
             total += machine.flops(mask_cn, torch.zeros(1, 4, side, side))
-        return 'bf16', 6 * total
+        return self.precision, 6 * total
 
 
 class Validation(Work):
-    """Mask-CN's validation: 9 crops of each image and their coarse masks, read and classified."""
+    """Mask-CN's validation: 9 crops of each image and their coarse masks.
+
+    Plain reads the files at each validation, as the released code does; ours decodes them once a training,
+    which is not timed.
+    """
 
     title, unit, asked, units = 'classification validation, 9 crops', 'image', '3', 24
 
@@ -341,9 +339,8 @@ class Validation(Work):
 
     def ours(self):
         torch.manual_seed(0)
-        precision = hardware.choose_precision('auto', self.device)
         network = Xception_dilation().to(self.device, memory_format=torch.channels_last)   # as in training
-        classifier = Classifier(network, 'symmetric', precision)
+        classifier = Classifier(network, 'symmetric', self.precision)
         with quiet():
             data = sources.classification(self.layout, 'Validation', SIDE)
         process = hardware.Process(device=self.device, **ALONE)
@@ -351,5 +348,5 @@ class Validation(Work):
 
     def floor(self):
         crop = machine.flops(Xception_dilation().eval(), torch.zeros(1, 4, SIDE, SIDE))
-        return 'bf16', crop * (1 + 2 * len(crops.SCALES_9))
+        return self.precision, crop * (1 + 2 * len(crops.SCALES_9))
 

@@ -17,6 +17,7 @@ PRECISIONS = ('auto', 'bf16', 'fp16', 'fp32')
 DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'fp32': torch.float32}
 COMPILATIONS = ('default', 'reduce-overhead', 'max-autotune')   # modes of torch.compile
 WORKERS_AUTO = -1
+MOST_AT_ONCE = 16   # items of `on_each_core`: each holds feature maps of 100 to 200 MB
 PATIENCE = timedelta(hours=3)   # processes wait for one that decodes all pictures
 
 
@@ -104,20 +105,22 @@ def autocast(precision, device):
 
 
 def on_each_core(function, items, device):
-    """function(item) of every item, in order; a generator. It must not compute gradients.
+    """function(item) of a list of items, in order; a generator. It must not compute gradients.
 
     On a CPU each core takes an item of its own, so that no core waits for the others after every
     layer: an eighth faster on two cores. Other devices take one item after the other.
     """
     cores = torch.get_num_threads()
-    if device.type != 'cpu' or cores == 1:
+    threads = min(cores, len(items), MOST_AT_ONCE)
+    if device.type != 'cpu' or threads < 2:
         yield from map(function, items)
         return
-    pool, waiting = ThreadPoolExecutor(cores, 'core', torch.set_num_threads, (1,)), deque()
+    waiting = deque()
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(cores // threads,))
     try:
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) > cores:
+            if len(waiting) > threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

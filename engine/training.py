@@ -128,10 +128,12 @@ class Session:
         """Go on from last.pth. Raises InputError when it is of another network, or damaged."""
         try:
             weights.load(self.stage.network, state['model'])
+            for group in state['optimizer']['param_groups']:   # the run may come from another device
+                group['fused'] = self.optimizer.defaults['fused']
             self.optimizer.load_state_dict(state['optimizer'])
             if not all(_fit(*pair) for pair in self.optimizer.state.items()):
                 raise ValueError("Adam's moments do not fit the network")
-            if state['scaler'] and self.scaler.is_enabled():
+            if state['scaler'] and self.precision == 'fp16':
                 self.scaler.load_state_dict(state['scaler'])
             self.progress.restore(state['progress'])
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -143,7 +145,8 @@ class Session:
         for group in self.optimizer.param_groups:
             group['lr'] = rate
         hardware.seed_step(self.cfg.SEED, progress.step, self.process.rank)
-        batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        on_gpu = device.type == 'cuda'   # from pinned memory
+        batch = {name: tensor.to(device, non_blocking=on_gpu) for name, tensor in batch.items()}
         with hardware.autocast(self.precision, device):
             loss, parts = self.stage.loss(self.model, batch)
         if device.type == 'cpu' or progress.step % STEPS_BETWEEN_MEANS == 0:
@@ -151,7 +154,7 @@ class Session:
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.scaler.update(None if self.precision == 'fp16' else 1.0)
         progress.add({'loss': loss, **parts})
 
     def validate(self, rate):
@@ -184,7 +187,8 @@ class Session:
         if self.process.main:
             checkpoints.save({'progress': self.progress.state(), 'model': self.stage.network.state_dict(),
                               'optimizer': self.optimizer.state_dict(),
-                              'scaler': self.scaler.state_dict()}, self.run.last)
+                              'scaler': self.scaler.state_dict() if self.precision == 'fp16' else {}},
+                             self.run.last)
         self._saved = time.monotonic()
 
     def _complete(self, model):
@@ -223,12 +227,12 @@ def _fit(parameter, moments):
 
 
 def _scaler(precision, device):
-    """Loss scaling for fp16. For other precisions on GPUs it scales by 1 and only skips optimisation
-    steps whose gradients are not finite, so that such a step never reaches the weights, although the
-    loss itself is looked at only now and then."""
+    """Loss scaling for fp16. For other precisions on GPUs it scales by 1 (a step sets it back) and only
+    skips optimisation steps whose gradients are not finite, so that such a step never reaches the weights,
+    although the loss itself is looked at only now and then."""
     if precision == 'fp16' or device.type != 'cuda':
         return torch.amp.GradScaler(device.type, enabled=precision == 'fp16')
-    return torch.amp.GradScaler(device.type, init_scale=1.0, growth_interval=2**31 - 1)
+    return torch.amp.GradScaler(device.type, init_scale=1.0)
 
 
 def _refuse_non_finite(loss, batch, step):

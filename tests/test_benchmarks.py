@@ -128,20 +128,22 @@ def test_operations_are_counted_and_rates_positive(monkeypatch):
 def test_every_stage_of_a_full_run_is_measured(name, tmp_path, monkeypatch):
     """At 32 px here; validation pictures are half as large as training pictures, as in the scripts."""
     seen = []
-    validate = stages.evaluation.quick_segmentation
-    monkeypatch.setattr(stages.evaluation, 'quick_segmentation',
-                        lambda segmenter, data, *rest: seen.append(data) or validate(segmenter, data, *rest))
+    for function in ('quick_segmentation', 'crop_probabilities'):
+        validate = getattr(stages.evaluation, function)
+        monkeypatch.setattr(stages.evaluation, function,
+                            lambda network, data, *rest, validate=validate: seen.append(data) or validate(
+                                network, data, *rest))
     monkeypatch.setattr(full_run, 'draw', lambda size, *rest: works_data.draw((64, 64), *rest))
     monkeypatch.setitem(full_run.BATCHES, name, 4)
     monkeypatch.setitem(works_net.SETTINGS, 'INPUT_SIZE', 32)
     given = SimpleNamespace(IMAGES=4, STEPS=1, WARM=1, ROUNDS=1, PROFILE=False, PICTURES_ON='auto',
                             COMPILE='off')
     row = full_run.measure(name, given, CPU, tmp_path) | {'stage': name}
-    assert all(data.images.shape == (4, 32, 32, 3) for data in seen) and (name == 'mask-CN' or len(seen) == 2)
+    assert [data.images.shape for data in seen] == [(4, 32, 32, 3)] * 2
     assert row['full run'] == pytest.approx(
         full_run.FULL[name] * row['step']
         + full_run.VALIDATIONS[name] * (full_run.SEEN[name] * row['validation'] + 0.1 * row['save']))
-    text = full_run.report('a machine', {'bf16': 1e12}, [row], plain=1.0)
+    text = full_run.report('a machine', {row['precision']: 1e12, 'memory': 1e10}, [row], plain=1.0)
     assert name in text and 'All three stages' in text
 
 

@@ -14,10 +14,10 @@ CPU = torch.device('cpu')
 @pytest.fixture(autouse=True)
 def two_cores():
     """As many threads, whatever machine this is; the suite's own number afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    before, set_number = torch.get_num_threads(), torch.set_num_threads
+    set_number(2)
     yield
-    torch.set_num_threads(before)
+    set_number(before)
 
 
 def test_results_come_in_order_whatever_takes_longest():
@@ -60,15 +60,28 @@ def test_one_core_computes_what_two_compute():
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
-def test_items_wait_until_they_are_wanted():
-    """Pictures of a whole split never lie in memory at once."""
-    taken = []
-    numbers = (taken.append(number) or number for number in range(100))
-    results = hardware.on_each_core(abs, numbers, CPU)
+def test_results_that_nobody_takes_do_not_pile_up():
+    started = []
+
+    def note(number):
+        started.append(number)
+        return number
+    results = hardware.on_each_core(note, range(100), CPU)
     assert list(itertools.islice(results, 3)) == [0, 1, 2]
-    assert len(taken) <= 6
+    time.sleep(0.1)
+    assert len(started) <= 6
     results.close()
-    assert len(taken) <= 6 and torch.get_num_threads() == 2
+    assert len(started) <= 6 and torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(('cores', 'items', 'expected'), [(8, 2, 4), (64, 40, 4), (16, 100, 1)])
+def test_cores_beyond_the_items_help_with_them(cores, items, expected, monkeypatch):
+    """At most 16 items are under way, for the sake of memory."""
+    given = []
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: cores)
+    monkeypatch.setattr(torch, 'set_num_threads', given.append)
+    assert list(hardware.on_each_core(abs, range(items), CPU)) == list(range(items))
+    assert given[-1] == cores and set(given[:-1]) == {expected} and len(given) <= 17
 
 
 def test_an_error_reaches_the_caller_and_ends_the_work():

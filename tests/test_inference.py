@@ -165,8 +165,17 @@ def test_counts_on_the_device_are_the_metrics_counts(seed, batch, side, share):
 
 # --- Evaluation at the networks' resolution
 
+@pytest.fixture(params=[1, 2])
+def cores(request):
+    """With two, batches are computed side by side."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize('batch_size', [1, 2, 16])
-def test_quick_segmentation_is_the_mean_over_images_one_by_one(batch_size):
+def test_quick_segmentation_is_the_mean_over_images_one_by_one(batch_size, cores):
     rng, segmenter = np.random.default_rng(6), enhanced()
     masks = rng.integers(0, 2, (2, 5, 16, 16)).astype(np.uint8) * 255
     data = Segmentation(rng.integers(0, 256, (5, 16, 16, 3), dtype=np.uint8), masks[0], masks[1],
@@ -187,9 +196,10 @@ def crops_of_three_images():
                           np.array([2, 2, 0, 0, 0, 1, 2]), np.array([1, 1, 0, 0, 0, 2, 1]), list('abc'), '')
 
 
+@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
 @pytest.mark.parametrize('batch_size', [1, 3, 16])
-def test_crop_probabilities_in_batches_are_those_one_by_one(batch_size):
-    data, classifier = crops_of_three_images(), Classifier(TinyMaskCN(), 'symmetric', 'fp32')
+def test_crop_probabilities_in_batches_are_those_one_by_one(batch_size, precision, cores):
+    data, classifier = crops_of_three_images(), Classifier(TinyMaskCN(), 'symmetric', precision).folded()
     found = evaluation.crop_probabilities(classifier, data, batch_size, ALONE)
     for row, image, coarse in zip(found, data.images, data.coarse, strict=True):
         alone, _ = classifier(torch.from_numpy(image).permute(2, 0, 1)[None],
