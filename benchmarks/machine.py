@@ -113,5 +113,6 @@ def describe(device):
                  if line.startswith('model name')]
         processor = names[0] if names else processor
     gpu = f', {torch.cuda.get_device_name(device)}' if device.type == 'cuda' else ''
-    return (f'{torch.get_num_threads()} cores of {processor}{gpu}; PyTorch {torch.__version__}, precision '
+    cores = torch.get_num_threads()
+    return (f'{cores} core{"s" * (cores > 1)} of {processor}{gpu}; PyTorch {torch.__version__}, precision '
             f'{hardware.choose_precision("auto", device)}')

@@ -1,14 +1,16 @@
 """The scripts of steps 2 to 6 as processes: what they write, what they skip and what they refuse."""
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
 
-from dataset import images, isic
+from dataset import images, isic, sources
+from dataset.errors import InputError
 from dataset.layout import SPLITS
-from engine import checkpoints, metrics, settings
+from engine import checkpoints, coarse_masks, metrics, settings
 from engine.training import poly
 from tests.conftest import REPOSITORY, STAGES, finish, run_in_turn, run_script, start_script, wait_for
 
@@ -233,6 +235,26 @@ def test_masks_that_were_interrupted_are_refused_and_go_on(chain, sibling):
     for path in chain.layout.coarse_masks.rglob('*.png'):
         assert (layout.coarse_masks / path.relative_to(chain.layout.coarse_masks)).read_bytes() == (
             path.read_bytes()), path
+
+
+def test_masks_of_earlier_pictures_or_drawn_unlike_the_others_are_refused(sibling):
+    layout = sibling('CoarseSN', masks='copy')
+    folders = [layout.coarse_for_classification(split) for split in ('Training', 'Validation')]
+    crops = [path for path, _ in isic.read_classification_list(layout, 'Validation')]
+    assert len(sources.coarse_paths(layout, folders[1], crops)) == len(crops)
+    os.utime(folders[1] / f'{crops[4].stem}.png', ns=(0, crops[4].stat().st_mtime_ns - 10**9))
+    with pytest.raises(InputError) as caught:
+        sources.coarse_paths(layout, folders[1], crops)
+    assert len(caught.value.faults) == 1 and str(crops[4]) in caught.value.faults[0]
+    assert 'python generate_Coarse_mask.py' in caught.value.remedy
+    coarse_masks.require(layout, folders)
+    record = json.loads((folders[1] / 'made_by.json').read_text())
+    record['facts']['input_size'] = 64
+    (folders[1] / 'made_by.json').write_text(json.dumps(record))
+    with pytest.raises(InputError) as caught:
+        coarse_masks.require(layout, folders)
+    assert all('unlike the others' in fault for fault in caught.value.faults)
+    assert 'python generate_Coarse_mask.py' in caught.value.remedy
 
 
 # Settings
