@@ -137,6 +137,7 @@ def start_weights(layout):
     torch.save(theirs, START / 'xception.pth')
 
 
+@pytest.hookimpl(tryfirst=True)   # pytest-xdist reads the groups in its own such hook
 def pytest_collection_modifyitems(items):
     """With --dist=loadgroup, one process gets all files that use `chain`, which takes a minute to make."""
     users = {item.path for item in items if 'chain' in item.fixturenames}
