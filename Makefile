@@ -47,10 +47,10 @@ demo: $(VENV)/.requirements
 tables: $(VENV)/.requirements
 	$(RUN) reproduce_tables.py $(AS_DEMO) --TABLE=4,5,6,7 --FIGURE=4,5,6,7
 
-# Two files at a time, one core for each.
+# Two tests at a time, one core for each.
 test: $(VENV)/.requirements-test
 	$(RUN) -m ruff check .
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses=2 --dist=loadgroup
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses=2
 
 bench: $(VENV)/.requirements
 	$(RUN) benchmarks/bench.py

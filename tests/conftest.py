@@ -137,14 +137,6 @@ def start_weights(layout):
     torch.save(theirs, START / 'xception.pth')
 
 
-@pytest.hookimpl(tryfirst=True)   # pytest-xdist reads the groups in its own such hook
-def pytest_collection_modifyitems(items):
-    """With --dist=loadgroup, one process gets all files that use `chain`, which takes a minute to make."""
-    users = {item.path for item in items if 'chain' in item.fixturenames}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group('chain' if item.path in users else item.path.stem))
-
-
 @dataclass(frozen=True)
 class Chain:
     """root, layout : of the experiment; outputs : {script: what it printed}"""
