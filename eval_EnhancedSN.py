@@ -14,20 +14,11 @@ Writes  results/<network>_<split>.csv   JA, DI, pixel-AC, pixel-SE, pixel-SP of 
 
 Cost: 18 forward passes for each picture, 2.3 s on two CPU cores with bf16 instructions.
 """
-from dataset import isic, sources
+from dataset import isic, splits
 from dataset.layout import Layout
-from engine import (
-    checkpoints,
-    evaluation,
-    hardware,
-    networks,
-    panels,
-    report,
-    script,
-    settings,
-    stages,
-    transfer,
-)
+from engine import checkpoints, cli, hardware, settings
+from mbdcnn import evaluation, networks, panels, stages, transfer
+from report import page as report
 
 # --- Experiment
 ROOT = '.'                # folder that holds dataset/, Coarse_masks/, models/ and results/
@@ -61,7 +52,7 @@ def main():
     if cfg.NETWORK == 'EnhancedSN' and (kind := networks.trained_transfer(layout)) in networks.GUIDED:
         folder = layout.coarse_for_segmentation(cfg.SPLIT)
         if 'coarse_masks' in transfer.require(layout, kind, [folder], ('MaskCN', 'EnhancedSN')):
-            coarse_paths = sources.coarse_paths(layout, folder, [image for image, _ in pairs])
+            coarse_paths = splits.coarse_paths(layout, folder, [image for image, _ in pairs])
         used.append(layout.weights('MaskCN'))
     networks.warn_of_other_size(used[0], cfg.SCALES[0])
     segmenter = networks.load_segmenter(layout, cfg.NETWORK, process.device,
@@ -80,4 +71,4 @@ def main():
 
 
 if __name__ == '__main__':
-    script.launch(main)
+    cli.launch(main)

@@ -12,9 +12,11 @@ Writes  results/MaskCN_<split>.csv   the three class probabilities of each image
 
 Cost: 9 forward passes for each image, 0.4 s on two CPU cores with bf16 instructions.
 """
-from dataset import sources
+from dataset import splits
 from dataset.layout import Layout
-from engine import coarse_masks, evaluation, hardware, networks, report, script, settings, stages
+from engine import cli, hardware, settings
+from mbdcnn import coarse_masks, evaluation, networks, stages
+from report import page as report
 
 # --- Experiment
 ROOT = '.'                # folder that holds dataset/, Coarse_masks/, models/ and results/
@@ -43,7 +45,7 @@ def main():
         folder = layout.coarse_for_classification(cfg.SPLIT)
         coarse_masks.require_chain(layout, ('MaskCN',), coarse_masks.require(layout, [folder]))
     networks.warn_of_other_size(layout.weights('MaskCN'), cfg.INPUT_SIZE)
-    data = sources.classification(layout, cfg.SPLIT, cfg.INPUT_SIZE, classifier.uses_masks)
+    data = splits.classification(layout, cfg.SPLIT, cfg.INPUT_SIZE, classifier.uses_masks)
     crops = evaluation.crop_probabilities(classifier, data, cfg.BATCH_SIZE, process, 'classifying')
     probabilities, labels = evaluation.image_probabilities(crops, data)
     results = {'9-crop': probabilities, '1-crop': evaluation.whole_image_probabilities(crops, data)}
@@ -53,4 +55,4 @@ def main():
 
 
 if __name__ == '__main__':
-    script.launch(main)
+    cli.launch(main)

@@ -23,10 +23,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dataset import cache, crops, files, folds, images, isic, sources
+from dataset import crops, folds, isic, splits
 from dataset.layout import SPLITS, Layout
-from dataset.samples import start_worker
-from engine import checkpoints, coarse_masks, hardware, networks, script, settings, stages
+from engine import cache, checkpoints, cli, files, hardware, images, settings
+from engine.samples import start_worker
+from mbdcnn import coarse_masks, networks, stages
 
 # --- Experiment
 ROOT = '.'                # folder that holds dataset/, Coarse_masks/, models/ and results/
@@ -73,7 +74,7 @@ def list_tasks(layout, cfg, fold_of):
         if layout.classification_list(split).is_file():
             limit = cfg.CROPS_OF_IMAGES if split == 'Training' else 0
             entries = isic.read_classification_list(layout, split)
-            pictures = [path for path, _ in sources.crops_of_subset(entries, limit, cfg.SEED)]
+            pictures = [path for path, _ in splits.crops_of_subset(entries, limit, cfg.SEED)]
             ids = [isic.image_id_of(path) for path in pictures]
             tasks.append((layout.coarse_for_classification(split), crops.SIDE,
                           by_network(pictures, ids, folds_here)))
@@ -149,4 +150,4 @@ def main():
 
 
 if __name__ == '__main__':
-    script.launch(main)
+    cli.launch(main)

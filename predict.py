@@ -29,11 +29,11 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from dataset import files, images
-from dataset.errors import InputError
 from dataset.isic import CLASSES
-from engine import figures, script, settings, stages
-from engine.pipeline import MBDCNN
+from engine import cli, figures, files, images, settings
+from engine.errors import InputError
+from mbdcnn import stages
+from mbdcnn.predictor import MBDCNN
 
 # --- Folders
 MODELS = 'models'         # holds CoarseSN/, MaskCN/ and EnhancedSN/; the demo's are in demo/models
@@ -299,4 +299,4 @@ def main():
 
 
 if __name__ == '__main__':
-    script.launch(main)
+    cli.launch(main)

@@ -12,13 +12,15 @@ Run it again after an interruption and it goes on where it stopped. A constant t
 what depends on it; earlier runs stay. Cost: LIST=True says, for every experiment; about 4 EFLOP for
 everything at the paper's 500 epochs, and up to 0.9 GB of disk for each training.
 """
-from dataset.errors import InputError
 from dataset.layout import Layout
-from engine import costs, listed, runner, script, settings, stages
-from engine.exhibits import Exhibits
-from engine.experiments import Declarations, in_order
-from engine.library import HERE, Library
-from engine.tables import to_text, write
+from engine import cli, settings
+from engine.errors import InputError
+from experiments import costs, inputs, runner
+from experiments.declarations import Declarations, in_order
+from experiments.paper_figures import Exhibits
+from experiments.run_store import HERE, Library
+from experiments.tables import to_text, write
+from mbdcnn import stages
 
 # --- Experiment
 ROOT = '.'                        # folder that holds dataset/, models/ and results/; runs/ is added
@@ -107,7 +109,7 @@ def without_data(library, missing, cfg):
     blocked, remedies = {}, []
     for step in missing:
         layout = library.data_root(step)
-        errors = listed.missing(layout, listed.read_by(step.script, library.values(step)))
+        errors = inputs.missing(layout, inputs.read_by(step.script, library.values(step)))
         if step.data and not layout.data.is_dir():
             errors = [InputError('', [f'{layout.data}: is missing, PH2 is not prepared'],
                                  Layout(library.root).command('dataset/prepare_PH2.py'))]
@@ -145,7 +147,7 @@ def show_list(library, wanted, steps, rates):
                 pflop, rate = cost(library, step), rates.get(step.script, float('nan'))
                 begun = (library.root / library.folder(step)).exists()
                 state = f'{"begun in" if begun else "missing,"} {folder}: {work(pflop, pflop / rate / 60)}'
-                if listed.missing(library.data_root(step), listed.read_by(step.script, library.values(step))):
+                if inputs.missing(library.data_root(step), inputs.read_by(step.script, library.values(step))):
                     state = 'missing, and so are its data'
                 elif step not in counted:
                     pflops, minutes = pflops + pflop, minutes + pflop / rate / 60
@@ -197,4 +199,4 @@ def make(exhibits, kind, name, exhibit, results):
 
 
 if __name__ == '__main__':
-    script.launch(main)
+    cli.launch(main)

@@ -13,11 +13,12 @@ Writes  models/CoarseSN/  CoarseSN.pth (best weights), last.pth (to go on from),
 Run it again after an interruption and it goes on where it stopped. Cost: about 95 PFLOP for the
 paper's 500 epochs; 0.2 s for each picture of each epoch on two CPU cores with bf16 instructions.
 """
-from dataset import folds, sources
-from dataset.errors import InputError
+from dataset import folds, splits
 from dataset.layout import Layout
-from engine import hardware, networks, script, settings, stages, training
-from engine.runs import Run
+from engine import cli, hardware, settings, trainer
+from engine.errors import InputError
+from engine.run_folder import Run
+from mbdcnn import networks, stages
 
 # --- Experiment
 ROOT = '.'                     # folder that holds dataset/, Coarse_masks/, models/ and results/
@@ -75,13 +76,13 @@ SYNC_BN = True                 # several GPUs: batch norm over the global batch
 
 
 def train_one(cfg, process, layout, train, validation):
-    """Train the coarse-SN of `layout` on `train`; both data are dataset.sources.Segmentation."""
+    """Train the coarse-SN of `layout` on `train`; both data are dataset.splits.Segmentation."""
     hardware.seed_step(cfg.SEED, 0, 0)
     network, start = networks.coarse_for_training(cfg, train.images)
     stage = stages.segmentation(cfg, process, network, None, train, validation)
     epoch = stages.steps_in_epoch(cfg, stage.dataset)
     with open_run(cfg, process, layout, train, validation, start) as run:
-        training.fit(stage, cfg, run, process, cfg.EPOCH * epoch, cfg.VALIDATE_EVERY * epoch)
+        trainer.fit(stage, cfg, run, process, cfg.EPOCH * epoch, cfg.VALIDATE_EVERY * epoch)
 
 
 def open_run(cfg, process, layout, train, validation, start):
@@ -116,9 +117,9 @@ def main():
                          [f'{cfg.INITIAL_WEIGHTS}: may have seen the pictures that a fold leaves out'])
     layout = Layout(cfg.ROOT)
     with hardware.main_first(process):
-        train = sources.segmentation(layout, 'Training', cfg.CACHE_SIZE,
+        train = splits.segmentation(layout, 'Training', cfg.CACHE_SIZE,
                                      limit=cfg.TRAIN_IMAGES, seed=cfg.SEED)
-        validation = sources.segmentation(layout, 'Validation', cfg.INPUT_SIZE)
+        validation = splits.segmentation(layout, 'Validation', cfg.INPUT_SIZE)
 
     if cfg.CROSS_FIT:
         folds.check(cfg.CROSS_FIT, len(train.names))
@@ -129,4 +130,4 @@ def main():
 
 
 if __name__ == '__main__':
-    script.launch(main)
+    cli.launch(main)

@@ -13,10 +13,11 @@ Writes  models/EnhancedSN/  EnhancedSN.pth (best weights), last.pth (to go on fr
 Run it again after an interruption and it goes on where it stopped. Cost: that of coarse-SN and a
 tenth more, for mask-CN's forward pass.
 """
-from dataset import sources
+from dataset import splits
 from dataset.layout import Layout
-from engine import hardware, networks, script, settings, stages, training, transfer
-from engine.runs import Run
+from engine import cli, hardware, settings, trainer
+from engine.run_folder import Run
+from mbdcnn import networks, stages, transfer
 
 # --- Experiment
 ROOT = '.'                     # folder that holds dataset/, Coarse_masks/, models/ and results/
@@ -85,9 +86,9 @@ def main():
     hardware.seed_step(cfg.SEED, 0, 0)
     network, start = networks.enhanced_for_training(cfg, layout)
     with hardware.main_first(process):
-        train = sources.segmentation(layout, 'Training', cfg.CACHE_SIZE, coarse=masked,
+        train = splits.segmentation(layout, 'Training', cfg.CACHE_SIZE, coarse=masked,
                                      limit=cfg.TRAIN_IMAGES, seed=cfg.SEED)
-        validation = sources.segmentation(layout, 'Validation', cfg.INPUT_SIZE, coarse=masked)
+        validation = splits.segmentation(layout, 'Validation', cfg.INPUT_SIZE, coarse=masked)
     if cfg.TRANSFER == 'mdc':
         train = transfer.with_proxies(train, layout, cfg, inputs, process)
 
@@ -100,9 +101,9 @@ def main():
                **networks.initial_inputs(cfg)}
     epoch = stages.steps_in_epoch(cfg, stage.dataset)
     with Run(layout.run('EnhancedSN'), 'EnhancedSN', cfg, inputs, start, process) as run:
-        training.fit(stage, cfg, run, process, cfg.EPOCH * epoch, cfg.VALIDATE_EVERY * epoch)
+        trainer.fit(stage, cfg, run, process, cfg.EPOCH * epoch, cfg.VALIDATE_EVERY * epoch)
     hardware.finish()
 
 
 if __name__ == '__main__':
-    script.launch(main)
+    cli.launch(main)

@@ -11,10 +11,11 @@ Writes  models/MaskCN/  MaskCN.pth (best weights), last.pth (to go on from), con
 Run it again after an interruption and it goes on where it stopped. Cost: about 51 PFLOP for the
 paper's 50,001 steps, and 15 TFLOP for every validation of 150 images with 9 crops each.
 """
-from dataset import sources
+from dataset import splits
 from dataset.layout import Layout
-from engine import coarse_masks, hardware, networks, script, settings, stages, training
-from engine.runs import Run
+from engine import cli, hardware, settings, trainer
+from engine.run_folder import Run
+from mbdcnn import coarse_masks, networks, stages
 
 # --- Experiment
 ROOT = '.'                     # folder that holds dataset/, Coarse_masks/, models/ and results/
@@ -72,9 +73,9 @@ def main():
         inputs['coarse_masks'] = coarse_masks.require(layout, [layout.coarse_for_classification(split)
                                                                for split in ('Training', 'Validation')])
     with hardware.main_first(process):
-        train = sources.classification(layout, 'Training', cfg.INPUT_SIZE, masked,
+        train = splits.classification(layout, 'Training', cfg.INPUT_SIZE, masked,
                                        limit=cfg.TRAIN_IMAGES, seed=cfg.SEED)
-        validation = sources.classification(layout, 'Validation', cfg.INPUT_SIZE, masked,
+        validation = splits.classification(layout, 'Validation', cfg.INPUT_SIZE, masked,
                                             whole_only=cfg.VALIDATION_CROPS == 1)
 
     hardware.seed_step(cfg.SEED, 0, 0)
@@ -83,9 +84,9 @@ def main():
     inputs |= {'training': train.fingerprint, 'validation': validation.fingerprint,
                **networks.initial_inputs(cfg)}
     with Run(layout.run('MaskCN'), 'MaskCN', cfg, inputs, start, process) as run:
-        training.fit(stage, cfg, run, process, cfg.STEPS, cfg.VALIDATE_EVERY)
+        trainer.fit(stage, cfg, run, process, cfg.STEPS, cfg.VALIDATE_EVERY)
     hardware.finish()
 
 
 if __name__ == '__main__':
-    script.launch(main)
+    cli.launch(main)

@@ -20,9 +20,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import machine, works
-from dataset import files
-from dataset.errors import InputError
-from engine import hardware, script, settings
+from engine import cli, files, hardware, settings
+from engine.errors import InputError
 
 # --- What
 RECIPE = 'default'             # table of recipes/<RECIPE>.toml that replaces constants below
@@ -127,4 +126,4 @@ def memory(version):
 
 
 if __name__ == '__main__':
-    script.launch(main)
+    cli.launch(main)

@@ -29,9 +29,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import child, machine, works_net
 from benchmarks.works_data import SIDE, draw
-from dataset import files, sources
-from engine import hardware, networks, runs, script, settings, stages, training
-from engine.inference import Classifier
+from dataset import splits
+from engine import cli, files, hardware, run_folder, settings, trainer
+from mbdcnn import networks, stages
+from mbdcnn.inference import Classifier
 from net.models import Xception_dilation, deeplabv3plus, deeplabv3plus_en
 
 # --- What
@@ -100,7 +101,7 @@ def enhanced_stage(cfg, process):
 def mask_stage(cfg, process):
     photos, masks = (half(array) for array in drawn(cfg.IMAGES))
     number = np.arange(cfg.IMAGES)
-    data = sources.Classification(photos, masks, number % 3, number, list(map(str, number)), 'drawn')
+    data = splits.Classification(photos, masks, number % 3, number, list(map(str, number)), 'drawn')
     return stages.classification(cfg, process, Xception_dilation(), data, data)
 
 
@@ -108,7 +109,7 @@ def segmentation_data(count, coarse=False):
     """Training data of 448 px and validation data of 224 px, as the scripts load them."""
     photos, masks = drawn(count)
     names = list(map(str, range(count)))
-    return [sources.Segmentation(*pair, pair[1] if coarse else None, names, 'drawn')
+    return [splits.Segmentation(*pair, pair[1] if coarse else None, names, 'drawn')
             for pair in ((photos, masks), (half(photos), half(masks)))]
 
 
@@ -131,12 +132,12 @@ def measure(name, given, device, folder):
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
     stage = STAGES[name](cfg, process)
-    with runs.Run(folder, 'CoarseSN', cfg, {}, 'random weights', process) as run:
-        session = training.Session(stage, cfg, run, process, 10**6)
+    with run_folder.Run(folder, 'CoarseSN', cfg, {}, 'random weights', process) as run:
+        session = trainer.Session(stage, cfg, run, process, 10**6)
         session.train_mode()
         steps = given.WARM + given.ROUNDS * given.STEPS + 1
-        batches = iter(training.batches(stage.dataset, cfg, 0, steps, process,
-                                        training.on_device(stage.dataset, cfg, process)))
+        batches = iter(trainer.batches(stage.dataset, cfg, 0, steps, process,
+                                        trainer.on_device(stage.dataset, cfg, process)))
         batch = {part: tensor.to(device) for part, tensor in next(batches).items()}
         seconds_of(session, itertools.islice(batches, given.WARM))
         rounds = [(seconds_of(session, itertools.islice(batches, given.STEPS)) / given.STEPS,
@@ -225,4 +226,4 @@ def report(about, rates, rows, plain):
 
 
 if __name__ == '__main__':
-    script.launch(main)
+    cli.launch(main)

@@ -24,11 +24,11 @@ import torch
 
 from benchmarks import machine
 from benchmarks.works_data import RANGES, SIDE, draw, quiet, write_jpg, write_labels
-from dataset import cache, extraction, files
-from dataset.errors import InputError
+from dataset import extraction
 from dataset.layout import LABEL_FILES, Layout
-from dataset.samples import Pictures, stream
-from engine import figures, script, settings
+from engine import cache, cli, figures, files, settings
+from engine.errors import InputError
+from engine.samples import Pictures, stream
 
 # --- What
 RECIPE = 'default'             # table of recipes/<RECIPE>.toml that replaces constants below
@@ -181,4 +181,4 @@ def draw_chart(rows, path):
 
 
 if __name__ == '__main__':
-    script.launch(main)
+    cli.launch(main)

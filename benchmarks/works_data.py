@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from benchmarks import plain
-from dataset import augment, cache, crops, extraction, images, synthetic
+from dataset import crops, extraction, synthetic
 from dataset.layout import Layout
-from dataset.samples import Pictures, stream
-from engine import hardware, networks
+from engine import augment, cache, hardware, images
+from engine.samples import Pictures, stream
+from mbdcnn import networks
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ORIGINALS = ((3000, 2000), (4288, 2848), (6748, 4499))   # px, as the large ones of ISIC-2017

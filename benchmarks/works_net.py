@@ -9,11 +9,12 @@ from torch.utils.data import DataLoader
 
 from benchmarks import machine, plain, works_data
 from benchmarks.works_data import SIDE, Work, draw, quiet
-from dataset import crops, extraction, images, isic, resident, sources
+from dataset import crops, extraction, isic, splits
 from dataset.layout import Layout
-from dataset.samples import stream
-from engine import evaluation, hardware, runs, stages, training
-from engine.inference import Classifier, Segmenter
+from engine import device_samples, hardware, images, run_folder, trainer
+from engine.samples import stream
+from mbdcnn import evaluation, stages
+from mbdcnn.inference import Classifier, Segmenter
 from net import loss
 from net.cam import class_activation_map
 from net.models import Xception_dilation, deeplabv3plus, deeplabv3plus_en
@@ -137,11 +138,11 @@ class CoarseStep(Work):
         cfg = SimpleNamespace(**SETTINGS | changes)
         process = hardware.Process(device=self.device, **ALONE)
         photos, masks = self.pictures()
-        data = sources.Segmentation(photos, masks, None, list(map(str, range(len(photos)))), 'drawn')
+        data = splits.Segmentation(photos, masks, None, list(map(str, range(len(photos)))), 'drawn')
         hardware.seed_step(0, 0, 0)
         stage = stages.segmentation(cfg, process, deeplabv3plus(), None, data, data)
-        run = runs.Run(self.folder / 'run', 'CoarseSN', cfg, {}, 'random weights', process)
-        session = training.Session(stage, cfg, run, process, 10**5)
+        run = run_folder.Run(self.folder / 'run', 'CoarseSN', cfg, {}, 'random weights', process)
+        session = trainer.Session(stage, cfg, run, process, 10**5)
         session.train_mode()
         return session, stage.dataset
 
@@ -173,7 +174,7 @@ class Epoch(CoarseStep):
     def ours(self):
         session, dataset = self.session()
         if self.device.type == 'cuda':
-            batches = resident.Resident(dataset, self.device).stream(BATCH, 0, works_data.STEPS)
+            batches = device_samples.Resident(dataset, self.device).stream(BATCH, 0, works_data.STEPS)
         else:
             batches = iter(stream(dataset, BATCH, 0, works_data.STEPS))
         return lambda: session.step(next(batches), 1e-4)
@@ -342,7 +343,7 @@ class Validation(Work):
         network = Xception_dilation().to(self.device, memory_format=torch.channels_last)   # as in training
         classifier = Classifier(network, 'symmetric', self.precision)
         with quiet():
-            data = sources.classification(self.layout, 'Validation', SIDE)
+            data = splits.classification(self.layout, 'Validation', SIDE)
         process = hardware.Process(device=self.device, **ALONE)
         return lambda: evaluation.crop_probabilities(classifier.folded(), data, 32, process)
 

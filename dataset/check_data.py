@@ -15,10 +15,10 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # for `python dataset/...`
 
-from dataset import extraction, files, images, isic  # noqa: E402
-from dataset.errors import InputError  # noqa: E402
+from dataset import extraction, isic  # noqa: E402
 from dataset.layout import ADDED, SPLITS, Layout  # noqa: E402
-from engine import script, settings  # noqa: E402
+from engine import cli, files, images, settings  # noqa: E402  # noqa: E402
+from engine.errors import InputError  # noqa: E402
 
 # --- Where
 ROOT = '.'              # folder with dataset/data below it (released: the repository)
@@ -155,4 +155,4 @@ def table(parts):
 
 
 if __name__ == '__main__':
-    script.launch(main)
+    cli.launch(main)

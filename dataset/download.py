@@ -25,11 +25,15 @@ import filelock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # for `python dataset/...`
 
-from dataset import extraction, fetch, files, isic  # noqa: E402
-from dataset.errors import InputError  # noqa: E402
-from dataset.images import EXTENSIONS  # noqa: E402
+from dataset import extraction, fetch, isic  # noqa: E402
 from dataset.layout import ADDED, Layout  # noqa: E402
-from engine import script, settings  # noqa: E402
+from engine import (  # noqa: E402
+    cli,
+    files,  # noqa: E402
+    settings,
+)
+from engine.errors import InputError  # noqa: E402
+from engine.images import EXTENSIONS  # noqa: E402
 
 # --- Where
 ROOT = '.'              # folder with dataset/data below it (released: the repository)
@@ -342,4 +346,4 @@ def join_extra(layout, ids, pictures, rows):
 
 
 if __name__ == '__main__':
-    script.launch(main)
+    cli.launch(main)

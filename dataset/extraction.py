@@ -8,9 +8,10 @@ import json
 import os
 import shutil
 
-from dataset import crops, files, images, isic
-from dataset.errors import InputError
+from dataset import crops, isic
 from dataset.layout import SPLITS
+from engine import files, images
+from engine.errors import InputError
 
 RECORD = 'extraction.json'
 VERSION = 1                # raise it when the same settings give other pixels than before

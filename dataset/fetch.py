@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from dataset import files
-from dataset.errors import InputError
+from engine import files
+from engine.errors import InputError
 
 BLOCK = 1 << 20
 PAUSE = 1.0           # seconds before the second attempt; doubled with each further one

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from dataset.errors import InputError
+from engine.errors import InputError
 
 STREAM = 1   # keeps the folds' random numbers apart from those that choose TRAIN_IMAGES
 
@@ -49,7 +49,7 @@ class Rows:
 
 
 def without(data, k, number, seed):
-    """A dataset.sources.Segmentation without the pictures of fold `number` of `k`; its pixels stay in place.
+    """A dataset.splits.Segmentation without the pictures of fold `number` of `k`; its pixels stay in place.
 
     The fingerprint names the fold and changes with the ids that are left out.
     """

@@ -3,9 +3,9 @@ import csv
 import os
 from pathlib import Path
 
-from dataset.errors import InputError
-from dataset.images import EXTENSIONS
 from dataset.layout import ADDED, Layout
+from engine.errors import InputError
+from engine.images import EXTENSIONS
 
 CLASSES = ('nevus', 'melanoma', 'keratosis')   # index = class number of mask-CN
 MASK_SUFFIX = '_segmentation'

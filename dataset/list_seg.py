@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # for `python 
 
 from dataset import extraction  # noqa: E402
 from dataset.layout import Layout  # noqa: E402
-from engine import script, settings  # noqa: E402
+from engine import cli, settings  # noqa: E402
 
 # --- Where
 ROOT = '.'              # folder with dataset/data below it (released: the repository)
@@ -37,4 +37,4 @@ def main():
 
 
 if __name__ == '__main__':
-    script.launch(main)
+    cli.launch(main)

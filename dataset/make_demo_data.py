@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cv2
 import numpy as np
 
-from dataset import files, images, isic, synthetic
-from dataset.errors import InputError
+from dataset import isic, synthetic
 from dataset.layout import ADDED, LABEL_FILES, Layout
-from engine import script, settings
+from engine import cli, files, images, settings
+from engine.errors import InputError
 
 # --- Folders
 ROOT = 'demo'              # experiment root; the data go to <ROOT>/dataset/data
@@ -228,4 +228,4 @@ def write_superpixels(layout, record):
 
 
 if __name__ == '__main__':
-    script.launch(main)
+    cli.launch(main)

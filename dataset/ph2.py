@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from dataset import extraction, files, images
-from dataset.errors import InputError
+from dataset import extraction
+from engine import files, images
+from engine.errors import InputError
 
 DIAGNOSES = ('common nevus', 'atypical nevus', 'melanoma')   # index = PH2's number of the diagnosis
 CLASSES = (0, 0, 1)   # class number of each diagnosis: the paper merges the nevi

@@ -3,9 +3,8 @@ import hashlib
 
 import torch
 
-from dataset import files
-from dataset.errors import InputError
-from net import weights
+from engine import files
+from engine.errors import InputError
 
 USUAL = (torch.float32, torch.float64, torch.float16, torch.bfloat16,   # of parameters
          torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)   # of counters
@@ -78,13 +77,47 @@ def load_state(path, remedy):
     if odd:
         raise InputError('A checkpoint cannot be used', [
             f'{path}: {name} holds NaN, infinity or what is no number' for name in odd[:5]], remedy)
-    return weights.strip_prefixes(content)
+    return strip_prefixes(content)
 
 
 def is_usable(tensor):
     """True for a dense tensor of finite real numbers, of a size that a network can have."""
     return (tensor.layout is torch.strided and tensor.dtype in USUAL and tensor.numel() <= MOST
             and (not tensor.is_floating_point() or bool(tensor.isfinite().all())))
+
+
+def strip_prefixes(state):
+    """Remove the `module.` and `_orig_mod.` that DistributedDataParallel and torch.compile add."""
+    def clean(name):
+        while name.startswith(('module.', '_orig_mod.')):
+            name = name.partition('.')[2]
+        return name
+    return {clean(name): tensor for name, tensor in state.items()}
+
+
+def load_parameters(network, state, missing=(), ignored=()):
+    """Load `state` and demand that exactly the parameters beginning with `missing` keep their values.
+
+    missing, ignored : prefixes of names; `ignored` ones in `state` are dropped before loading.
+    Raises ValueError that names what is missing, unexpected or of another shape.
+    """
+    state = {name: tensor for name, tensor in strip_prefixes(state).items()
+             if not name.startswith(tuple(ignored))}
+    own = network.state_dict()
+    problems = [f'{name} is missing' for name in own
+                if name not in state and not name.startswith(tuple(missing))]
+    problems += [f'{name} is not a parameter of {type(network).__name__}'
+                 for name in state if name not in own]
+    problems += [f'{name} should not be in the file' for name in state
+                 if missing and name in own and name.startswith(tuple(missing))]
+    problems += [f'{name} has shape {tuple(state[name].shape)} instead of {tuple(own[name].shape)}'
+                 for name in own if name in state and state[name].shape != own[name].shape]
+    problems += [f'{name} holds {state[name].dtype} instead of {own[name].dtype}' for name in own
+                 if name in state and own[name].is_floating_point() > state[name].is_floating_point()]
+    if problems:
+        more = f' (and {len(problems) - 5} more)' if len(problems) > 5 else ''
+        raise ValueError('; '.join(problems[:5]) + more)
+    network.load_state_dict(state, strict=False)
 
 
 def apply(load_into, network, state, path, remedy, **options):

@@ -2,7 +2,7 @@
 import cv2
 import numpy as np
 
-from dataset import files
+from engine import files
 
 DPI = 110
 TRUTH, PREDICTION = (0, 150, 60), (220, 30, 160)   # contour colours; also told apart by line width

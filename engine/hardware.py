@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from dataset.errors import InputError
+from engine.errors import InputError
 
 DEVICES = ('auto', 'cpu', 'cuda', 'mps')
 PRECISIONS = ('auto', 'bf16', 'fp16', 'fp32')

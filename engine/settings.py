@@ -15,7 +15,7 @@ import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
-from dataset.errors import InputError
+from engine.errors import InputError
 
 RECIPES = Path(__file__).resolve().parent.parent / 'recipes'
 LIMIT = 2**63   # of whole numbers: 64 bits with a sign

@@ -18,9 +18,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # for `python models/...`
 
-from dataset import fetch, files  # noqa: E402
-from dataset.errors import InputError  # noqa: E402
-from engine import checkpoints, script, settings  # noqa: E402
+from dataset import fetch  # noqa: E402
+from engine import (  # noqa: E402
+    checkpoints,
+    cli,
+    files,  # noqa: E402
+    settings,
+)
+from engine.errors import InputError  # noqa: E402
 from net import weights  # noqa: E402
 from net.models import Xception_dilation, deeplabv3plus  # noqa: E402
 
@@ -155,4 +160,4 @@ MAKERS = {'xception': ('xception-43020ad28.pth', make_xception, check_xception),
 
 
 if __name__ == '__main__':
-    script.launch(main)
+    cli.launch(main)

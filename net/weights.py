@@ -5,6 +5,8 @@ Everything here works on state dicts (name -> tensor); files are opened in `engi
 import torch
 from torch import nn
 
+from engine.checkpoints import load_parameters, strip_prefixes
+
 # ImageNet Xception (Cadene's names) -> mask-CN. The released code filtered these names away and
 # trained two thirds of mask-CN from random weights.
 EXIT_FLOW = {'block12.skip': 'residual.0', 'block12.skipbn': 'residual.1',
@@ -20,48 +22,14 @@ BEFORE_DECODER = ('backbone.', 'aspp.', 'shortcut_conv.')
 AFTER_ENCODER = ('aspp.', 'shortcut_conv.', 'cat_conv.', 'cls_conv.')
 
 
-def strip_prefixes(state):
-    """Remove the `module.` and `_orig_mod.` that DistributedDataParallel and torch.compile add."""
-    def clean(name):
-        while name.startswith(('module.', '_orig_mod.')):
-            name = name.partition('.')[2]
-        return name
-    return {clean(name): tensor for name, tensor in state.items()}
-
-
-def load(network, state, missing=(), ignored=()):
-    """Load `state` and demand that exactly the parameters beginning with `missing` keep their values.
-
-    missing, ignored : prefixes of names; `ignored` ones in `state` are dropped before loading.
-    Raises ValueError that names what is missing, unexpected or of another shape.
-    """
-    state = {name: tensor for name, tensor in strip_prefixes(state).items()
-             if not name.startswith(tuple(ignored))}
-    own = network.state_dict()
-    problems = [f'{name} is missing' for name in own
-                if name not in state and not name.startswith(tuple(missing))]
-    problems += [f'{name} is not a parameter of {type(network).__name__}'
-                 for name in state if name not in own]
-    problems += [f'{name} should not be in the file' for name in state
-                 if missing and name in own and name.startswith(tuple(missing))]
-    problems += [f'{name} has shape {tuple(state[name].shape)} instead of {tuple(own[name].shape)}'
-                 for name in own if name in state and state[name].shape != own[name].shape]
-    problems += [f'{name} holds {state[name].dtype} instead of {own[name].dtype}' for name in own
-                 if name in state and own[name].is_floating_point() > state[name].is_floating_point()]
-    if problems:
-        more = f' (and {len(problems) - 5} more)' if len(problems) > 5 else ''
-        raise ValueError('; '.join(problems[:5]) + more)
-    network.load_state_dict(state, strict=False)
-
-
 def load_voc(network, state):
     """Load DeepLabv3+ trained on PASCAL VOC (21 classes): everything but the last 1x1 convolution."""
-    load(network, state, missing=('cls_conv.',), ignored=('cls_conv.',))
+    load_parameters(network, state, missing=('cls_conv.',), ignored=('cls_conv.',))
 
 
 def load_coarse_into_enhanced(network, state):
     """Initialise enhanced-SN from coarse-SN: everything but the E-layer (section III-C)."""
-    load(network, state, missing=('cam_conv.',))
+    load_parameters(network, state, missing=('cam_conv.',))
 
 
 def load_coarse_decoder(network, state):
@@ -72,7 +40,7 @@ def load_coarse_decoder(network, state):
     state, first = strip_prefixes(state), 'cat_conv.0.weight'   # (256, 304, 3, 3)
     if first in state and state[first].shape[1:2] == (304,):
         state[first] = state[first][:, :256]
-    load(network, state, missing=('cam_conv.',), ignored=BEFORE_DECODER)
+    load_parameters(network, state, missing=('cam_conv.',), ignored=BEFORE_DECODER)
 
 
 def load_imagenet_xception(network, state, exit_flow=True):
@@ -91,7 +59,7 @@ def load_imagenet_xception(network, state, exit_flow=True):
     if not exit_flow:
         random = sorted({target.partition('.')[0] + '.' for target in EXIT_FLOW.values()})
         missing, ignored = missing + random, ignored + random
-    load(network, _with_counters(network, state), missing=missing, ignored=ignored)
+    load_parameters(network, _with_counters(network, state), missing=missing, ignored=ignored)
 
 
 def _maskcn_name(name):
@@ -115,14 +83,14 @@ def load_timm_xception65(network, state, unit=True):
     network : deeplabv3plus; its ASPP, decoder and last convolution keep their random values
     state : timm's names, or the `backbone.*` names that `encoder_from_timm` makes of them
     unit : inputs will be x/255; the stem is adapted from timm's (x/255 - 0.5)/0.5
-    Raises ValueError like `load`.
+    Raises ValueError like `load_parameters`.
 
     With these weights our encoder computes what timm's computes, save for three things: our
     blocks 4..19 add relu(input) where timm's add the input (see AlignedBlock); at output stride
     16 timm dilates the last three separable convolutions by 2, ours do not; and with `unit` the
     stem pads x with zeros, so black, where timm pads 2x - 1 with zeros, so grey.
     """
-    load(network, _with_counters(network, encoder_from_timm(state)), missing=AFTER_ENCODER)
+    load_parameters(network, _with_counters(network, encoder_from_timm(state)), missing=AFTER_ENCODER)
     if unit:
         _read_unit_inputs(network.backbone)
 
@@ -131,7 +99,7 @@ def encoder_from_timm(state):
     """Rename timm's `xception65` to our `backbone.*`; `head.*` is dropped.
 
     The different epsilon of the batch norms goes into their running variance. Names that timm's
-    encoder does not have stay as they are, for `load` to refuse; so does a state that is renamed.
+    encoder does not have stay as they are, for `load_parameters` to refuse; so does a state that is renamed.
     """
     state, layers, renamed = strip_prefixes(state), _timm_layers(), {}
     if any(name.startswith('backbone.') for name in state):

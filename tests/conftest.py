@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import cache
 from dataset.layout import Layout
+from engine import cache
 from net.models import Xception_dilation, deeplabv3plus
 from net.weights import EXIT_FLOW
 from tests import stand_ins

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, example
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from dataset.errors import InputError
 from engine import settings
-from engine.experiments import Declarations
+from engine.errors import InputError
+from experiments.declarations import Declarations
 
 
 def fuzz(examples):

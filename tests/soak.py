@@ -35,10 +35,14 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))   # for `python tests/...`
 
-from dataset import files  # noqa: E402
-from dataset.errors import InputError  # noqa: E402
 from dataset.layout import Layout  # noqa: E402
-from engine import figures, script, settings  # noqa: E402
+from engine import (  # noqa: E402
+    cli,
+    figures,
+    files,  # noqa: E402
+    settings,
+)
+from engine.errors import InputError  # noqa: E402
 
 # --- Where and how long
 ROOT = 'demo'           # folder with the demo set below it
@@ -254,4 +258,4 @@ def draw(rows, path):
 
 
 if __name__ == '__main__':
-    script.launch(main)
+    cli.launch(main)

@@ -1,14 +1,16 @@
 """Stand-ins for the stage scripts and small declarations, so that whole graphs of experiments run in a
-blink. Fixtures for the tests of engine/experiments.py and engine/library.py."""
+blink. Fixtures for the tests of experiments/declarations.py and experiments/run_store.py."""
 import hashlib
 from pathlib import Path
 
 import pytest
 
 from dataset.layout import Layout
-from engine import coarse_masks, runner, settings
-from engine.experiments import Declarations
-from engine.library import Library
+from engine import settings
+from experiments import runner
+from experiments.declarations import Declarations
+from experiments.run_store import Library
+from mbdcnn import coarse_masks
 
 VALUES = {'FOLDS': 4, 'CROSS_FIT': 3}
 SYSTEM = """

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset import augment
-from dataset.samples import Pictures, stream, to_input, to_maskcn_input
-from dataset.sources import crops_of_subset, subset
+from dataset.splits import crops_of_subset, subset
+from engine import augment
+from engine.samples import Pictures, stream
+from net.inputs import to_input, to_maskcn_input
 
 QUICK = settings(max_examples=150, deadline=None)
 SEEDS, POSITIONS = st.integers(-2**63, 2**64), st.integers(0, 2**62)

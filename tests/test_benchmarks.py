@@ -7,10 +7,11 @@ import torch
 from PIL import Image
 
 from benchmarks import bench, full_run, machine, plain, scaling, works, works_data, works_net
-from dataset import crops, images, synthetic
+from dataset import crops, synthetic
 from dataset.layout import Layout
-from engine import inference, metrics, stages
-from engine.evaluation import segment_files
+from engine import images, metrics
+from mbdcnn import inference, stages
+from mbdcnn.evaluation import segment_files
 from net import loss
 from net.cam import class_activation_map
 from net.models import Xception_dilation, deeplabv3plus_en

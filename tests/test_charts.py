@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import charts, figures
-from engine.charts import Series
+from engine import figures
+from experiments import line_charts
+from experiments.line_charts import Series
 
 K = [10, 30, 50, 100, 150]
 ONE = Series('enhanced-SN', K, [78.9, 80.2, None, 79.0, 78.7], [75.6, 77.0, None, 75.7, 75.3],
@@ -21,7 +22,7 @@ def drawn(monkeypatch):
     monkeypatch.setattr(figures, 'save', lambda found, paths: figure.append(found))
 
     def draw(series, **options):
-        charts.draw([charts.Panel('K', series, **options)], 'JA', 'Fig. 5', [])
+        line_charts.draw([line_charts.Panel('K', series, **options)], 'JA', 'Fig. 5', [])
         figure[-1].savefig(io.BytesIO())   # lays it out
         return figure[-1].axes[0]
     return draw
@@ -30,9 +31,9 @@ def drawn(monkeypatch):
 def test_png_and_pdf_are_written_and_equal_runs_give_equal_bytes(tmp_path):
     paths = [tmp_path / name for name in ('a.png', 'a.pdf', 'b.png', 'b.pdf')]
     for written in (paths[:2], paths[2:]):
-        charts.draw([charts.Panel('K', [ONE, TWO])], 'JA', 'Fig. 5', written)
+        line_charts.draw([line_charts.Panel('K', [ONE, TWO])], 'JA', 'Fig. 5', written)
     assert sorted(tmp_path.iterdir()) == sorted(paths)
-    size = charts.WIDTH, charts.HEIGHT
+    size = line_charts.WIDTH, line_charts.HEIGHT
     assert Image.open(paths[0]).size == tuple(int(figures.DPI * inches) for inches in size)
     assert paths[1].read_bytes().startswith(b'%PDF') and b'/Type3' not in paths[1].read_bytes()
     assert [path.read_bytes() for path in paths[:2]] == [path.read_bytes() for path in paths[2:]]
@@ -70,7 +71,7 @@ def test_texts_on_x_are_spaced_evenly(drawn):
 def test_series_stand_beside_each_other(drawn):
     axes = drawn([TWO, TWO, TWO])
     starts = [container.lines[0].get_transform().transform((10, 75))[0] for container in axes.containers]
-    assert np.diff(starts) == pytest.approx(charts.DODGE / 72 * figures.DPI)
+    assert np.diff(starts) == pytest.approx(line_charts.DODGE / 72 * figures.DPI)
 
 
 def test_panels_share_the_y_axis_and_the_colours_of_their_labels(monkeypatch):
@@ -78,8 +79,8 @@ def test_panels_share_the_y_axis_and_the_colours_of_their_labels(monkeypatch):
     monkeypatch.setattr(figures, 'save', lambda found, paths: figure.append(found))
     other = Series('another', ['0.1', '0.3'], [60.0, 61.0])
     same = Series('enhanced-SN', ['0.1', '0.3'], [62.0, 63.0], [None, None], [None, None], {'0.3': 80.0})
-    panels = [charts.Panel('K', [ONE], log=True), charts.Panel('margin', [other, same])]
-    charts.draw(panels, 'JA', 'Fig. 5', [])
+    panels = [line_charts.Panel('K', [ONE], log=True), line_charts.Panel('margin', [other, same])]
+    line_charts.draw(panels, 'JA', 'Fig. 5', [])
     first, second = figure[0].axes
     assert first.get_ylim() == second.get_ylim() and first.get_ylim()[0] < 60
     assert (first.get_xscale(), second.get_xscale()) == ('log', 'linear')

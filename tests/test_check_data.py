@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset import images
+from engine import images
 from tests.test_data_scripts import draw, good_root, run, state
 from tests.test_inputs import png_header
 

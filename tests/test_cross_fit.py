@@ -10,12 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset import cache, crops, folds, images, isic, sources
-from dataset.errors import InputError
+from dataset import crops, folds, isic, splits
 from dataset.layout import SPLITS, Layout
-from engine import checkpoints, coarse_masks, networks
-from engine.pipeline import MBDCNN
+from engine import cache, checkpoints, images
+from engine.errors import InputError
 from generate_Coarse_mask import list_tasks
+from mbdcnn import coarse_masks, networks
+from mbdcnn.predictor import MBDCNN
 from tests.conftest import STAGES, finish, run_in_turn, run_script, start_script, wait_for
 from tests.test_resume import assert_same_run
 
@@ -51,13 +52,13 @@ def test_folds_change_with_seed_and_number():
     assert folds.assign(ids, 5, 0) == folds.assign(ids, 5, 0)
     assert folds.assign(ids, 5, 0) != folds.assign(ids, 5, 1)
     halves = folds.assign(ids, 2, 0)   # not the pictures that TRAIN_IMAGES=30 takes
-    assert {i for i in ids if halves[i] == 1} != set(sources.subset(ids, 30, 0))
+    assert {i for i in ids if halves[i] == 1} != set(splits.subset(ids, 30, 0))
 
 
 def pictures(count=7):
     rng = np.random.default_rng(0)
     arrays = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((count, 4, 4, 3), (count, 4, 4))]
-    return sources.Segmentation(*arrays, None, [f'p{number}' for number in range(count)], 'whole')
+    return splits.Segmentation(*arrays, None, [f'p{number}' for number in range(count)], 'whole')
 
 
 def test_a_fold_is_left_out_without_a_copy():
@@ -332,7 +333,7 @@ def test_folds_of_other_pictures_are_refused(other):
 
 def test_the_usual_network_must_not_have_seen_what_no_fold_holds(other):
     """It draws the pictures beyond TRAIN_IMAGES, so it may know none but those that are in folds."""
-    data = sources.segmentation(other, 'Training', 64, limit=6)
+    data = splits.segmentation(other, 'Training', 64, limit=6)
 
     def limited(number):
         def change(config):

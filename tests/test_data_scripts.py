@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset import crops, extraction, images
+from dataset import crops, extraction
 from dataset.layout import Layout
+from engine import images
 from tests.test_inputs import smooth_picture
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from dataset import images, isic, make_demo_data, synthetic
+from dataset import isic, make_demo_data, synthetic
 from dataset.layout import ADDED, SPLITS, Layout
+from engine import images
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COUNTS = {'Training': 7, 'Validation': 3, 'Testing': 4}

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from engine import training
+from engine import trainer
 from tests import test_training
 from tests.test_training import EVERY, assert_same_folders, load, same, tiny_stage, train
 
@@ -34,7 +34,7 @@ def as_on_a_gpu(monkeypatch):
     def scaler(_precision, _device):
         made.append(torch.amp.GradScaler('cpu', init_scale=1.0))
         return made[-1]
-    monkeypatch.setattr(training, '_scaler', scaler)
+    monkeypatch.setattr(trainer, '_scaler', scaler)
     return made
 
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from dataset import download, fetch
-from dataset.errors import InputError
 from dataset.layout import Layout
-from engine import checkpoints, networks, settings
+from engine import checkpoints, settings
+from engine.errors import InputError
+from mbdcnn import networks
 from net import weights
 from net.models import Xception_dilation, deeplabv3plus
 from tests.conftest import REPOSITORY, run_script

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from dataset.errors import InputError
 from dataset.layout import Layout
-from engine import costs, runner, settings
-from engine.exhibits import Exhibits
-from engine.experiments import REPOSITORY, Declarations, in_order
-from engine.library import HERE, RECORD, Library
-from engine.script import Interrupted
+from engine import settings
+from engine.cli import Interrupted
+from engine.errors import InputError
+from experiments import costs, runner
+from experiments.declarations import REPOSITORY, Declarations, in_order
+from experiments.paper_figures import Exhibits
+from experiments.run_store import HERE, RECORD, Library
 from tests.conftest import STAGES
 from tests.stand_ins import SWEEP, SYSTEM, VALUES, declare, run_table
 

@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import cache, files, images
-from dataset.errors import InputError
-from engine import checkpoints, evaluation, runs, script
-from engine.inference import Segmenter
-from engine.runs import Run
+from engine import cache, checkpoints, cli, files, images, run_folder
+from engine.errors import InputError
+from engine.run_folder import Run
+from mbdcnn import evaluation
+from mbdcnn.inference import Segmenter
 from tests import conftest
 from tests.test_inference import CPU, PixelNetwork, write_pictures
 from tests.test_training import (
@@ -51,7 +51,7 @@ SMALL_MACHINE = (f'mount -t tmpfs -o size={DISK} tmpfs "$3" && '
 
 def no_figures():
     """Figures cost more than all the steps here."""
-    runs.figures.curves = lambda rows, monitor, path: path.write_bytes(b'curve')
+    run_folder.figures.curves = lambda rows, monitor, path: path.write_bytes(b'curve')
 
 
 def save_for_ever(path):
@@ -130,7 +130,7 @@ def be_a_script(name, argument, output):
         written = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(written, 1)
         os.dup2(written, 2)
-        script.launch(lambda: globals()[name](argument))
+        cli.launch(lambda: globals()[name](argument))
         code = 0
     except SystemExit as end:
         code = end.code
@@ -210,7 +210,7 @@ def small(nursed):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(runs.figures, 'curves', lambda rows, monitor, path: path.write_bytes(b'curve'))
+    monkeypatch.setattr(run_folder.figures, 'curves', lambda rows, monitor, path: path.write_bytes(b'curve'))
 
 
 def inside(nursed, path):

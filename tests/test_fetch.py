@@ -16,7 +16,7 @@ import pytest
 
 from dataset import fetch
 from dataset.download import is_picture
-from dataset.errors import InputError
+from engine.errors import InputError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.inference import Classifier, Segmenter, for_inference
+from mbdcnn.inference import Classifier, Segmenter, for_inference
 from net.fold import fold_batch_norms
 from net.models import Xception_dilation, deeplabv3plus, deeplabv3plus_d, deeplabv3plus_en
 

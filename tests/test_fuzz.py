@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from dataset import download, isic, ph2
 from dataset.layout import Layout
-from engine import charts, metrics, scores, settings, tables
-from engine.exhibits import Exhibits
-from engine.library import Library
+from engine import bootstrap, metrics, settings
+from experiments import line_charts, tables
+from experiments.paper_figures import Exhibits
+from experiments.run_store import Library
 from tests.fuzzing import (
     JUNK,
     MARKS,
@@ -185,7 +186,7 @@ def test_results_are_read_as_written(tmp_path, rows, newline, mark):
     csv.writer(text, lineterminator=newline).writerows(
         [('image_id', *metrics.SEGMENTATION), *((name, *values) for name, values in rows.items())])
     path.write_bytes((mark + text.getvalue()).encode())
-    part = scores.read([path]).parts[0]
+    part = bootstrap.read([path]).parts[0]
     assert part.names == tuple(rows) and np.array_equal(part.values, list(rows.values()))
 
 
@@ -195,11 +196,11 @@ def test_results_are_read_as_written(tmp_path, rows, newline, mark):
 def test_spoiled_results(tmp_path, data):
     path = tmp_path / 'r.csv'
     path.write_bytes(data)
-    result, _ = refused(lambda: scores.read([path], {'a': 0, 'b': 1, 'c': 2}), path)
+    result, _ = refused(lambda: bootstrap.read([path], {'a': 0, 'b': 1, 'c': 2}), path)
     if result is not None:
         assert ((result.parts[0].values >= 0) & (result.parts[0].values <= 1)).all()
         assert set(result.parts[0].names) <= set('abc') and result.kind == 'classification'
-        scores.interval(result, 'mean AUC')
+        bootstrap.interval(result, 'mean AUC')
 
 
 @fuzz(60)
@@ -409,5 +410,5 @@ def test_spoiled_declarations(declare, tmp_path, monkeypatch, data):
     assert error is None or error.faults
     if declared:
         if b'$' not in data:   # a figure takes half a second
-            monkeypatch.setattr(charts, 'draw', lambda *_: None)
+            monkeypatch.setattr(line_charts, 'draw', lambda *_: None)
         use_all(declared, tmp_path)

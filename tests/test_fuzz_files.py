@@ -15,10 +15,10 @@ from PIL import Image
 
 import predict
 import reproduce_tables
-from dataset import cache, check_data, extraction, images, list_seg, make_demo_data, ph2
+from dataset import check_data, extraction, list_seg, make_demo_data, ph2
 from dataset.layout import Layout
-from engine import checkpoints, networks, pipeline, script
-from net import weights
+from engine import cache, checkpoints, cli, images
+from mbdcnn import networks, predictor
 from tests.fuzzing import JSON, JUNK, damaged, damaged_bytes, fuzz, refused, write
 from tests.test_training import tiny_network
 
@@ -58,7 +58,7 @@ def test_spoiled_checkpoints(tmp_path, data):
 
     def load():
         state = checkpoints.load_state(path, 'train again')
-        checkpoints.apply(weights.load, network, state, path, 'train again')
+        checkpoints.apply(checkpoints.load_parameters, network, state, path, 'train again')
         return True
 
     if refused(load, path)[0]:
@@ -148,7 +148,7 @@ def test_good_pictures_are_read_whatever_they_are_called(tmp_path, name, suffix)
     size = (40, 48) if name in ('turned6.jpg', 'turned.png') else (48, 40)
     pixels = images.read_rgb(path)
     assert pixels.dtype == np.uint8 and pixels.shape == (*size[::-1], 3) and pixels.std() > 10
-    assert pipeline._read(path, 32)[1] == images.image_size(path) == size
+    assert predictor._read(path, 32)[1] == images.image_size(path) == size
 
 
 @fuzz(300)
@@ -159,7 +159,7 @@ def test_spoiled_pictures(tmp_path, name, data):
                                          st.sampled_from(REFUSED))))
     for read in (lambda: images.read_rgb(path), lambda: images.read_rgb(path, cover=8),
                  lambda: extraction.read_reduced(path, 8)[0], lambda: cache.read_rgb_square(path, 16),
-                 lambda: pipeline._read(path, 8)[0]):
+                 lambda: predictor._read(path, 8)[0]):
         pixels, _ = refused(read, path)
         assert pixels is None or pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
     mask, _ = refused(lambda: images.read_mask(path), path)
@@ -214,7 +214,7 @@ def run(monkeypatch):
         monkeypatch.setattr(sys, 'argv', ['script.py', *words])
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            script.launch(module.main)
+            cli.launch(module.main)
             code = 0
         except SystemExit as end:
             code = end.code
@@ -253,7 +253,7 @@ def test_scripts_end_with_a_message(run, tmp_path, monkeypatch):
     assert refuses(run(reproduce_tables, *words), 'SEEDS', 'FOLDS', '=x')
     assert refuses(run(make_demo_data, f'--ROOT={toml}'), toml, 'cannot be written')
     assert refuses(run(make_demo_data, f'--ROOT={"a" * 5000}'), 'aaa')
-    for network in pipeline.NETWORKS:
+    for network in predictor.NETWORKS:
         write(layout.weights(network), b'PK\3\4' + bytes(99))
     words = str(folder), f'--MODELS={layout.models}', f'--OUT={tmp_path}'
     assert refuses(run(predict, *words), 'CoarseSN.pth')

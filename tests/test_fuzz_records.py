@@ -14,21 +14,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import reproduce_tables
-from dataset import extraction, fetch, folds, isic, make_demo_data, sources
+from dataset import extraction, fetch, folds, isic, make_demo_data, splits
 from dataset.layout import Layout
-from engine import (
-    checkpoints,
-    coarse_masks,
-    evaluation,
-    metrics,
-    networks,
-    pipeline,
-    report,
-    report_parts,
-    runs,
-    settings,
-)
-from engine.library import RECORD, Library
+from engine import checkpoints, metrics, run_folder, settings
+from experiments.run_store import RECORD, Library
+from mbdcnn import coarse_masks, evaluation, networks, predictor
+from report import html_parts
+from report import page as report
 from tests.fuzzing import (
     JSON,
     damaged,
@@ -104,7 +96,7 @@ def root(tmp_path_factory):
         for folder in (layout.coarse_for_segmentation(split), layout.coarse_for_classification(split)):
             coarse_masks.begin(folder, facts)
             coarse_masks.finish(folder, facts, 6, settings.Settings(**CONFIG | {'CROSS_FIT': 0}))
-    data = sources.segmentation(layout, 'Training', 16)
+    data = splits.segmentation(layout, 'Training', 16)
     for number, (folder, network) in enumerate(NETWORKS.items()):
         part = folds.without(data, 2, number, 0).fingerprint if number in (1, 2) else data.fingerprint
         inputs = {'training': part, 'coarse_masks': coarse_masks.require(layout, [masks]),
@@ -128,7 +120,7 @@ def test_good_records_are_accepted(root, declare):
         assert Library(root.root).folder(step) == '.'
     fold_of, facts = coarse_masks.cross_fit(root, 2)
     assert len(fold_of) == 6 and facts.keys() == {coarse_masks.FOLDS}
-    assert pipeline._drawing(root) == (16, 6) and networks.trained_transfer(root) == 'e-layer'
+    assert predictor._drawing(root) == (16, 6) and networks.trained_transfer(root) == 'e-layer'
     assert make_demo_data.read_record(root)['MAX_SIDE'] == 6
     assert fetch.Record(root.data).sha256('a.zip') == 'ab'
     assert len(extraction.segmentation_lines(root, 'Training')) == 6
@@ -145,7 +137,7 @@ def test_spoiled_config_json(root, declare, folder, data):
         for use in (lambda: checkpoints.read_config(weights_path), lambda: networks.trained_transfer(root),
                     lambda: networks.warn_of_other_size(weights_path, 16),
                     lambda: coarse_masks.cross_fit(root, 2),
-                    lambda: pipeline._trained_side(weights_path), lambda: pipeline._drawing(root),
+                    lambda: predictor._trained_side(weights_path), lambda: predictor._drawing(root),
                     lambda: coarse_masks.require_chain(root, ('MaskCN', 'EnhancedSN'), made),
                     lambda: evaluation.provenance(cfg, [weights_path], 'x')):
             value, _ = refused(use, root.root)
@@ -228,7 +220,7 @@ def finished_run(tmp_path_factory):
     """Folder of a small training of eight steps."""
     folder = tmp_path_factory.mktemp('run') / 'CoarseSN'
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs.figures, 'curves', lambda rows, monitor, path: None)
+        patch.setattr(run_folder.figures, 'curves', lambda rows, monitor, path: None)
         train(folder)
     return folder
 
@@ -254,7 +246,7 @@ def spoiled_states(draw, good):
 @fuzz(50)
 @given(st.data())
 def test_spoiled_run_folders(tmp_path, finished_run, monkeypatch, data):
-    monkeypatch.setattr(runs.figures, 'curves', lambda rows, monitor, path: None)
+    monkeypatch.setattr(run_folder.figures, 'curves', lambda rows, monitor, path: None)
     folder = tmp_path / 'CoarseSN'
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(finished_run, folder)
@@ -317,7 +309,7 @@ def test_spoiled_results_are_named_in_the_report(reported, monkeypatch, data):
             draw(Figure())   # without the time that it takes to write it
         return caption
 
-    monkeypatch.setattr(report_parts, 'chart', chart)
+    monkeypatch.setattr(html_parts, 'chart', chart)
     path = data.draw(st.sampled_from([
         reported.results / 'CoarseSN_Testing.json', reported.results / 'MaskCN_Testing.json',
         reported.results / 'CoarseSN_Testing.csv', reported.results / 'MaskCN_Testing.csv',

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dataset import images
-from dataset.samples import to_input
-from dataset.sources import Classification, Segmentation
-from engine import evaluation, metrics
+from dataset.splits import Classification, Segmentation
+from engine import images, metrics
 from engine.hardware import Process
-from engine.inference import VIEWS, Classifier, Segmenter, counts_on_device
+from mbdcnn import evaluation
+from mbdcnn.inference import VIEWS, Classifier, Segmenter, counts_on_device
 from net.cam import class_activation_map
+from net.inputs import to_input
 from net.loss import lesion_logit
 
 QUICK = settings(max_examples=60, deadline=None)

@@ -10,10 +10,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from dataset import crops, extraction, files, images, isic
-from dataset.errors import InputError
+from dataset import crops, extraction, isic
 from dataset.layout import Layout
-from engine import script, settings
+from engine import cli, files, images, settings
+from engine.errors import InputError
 
 SCRIPT = '''"""Documentation of the script."""
 # --- Where
@@ -351,7 +351,7 @@ def test_a_full_disk_is_said_without_a_traceback(tmp_path, capsys):
             raise OSError(28, 'No space left on device')
 
     with pytest.raises(SystemExit) as end:
-        script.launch(main)
+        cli.launch(main)
     text = capsys.readouterr().err
     assert end.value.code == 2 and 'a.txt' in text and 'No space left on device' in text
 
@@ -367,7 +367,7 @@ def test_errors_of_pytorch_are_said_with_the_remedy(name, module, said, remedy, 
         raise kind(f'{said}')
 
     with pytest.raises(SystemExit) as end:
-        script.launch(main)
+        cli.launch(main)
     text = capsys.readouterr().err
     assert end.value.code == 2 and said in text and remedy in text.partition('Remedy: ')[2]
 

@@ -36,7 +36,8 @@ from PIL import Image
 from torch import nn
 
 from dataset.layout import Layout
-from engine import figures, metrics, panels
+from engine import figures, metrics
+from mbdcnn import panels
 from tests import conftest
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere, libraries do not survive a fork')
@@ -100,7 +101,7 @@ LOCKED = (CACHE, 'models', 'results/EnhancedSN_Validation_masks')
 # --- The nursery
 
 PRELOADED = ('torch._dynamo', 'torch.utils.tensorboard', 'dataset.extraction', 'dataset.synthetic',
-             'engine.coarse_masks', 'engine.report', 'engine.runs', 'engine.training', 'engine.transfer')
+             'mbdcnn.coarse_masks', 'report.page', 'engine.run_folder', 'engine.trainer', 'mbdcnn.transfer')
 
 
 def nursery():
@@ -175,7 +176,7 @@ def be_the_script(words, output, fatal, later):
         if fatal:
             die_before_replacing(*fatal)
         if later:
-            importlib.import_module('dataset.files').ABANDONED_AFTER = -1
+            importlib.import_module('engine.files').ABANDONED_AFTER = -1
         sys.argv = words
         if words[0] == 'start_weights':
             conftest.START = Path(words[2])

@@ -6,11 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from dataset.errors import InputError
 from dataset.layout import Layout
-from engine import coarse_masks, runner, settings
-from engine.exhibits import Exhibits
-from engine.library import HERE, Library
+from engine import settings
+from engine.errors import InputError
+from experiments import runner
+from experiments.paper_figures import Exhibits
+from experiments.run_store import HERE, Library
+from mbdcnn import coarse_masks
 from reproduce_tables import without_data
 from tests.stand_ins import SWEEP, SYSTEM, declare, run_table
 

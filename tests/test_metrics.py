@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset import images
 from dataset.layout import Layout
-from engine import evaluation, metrics
+from engine import images, metrics
+from mbdcnn import evaluation
 
 QUICK = settings(max_examples=100, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)

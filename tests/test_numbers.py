@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import images, isic, sources
-from dataset.errors import InputError
+from dataset import isic, splits
 from dataset.layout import Layout
-from dataset.sources import Classification, Segmentation
-from engine import checkpoints, runs, stages, training
-from engine.inference import Classifier
-from engine.runs import Run
-from net import weights
+from dataset.splits import Classification, Segmentation
+from engine import checkpoints, images, run_folder, trainer
+from engine.errors import InputError
+from engine.run_folder import Run
+from mbdcnn import stages
+from mbdcnn.inference import Classifier
 from tests.test_inference import PixelNetwork, TinyMaskCN
 from tests.test_training import (
     ALONE,
@@ -33,7 +33,7 @@ from tests.test_training import (
 
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch):
-    monkeypatch.setattr(runs.figures, 'curves', lambda rows, monitor, path: path.write_bytes(b'curve'))
+    monkeypatch.setattr(run_folder.figures, 'curves', lambda rows, monitor, path: path.write_bytes(b'curve'))
 
 
 # --- Numbers that are none
@@ -105,7 +105,7 @@ def test_a_validation_set_of_one_class_is_trained_on_to_the_end(tmp_path, capsys
     stage = stages.classification(cfg, ALONE, Classifying(), data, data)
     stage.panel = lambda path: path.write_bytes(b'panel')
     with Run(tmp_path, 'MaskCN', cfg, {}, 'random weights', ALONE) as run:
-        training.fit(stage, cfg, run, ALONE, TOTAL, EVERY)
+        trainer.fit(stage, cfg, run, ALONE, TOTAL, EVERY)
     assert [row['mean AUC'] for row in rows_of(tmp_path)] == [None, None]
     assert 'best mean AUC undefined (a class is absent) at step' in capsys.readouterr().out
     assert finite(load(tmp_path, 'MaskCN.pth'))
@@ -136,7 +136,8 @@ def test_checkpoints_of_wrapped_networks_load_into_bare_ones(tmp_path, wrap):
     bare[0].weight.data.zero_()
     assert all(name.startswith(('module.', '_orig_mod.')) for name in wrapped.state_dict())
     checkpoints.save(wrapped.state_dict(), tmp_path / 'x.pth')
-    checkpoints.apply(weights.load, bare, checkpoints.load_state(tmp_path / 'x.pth', ''), 'x.pth', '')
+    state = checkpoints.load_state(tmp_path / 'x.pth', '')
+    checkpoints.apply(checkpoints.load_parameters, bare, state, 'x.pth', '')
     assert same(dict(bare.state_dict()), dict(tiny_network().state_dict()))
 
 
@@ -159,10 +160,10 @@ def test_results_name_the_data_that_they_are_of(chain):
         result = json.loads((layout.results / f'{network}_Validation.json').read_text())
         assert result['data'] == expected and result['weights'].keys() >= {network}
     result = json.loads((layout.results / 'MaskCN_Validation.json').read_text())
-    assert result['data'] == sources.classification(layout, 'Validation', 32).fingerprint
+    assert result['data'] == splits.classification(layout, 'Validation', 32).fingerprint
     config = json.loads((layout.run('CoarseSN') / 'config.json').read_text())
     for split, size in (('Training', 64), ('Validation', 32)):
-        assert config['inputs'][split.lower()] == sources.segmentation(layout, split, size).fingerprint
+        assert config['inputs'][split.lower()] == splits.segmentation(layout, split, size).fingerprint
 
 
 def test_the_fingerprint_changes_with_any_pixel_or_label(root):
@@ -176,8 +177,8 @@ def test_the_fingerprint_changes_with_any_pixel_or_label(root):
 
     def fingerprints():
         return (checkpoints.fingerprint_of_files([path for pair in pairs for path in pair]),
-                sources.segmentation(layout, 'Training', 8).fingerprint,
-                sources.classification(layout, 'Training', 8, coarse=False).fingerprint)
+                splits.segmentation(layout, 'Training', 8).fingerprint,
+                splits.classification(layout, 'Training', 8, coarse=False).fingerprint)
 
     def spoil(path):
         pixels = np.array(images.read_rgb(path) if path in dict(crops) else images.read_mask(path))

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset import crops, images, isic, ph2, prepare_PH2
-from dataset.errors import InputError
+from dataset import crops, isic, ph2, prepare_PH2
 from dataset.layout import Layout
+from engine import images
+from engine.errors import InputError
 from tests.conftest import REPOSITORY, run_in_turn, run_script
 from tests.test_data_scripts import draw, write_labels
 from tests.test_inputs import smooth_picture

@@ -17,15 +17,16 @@ from PIL import Image
 
 import generate_Coarse_mask
 import predict
-from dataset import cache, crops, extraction, images, sources
-from dataset.errors import InputError
+from dataset import crops, extraction, splits
 from dataset.isic import CLASSES
 from dataset.layout import Layout
-from dataset.samples import to_input, to_maskcn_input
-from engine import checkpoints, evaluation, script
+from engine import cache, checkpoints, cli, images
+from engine.errors import InputError
 from engine.hardware import Process
-from engine.inference import Classifier, Segmenter
-from engine.pipeline import MBDCNN, NETWORKS, mask_confidence, scales_of
+from mbdcnn import evaluation
+from mbdcnn.inference import Classifier, Segmenter
+from mbdcnn.predictor import MBDCNN, NETWORKS, mask_confidence, scales_of
+from net.inputs import to_input, to_maskcn_input
 from net.models import Xception_dilation, deeplabv3plus, deeplabv3plus_en
 from tests.conftest import run_script
 
@@ -224,9 +225,9 @@ def test_page_shows_every_file_and_links_to_what_is_there(run):
 def launch(monkeypatch, *words):
     """Exit code of predict.py in this process."""
     monkeypatch.setattr(sys, 'argv', ['predict.py', *map(str, words)])
-    monkeypatch.setattr(script.signal, 'signal', lambda *_: None)
+    monkeypatch.setattr(cli.signal, 'signal', lambda *_: None)
     with pytest.raises(SystemExit) as end:
-        script.launch(predict.main)
+        cli.launch(predict.main)
     return end.value.code
 
 
@@ -336,7 +337,7 @@ def test_the_chain_equals_the_steps_from_disk(model, tmp_path):
             ([source], layout.coarse_for_segmentation('Testing'), 0)):
         generate_Coarse_mask.draw_masks(model.coarse, paths, folder, side, cfg, process)
 
-    data = sources.classification(layout, 'Testing', SIDE)
+    data = splits.classification(layout, 'Testing', SIDE)
     expected, _ = evaluation.image_probabilities(
         evaluation.crop_probabilities(model.classifier, data, 64, process), data)
     coarse_path = layout.coarse_for_segmentation('Testing') / source.name

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset import images
-from dataset.errors import InputError
 from dataset.layout import Layout
-from engine import checkpoints, evaluation, metrics, paper, report, report_parts
+from engine import checkpoints, images, metrics
+from engine.errors import InputError
+from mbdcnn import evaluation, paper_scores
+from report import html_parts
+from report import page as report
 
 MOMENT = datetime(2024, 2, 29, 12, 30, tzinfo=UTC)
 HOSTILE = '<script>alert("x&y")'   # a legal file name
@@ -155,7 +157,7 @@ def test_every_score_of_the_tables_is_there(full):
                             f'{100 * scores["ci95"][name][1]:.1f}]</small></td>'
                             for name in metrics.SEGMENTATION)
             assert f'<th scope="row">{network}, {kind}</th>{cells}<td>12</td>' in page
-    row = paper.SEGMENTATION['EnhancedSN', 'Testing']
+    row = paper_scores.SEGMENTATION['EnhancedSN', 'Testing']
     printed = ''.join(f'<td>{value:.1f}</td>' for value in row.values())
     assert f'EnhancedSN, paper</th>{printed}' in page
     nine, one = (summaries['MaskCN'][kind] for kind in ('9-crop', '1-crop'))
@@ -164,7 +166,7 @@ def test_every_score_of_the_tables_is_there(full):
             assert (f'{task} {name}</th><td>–</td><td>{100 * nine[task][name]:.1f}</td>'
                     f'<td>{100 * one[task][name]:.1f}</td>') in page
         low, high = nine['ci95'][f'{task} AUC']
-        assert (f'{task} AUC</th><td>{paper.CLASSIFICATION["Testing"][task]}</td><td>'
+        assert (f'{task} AUC</th><td>{paper_scores.CLASSIFICATION["Testing"][task]}</td><td>'
                 f'{100 * nine[task]["AUC"]:.1f}<small>[{100 * low:.1f}, {100 * high:.1f}]</small>') in page
     assert f'mean AUC</th><td>93.8</td><td>{100 * nine["mean AUC"]:.1f}<small>' in page
 
@@ -183,7 +185,7 @@ def test_calibration_equals_a_count_image_by_image():
     rng = np.random.default_rng(0)
     probability = np.r_[rng.random(50), 0.0, 1.0]
     happened = rng.random(52) < probability
-    counts, predicted, share, error = report_parts.calibration(probability, happened)
+    counts, predicted, share, error = html_parts.calibration(probability, happened)
     total = 0
     for number in range(10):
         held = [i for i in range(52) if number == min(9, int(probability[i] * 10))]
@@ -193,7 +195,7 @@ def test_calibration_equals_a_count_image_by_image():
         total += abs(sum(probability[i] - happened[i] for i in held)) / 52
     assert error == pytest.approx(total)
     # empty bins count nothing
-    assert report_parts.calibration(np.array([0.25]), np.array([True]))[3] == 0.75
+    assert html_parts.calibration(np.array([0.25]), np.array([True]))[3] == 0.75
 
 
 @pytest.mark.parametrize('count', [1, 2, 3, 5, 9, 40])

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import full_run, works_net
-from dataset import augment, resident, samples
-from dataset.sources import Joined
-from engine import hardware, training
-from engine.script import Interrupted
+from dataset.splits import Joined
+from engine import augment, device_samples, hardware, samples, trainer
+from engine.cli import Interrupted
 from tests import test_training
 from tests.test_training import assert_same_folders, load, tiny_stage, train
 
@@ -61,14 +60,14 @@ def assert_alike(ours, expected, interpolation='bilinear'):
 def test_batches_on_the_device_are_the_loaders(seed, first, sides, interpolation, labels):
     own = pictures(seed, 7, *sides, interpolation, labels)
     expected = list(samples.stream(own, 4, first, first + 2))
-    ours = list(resident.Resident(own, CPU).stream(4, first, first + 2))
+    ours = list(device_samples.Resident(own, CPU).stream(4, first, first + 2))
     assert len(ours) == 2
     for batch, wanted in zip(ours, expected, strict=True):
         assert_alike(batch, wanted, interpolation)
 
 
 def test_processes_share_each_batch():
-    own = resident.Resident(pictures(), CPU)
+    own = device_samples.Resident(pictures(), CPU)
     whole, = own.stream(6, 5, 6)
     parts = [batch for rank in range(3) for batch in own.stream(6, 5, 6, rank, 3)]
     for name, tensor in whole.items():
@@ -76,13 +75,13 @@ def test_processes_share_each_batch():
 
 
 def test_joined_and_memory_mapped_pictures_are_moved_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(resident, 'PICTURES_AT_ONCE', 2)
+    monkeypatch.setattr(device_samples, 'PICTURES_AT_ONCE', 2)
     first, second = pictures(1, 3), pictures(2, 4)
     np.save(tmp_path / 'images.npy', first.images)
     mapped = np.load(tmp_path / 'images.npy', mmap_mode='r')
     joined = samples.Pictures(Joined(mapped, second.images),
                               {'mask': Joined(first.masks['mask'], second.masks['mask'])}, None, 32, RANGES)
-    ours = resident.Resident(joined, CPU)
+    ours = device_samples.Resident(joined, CPU)
     assert np.array_equal(ours.images.numpy(), np.concatenate([first.images, second.images]))
     assert_alike(ours.batch(range(7)), next(iter(samples.stream(joined, 7, 0, 1))))
 
@@ -90,7 +89,7 @@ def test_joined_and_memory_mapped_pictures_are_moved_whole(tmp_path, monkeypatch
 def test_the_host_draws_and_the_source_stays_as_it_is():
     own = pictures()
     before, state = own.images.copy(), torch.get_rng_state()
-    batch = resident.Resident(own, CPU).batch(range(4))
+    batch = device_samples.Resident(own, CPU).batch(range(4))
     batch['image'].fill_(0)
     assert np.array_equal(own.images, before) and torch.equal(torch.get_rng_state(), state)
 
@@ -105,7 +104,7 @@ def test_training_from_device_memory_is_exact_over_an_interruption(tmp_path, mon
 
     asked = iter([False] * 5 + [True])
     with monkeypatch.context() as patch:
-        patch.setattr(training, '_asked_to_stop', lambda *_: next(asked))
+        patch.setattr(trainer, '_asked_to_stop', lambda *_: next(asked))
         with pytest.raises(Interrupted):
             train(tmp_path / 'parts', tiny_stage(stop_after), PICTURES_ON='device')
     assert len(steps) == 6
@@ -155,9 +154,9 @@ def test_a_step_of_enhanced_sn_never_waits_for_a_gpu(tmp_path, kind):
     process = hardware.Process(0, 1, device)
     cfg = SimpleNamespace(**works_net.SETTINGS | {'IMAGES': 4, 'INPUT_SIZE': 64, 'BATCH_SIZE': 2})
     stage = full_run.enhanced_stage(cfg, process)
-    own = resident.Resident(stage.dataset, device)
+    own = device_samples.Resident(stage.dataset, device)
     with test_training.Run(tmp_path, 'CoarseSN', cfg, {}, 'random weights', process) as run:
-        session = training.Session(stage, cfg, run, process, 20)
+        session = trainer.Session(stage, cfg, run, process, 20)
         session.train_mode()
         try:
             for number, batch in enumerate(own.stream(2, 0, 5)):
@@ -173,7 +172,7 @@ def test_a_step_of_enhanced_sn_never_waits_for_a_gpu(tmp_path, kind):
 @needs_gpu
 def test_batches_in_gpu_memory_are_the_loaders():
     own = pictures()
-    batch = resident.Resident(own, torch.device('cuda', 0)).batch(range(8))
-    assert resident.fits(own, torch.device('cuda', 0))
+    batch = device_samples.Resident(own, torch.device('cuda', 0)).batch(range(8))
+    assert device_samples.fits(own, torch.device('cuda', 0))
     ours = {name: tensor.cpu() for name, tensor in batch.items()}
     assert_alike(ours, next(iter(samples.stream(own, 8, 0, 1))))

@@ -9,7 +9,7 @@ import filelock
 import pytest
 import torch
 
-from engine import checkpoints, runs
+from engine import checkpoints, run_folder
 from tests.conftest import STAGES, finish, run_script, start_script, wait_for
 from tests.test_training import train
 
@@ -46,7 +46,7 @@ def assert_same_run(layout, expected, network):
 @pytest.mark.parametrize('begun', [False, True])
 def test_a_kill_before_or_after_any_save_changes_nothing(tmp_path, monkeypatch, fatal, begun):
     """fatal : number of the save that is the last; begun : it is completed, and then the end comes."""
-    monkeypatch.setattr(runs.figures, 'curves', lambda rows, monitor, path: None)
+    monkeypatch.setattr(run_folder.figures, 'curves', lambda rows, monitor, path: None)
     train(tmp_path / 'whole')
     save, count = checkpoints.save, itertools.count()
 

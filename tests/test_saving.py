@@ -1,7 +1,7 @@
 """When last.pth is written: at best scores, once a minute between them, and at the end."""
 import pytest
 
-from engine import checkpoints, training
+from engine import checkpoints, trainer
 from tests import test_training
 from tests.test_training import assert_same_folders, load, rows_of, tiny_stage, train
 
@@ -17,14 +17,14 @@ def saved_steps(monkeypatch):
             steps.append(content['progress']['step'])
         save(content, path)
 
-    monkeypatch.setattr(training.checkpoints, 'save', note)
+    monkeypatch.setattr(trainer.checkpoints, 'save', note)
     return steps
 
 
 @pytest.mark.parametrize(('seconds', 'expected'), [(60, [2, 8]), (0, [2, 4, 6, 8])])
 def test_between_best_scores_and_the_end_saves_are_a_minute_apart(tmp_path, monkeypatch, seconds, expected):
     steps = saved_steps(monkeypatch)
-    monkeypatch.setattr(training, 'SECONDS_BETWEEN_SAVES', seconds)
+    monkeypatch.setattr(trainer, 'SECONDS_BETWEEN_SAVES', seconds)
     train(tmp_path, tiny_stage(scores=[0.9, 0.5, 0.4, 0.3]), every=2)
     assert steps == expected
 

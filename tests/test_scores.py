@@ -5,10 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from dataset.errors import InputError
 from dataset.layout import Layout
-from engine import evaluation, metrics, scores
-from engine.scores import Part, Result
+from engine import bootstrap, metrics
+from engine.bootstrap import Part, Result
+from engine.errors import InputError
+from mbdcnn import evaluation
 
 QUICK = settings(max_examples=40, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -48,26 +49,26 @@ def test_what_the_evaluations_write_is_read_back(tmp_path, monkeypatch):
     layout, rng = Layout(tmp_path), np.random.default_rng(0)
     values = rng.random((7, 5))
     summary = evaluation.report_segmentation(layout, 'EnhancedSN', 'Testing', ids(7), {'plain': values}, {})
-    found = scores.read([layout.results / 'EnhancedSN_Testing.csv'])
+    found = bootstrap.read([layout.results / 'EnhancedSN_Testing.csv'])
     assert found.kind == 'segmentation' and found.count == 7 and found.parts[0].names == ids(7)
     assert found.parts[0].labels is None
     np.testing.assert_allclose(found.parts[0].values, values, atol=1e-6)
     for column in metrics.SEGMENTATION:
-        assert scores.score(found, column) == pytest.approx(100 * summary[column], abs=1e-4)
-        assert scores.interval(found, column) == pytest.approx(
+        assert bootstrap.score(found, column) == pytest.approx(100 * summary[column], abs=1e-4)
+        assert bootstrap.interval(found, column) == pytest.approx(
             [100 * bound for bound in summary['ci95'][column]], abs=1e-4)
 
     part = classified(1, 60)
     summary = evaluation.report_classification(layout, 'Testing', part.names, {'9-crop': part.values},
                                                part.labels, {})
     labels = dict(zip(part.names, part.labels.tolist(), strict=True)) | {'another': 1}
-    found = scores.read([layout.results / 'MaskCN_Testing.csv'], labels)
+    found = bootstrap.read([layout.results / 'MaskCN_Testing.csv'], labels)
     assert found.kind == 'classification' and found.parts[0].labels.tolist() == part.labels.tolist()
     for task in metrics.TASKS:
         for name in metrics.CLASSIFICATION:
-            assert scores.score(found, f'{task} {name}') == pytest.approx(100 * summary[task][name])
+            assert bootstrap.score(found, f'{task} {name}') == pytest.approx(100 * summary[task][name])
     for column in ('mean AUC', 'melanoma AUC', 'keratosis AUC'):
-        assert scores.interval(found, column) == pytest.approx(
+        assert bootstrap.interval(found, column) == pytest.approx(
             [100 * bound for bound in summary['ci95'][column]])
 
 
@@ -83,7 +84,7 @@ def test_every_bad_file_and_line_and_missing_label_is_named(tmp_path):
         path.write_text(text)
     (tmp_path / 'binary.csv').write_bytes(b'\xff\xfe\x00\x80')
     with pytest.raises(InputError) as caught:
-        scores.read([*paths, tmp_path / 'binary.csv'], {'a': 0, 'd': 1, 'h': None})
+        bootstrap.read([*paths, tmp_path / 'binary.csv'], {'a': 0, 'd': 1, 'h': None})
     text = '\n'.join(caught.value.faults)
     for words in ('good.csv: b has no label', "short.csv, line 2: 'c,0.2,0.3'", "range.csv, line 2: 'e,",
                   'range.csv, line 3', 'range.csv, line 4', 'range.csv, line 5', 'line 3: h is listed twice',
@@ -93,8 +94,8 @@ def test_every_bad_file_and_line_and_missing_label_is_named(tmp_path):
         assert words in text, words
     assert 'd has no label' not in text and len(caught.value.faults) == 15
     with pytest.raises(InputError, match='a has no label'):
-        scores.read(paths[:1])
-    assert scores.read(paths[-2:-1]).kind == 'segmentation'
+        bootstrap.read(paths[:1])
+    assert bootstrap.read(paths[-2:-1]).kind == 'segmentation'
 
 
 # --- Scores
@@ -103,11 +104,11 @@ def test_areas_by_hand():
     p = np.array([0.1, 0.4, 0.35, 0.8])
     truth = np.array([False, False, True, True])
     once = np.ones((1, 4))
-    assert scores.area(p, truth, once).tolist() == [0.75]              # 3 of 4 pairs
-    assert scores.average_precision(p, truth, once)[0] == pytest.approx(1 / 2 + 2 / 3 / 2)
-    assert scores.area(np.zeros(4), truth, once).tolist() == [0.5]     # all tied
-    assert scores.average_precision(np.zeros(4), truth, once).tolist() == [0.5]
-    assert scores.area(p, truth, np.array([[1, 0, 1, 1], [1, 3, 1, 1]])).tolist() == [1.0, 5 / 8]
+    assert bootstrap.area(p, truth, once).tolist() == [0.75]              # 3 of 4 pairs
+    assert bootstrap.average_precision(p, truth, once)[0] == pytest.approx(1 / 2 + 2 / 3 / 2)
+    assert bootstrap.area(np.zeros(4), truth, once).tolist() == [0.5]     # all tied
+    assert bootstrap.average_precision(np.zeros(4), truth, once).tolist() == [0.5]
+    assert bootstrap.area(p, truth, np.array([[1, 0, 1, 1], [1, 3, 1, 1]])).tolist() == [1.0, 5 / 8]
 
 
 @QUICK
@@ -119,7 +120,8 @@ def test_weighted_areas_are_sklearns_of_repeated_images(seed, count, decimals):
     rng.shuffle(truth)
     weights = rng.integers(0, 4, (5, count))
     weights[:, [truth.argmax(), (~truth).argmax()]] += 1
-    for found, theirs in ((scores.area, roc_auc_score), (scores.average_precision, average_precision_score)):
+    for found, theirs in ((bootstrap.area, roc_auc_score),
+                          (bootstrap.average_precision, average_precision_score)):
         expected = [theirs(np.repeat(truth, row), np.repeat(p, row)) for row in weights]
         np.testing.assert_allclose(found(p, truth, weights), expected, rtol=0, atol=1e-12)
 
@@ -128,47 +130,47 @@ def test_weighted_areas_are_sklearns_of_repeated_images(seed, count, decimals):
 def test_scores_are_those_of_metrics_and_folds_are_averaged(seed):
     parts = classified(seed), classified(seed + 10, 80, 200, lean=0.2)
     columns = [f'{task} {name}' for task in metrics.TASKS for name in metrics.CLASSIFICATION] + ['mean AUC']
-    assert set(columns) == set(scores.COLUMNS['classification'])
+    assert set(columns) == set(bootstrap.COLUMNS['classification'])
     for column in columns:
         each = []
         for part in parts:
             expected = metrics.classification_scores(part.values, part.labels)
             task, name = column.split()
             each.append(100 * (expected[column] if column == 'mean AUC' else expected[task][name]))
-            assert scores.score(classification(part), column) == pytest.approx(each[-1], abs=1e-9)
-        assert scores.score(classification(*parts), column) == pytest.approx(np.mean(each), abs=1e-9)
+            assert bootstrap.score(classification(part), column) == pytest.approx(each[-1], abs=1e-9)
+        assert bootstrap.score(classification(*parts), column) == pytest.approx(np.mean(each), abs=1e-9)
 
 
 def test_scales_of_the_folds_do_not_matter():
     first, second = classified(1), classified(2, start=500)
     scaled = Part(second.names, second.values * 0.01, second.labels)
-    assert scores.score(classification(first, second), 'mean AUC') \
-        == scores.score(classification(first, scaled), 'mean AUC')
+    assert bootstrap.score(classification(first, second), 'mean AUC') \
+        == bootstrap.score(classification(first, scaled), 'mean AUC')
 
 
 def test_images_of_all_folds_count_alike_in_segmentation():
-    assert scores.score(segmentation([0.0], [1.0, 1.0, 1.0]), 'JA') == 75.0
-    assert scores.score(segmentation([0.0], [1.0, 1.0, 1.0]), 'DI') == 0.0
+    assert bootstrap.score(segmentation([0.0], [1.0, 1.0, 1.0]), 'JA') == 75.0
+    assert bootstrap.score(segmentation([0.0], [1.0, 1.0, 1.0]), 'DI') == 0.0
 
 
 def test_one_class_alone_gives_none():
     part = classified(1, 40)
     bare = Part(part.names, part.values, np.where(part.labels == 2, 0, part.labels))   # as PH2 is
-    assert scores.score(classification(bare), 'keratosis AUC') is None
-    assert scores.score(classification(bare), 'mean AUC') is None
-    assert scores.interval(classification(bare), 'keratosis SE') is None
-    assert scores.paired_difference(classification(bare), classification(bare), 'mean AUC') is None
-    low, high = scores.interval(classification(bare), 'melanoma AUC')
-    assert low < scores.score(classification(bare), 'melanoma AUC') < high
+    assert bootstrap.score(classification(bare), 'keratosis AUC') is None
+    assert bootstrap.score(classification(bare), 'mean AUC') is None
+    assert bootstrap.interval(classification(bare), 'keratosis SE') is None
+    assert bootstrap.paired_difference(classification(bare), classification(bare), 'mean AUC') is None
+    low, high = bootstrap.interval(classification(bare), 'melanoma AUC')
+    assert low < bootstrap.score(classification(bare), 'melanoma AUC') < high
     other = Part(ids(40, 100), part.values, part.labels)
-    assert scores.score(classification(other, bare), 'keratosis AUC') is None
+    assert bootstrap.score(classification(other, bare), 'keratosis AUC') is None
 
 
 def test_columns_of_the_other_kind_are_refused():
     with pytest.raises(ValueError, match="'JA' is not a score of a classification"):
-        scores.score(classification(classified(0)), 'JA')
+        bootstrap.score(classification(classified(0)), 'JA')
     with pytest.raises(ValueError, match='not a score of a segmentation'):
-        scores.interval(segmentation([1.0]), 'mean AUC')
+        bootstrap.interval(segmentation([1.0]), 'mean AUC')
 
 
 # --- Intervals
@@ -179,40 +181,40 @@ def test_intervals_are_those_of_metrics(seed):
     result = Result('segmentation', (Part(ids(90), values),))
     for place, column in enumerate(metrics.SEGMENTATION):
         expected = 100 * metrics.interval_of_means(values, seed)[place]
-        assert scores.interval(result, column, seed) == pytest.approx(expected, abs=1e-9)
+        assert bootstrap.interval(result, column, seed) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize('count', [12, 60])   # of 12 images, some resamples lose a class
 def test_intervals_of_areas_are_those_of_metrics(count, monkeypatch):
     monkeypatch.setattr(metrics, 'RESAMPLES', 200)
     part = classified(8, count)
-    assert (len(scores._weights(classification(part), 0)[0]) < 200) == (count == 12)
+    assert (len(bootstrap._weights(classification(part), 0)[0]) < 200) == (count == 12)
     for column, bounds in metrics.intervals_of_areas(part.values, part.labels).items():
-        assert scores.interval(classification(part), column) == pytest.approx(
+        assert bootstrap.interval(classification(part), column) == pytest.approx(
             [100 * bound for bound in bounds], abs=1e-9)
 
 
 def test_intervals_cover_the_truth():
     rng, covered = np.random.default_rng(3), 0
     for _ in range(60):
-        low, high = scores.interval(segmentation(rng.beta(8, 2, 80)), 'JA')
+        low, high = bootstrap.interval(segmentation(rng.beta(8, 2, 80)), 'JA')
         covered += low <= 80 <= high   # the mean of Beta(8, 2)
     assert covered >= 52   # 56 expected, as the coverage at n = 80 is 94 %
 
 
 def test_folds_are_resampled_apart():
     halves = segmentation([0.2] * 20, [0.8] * 30)   # no spread within a fold
-    assert scores.interval(halves, 'JA') == pytest.approx((56.0, 56.0))
-    low, high = scores.interval(segmentation([0.2] * 20 + [0.8] * 30), 'JA')
+    assert bootstrap.interval(halves, 'JA') == pytest.approx((56.0, 56.0))
+    low, high = bootstrap.interval(segmentation([0.2] * 20 + [0.8] * 30), 'JA')
     assert low < 50 and high > 62
 
 
 def test_the_interval_over_seeds_is_that_of_their_mean():
     rng = np.random.default_rng(4)
     first, second = rng.random(50), rng.random(50)
-    both = scores.interval([segmentation(first), segmentation(second)], 'JA')
-    assert both == pytest.approx(scores.interval(segmentation((first + second) / 2), 'JA'))
-    assert scores.interval([segmentation(first)], 'JA') == scores.interval(segmentation(first), 'JA')
+    both = bootstrap.interval([segmentation(first), segmentation(second)], 'JA')
+    assert both == pytest.approx(bootstrap.interval(segmentation((first + second) / 2), 'JA'))
+    assert bootstrap.interval([segmentation(first)], 'JA') == bootstrap.interval(segmentation(first), 'JA')
 
 
 # --- Paired differences
@@ -220,15 +222,15 @@ def test_the_interval_over_seeds_is_that_of_their_mean():
 def test_equal_results_differ_by_nothing():
     for result, column in ((segmentation(np.random.default_rng(5).random(40)), 'JA'),
                            (classification(classified(5), classified(6, start=900)), 'mean AUC')):
-        assert scores.paired_difference(result, result, column) == scores.Difference(0.0, 0.0, 0.0, 1.0)
+        assert bootstrap.paired_difference(result, result, column) == bootstrap.Difference(0.0, 0.0, 0.0, 1.0)
 
 
 def test_a_constant_shift_is_found_exactly():
     values = np.random.default_rng(6).random(40) * 0.9
-    found = scores.paired_difference(segmentation(values + 0.05), segmentation(values), 'JA')
+    found = bootstrap.paired_difference(segmentation(values + 0.05), segmentation(values), 'JA')
     assert (found.mean, found.low, found.high) == pytest.approx((5, 5, 5))
     assert found.p == 1 / metrics.RESAMPLES
-    back = scores.paired_difference(segmentation(values), segmentation(values + 0.05), 'JA')
+    back = bootstrap.paired_difference(segmentation(values), segmentation(values + 0.05), 'JA')
     assert back.mean == pytest.approx(-5) and back.p == found.p
 
 
@@ -236,26 +238,26 @@ def test_pairs_are_by_id_not_by_place():
     part = classified(7)
     order = np.random.default_rng(0).permutation(len(part.names))
     shuffled = Part(tuple(np.array(part.names)[order].tolist()), part.values[order], part.labels[order])
-    found = scores.paired_difference(classification(part), classification(shuffled), 'melanoma AP')
-    assert found == scores.Difference(0.0, 0.0, 0.0, 1.0)
+    found = bootstrap.paired_difference(classification(part), classification(shuffled), 'melanoma AP')
+    assert found == bootstrap.Difference(0.0, 0.0, 0.0, 1.0)
 
 
 def test_pairing_narrows_the_interval_and_p_follows_it():
     rng = np.random.default_rng(8)
     hard = rng.random(100) * 0.8   # how easy each image is, for both
     a, b = (segmentation(hard + shift + 0.02 * rng.random(100)) for shift in (0.01, 0.0))
-    found = scores.paired_difference(a, b, 'JA')
-    low, high = scores.interval(a, 'JA')
-    assert found.mean == pytest.approx(scores.score(a, 'JA') - scores.score(b, 'JA'))
+    found = bootstrap.paired_difference(a, b, 'JA')
+    low, high = bootstrap.interval(a, 'JA')
+    assert found.mean == pytest.approx(bootstrap.score(a, 'JA') - bootstrap.score(b, 'JA'))
     assert 0 < found.low < found.mean < found.high and found.high - found.low < (high - low) / 10
     assert found.p < 0.05
-    noise = scores.paired_difference(segmentation(rng.random(100)), segmentation(rng.random(100)), 'JA')
+    noise = bootstrap.paired_difference(segmentation(rng.random(100)), segmentation(rng.random(100)), 'JA')
     assert (noise.low < 0 < noise.high) == (noise.p > 0.05)
 
 
 def test_p_is_uniform_where_nothing_differs():
     rng = np.random.default_rng(9)
-    ps = [scores.paired_difference(segmentation(rng.random(60)), segmentation(rng.random(60)), 'JA').p
+    ps = [bootstrap.paired_difference(segmentation(rng.random(60)), segmentation(rng.random(60)), 'JA').p
           for _ in range(60)]
     assert np.mean(ps) == pytest.approx(0.5, abs=0.12) and sum(p < 0.1 for p in ps) <= 14
 
@@ -263,12 +265,12 @@ def test_p_is_uniform_where_nothing_differs():
 def test_seeds_are_averaged_within_each_resample():
     rng = np.random.default_rng(10)
     a, b = rng.random((3, 50)), rng.random((3, 50))
-    found = scores.paired_difference(list(map(segmentation, a)), list(map(segmentation, b)), 'JA')
-    expected = scores.paired_difference(segmentation(a.mean(0)), segmentation(b.mean(0)), 'JA')
+    found = bootstrap.paired_difference(list(map(segmentation, a)), list(map(segmentation, b)), 'JA')
+    expected = bootstrap.paired_difference(segmentation(a.mean(0)), segmentation(b.mean(0)), 'JA')
     assert (found.mean, found.low, found.high, found.p) == pytest.approx(
         (expected.mean, expected.low, expected.high, expected.p))
     with pytest.raises(ValueError, match='3 and 2 results'):
-        scores.paired_difference(list(map(segmentation, a)), list(map(segmentation, b[:2])), 'JA')
+        bootstrap.paired_difference(list(map(segmentation, a)), list(map(segmentation, b[:2])), 'JA')
 
 
 def test_other_images_or_labels_or_folds_are_refused():
@@ -279,8 +281,8 @@ def test_other_images_or_labels_or_folds_are_refused():
     for wrong, words in ((cut, f'cut.csv: {part.names[0]} is missing'),
                          (other, f'{part.names[-1]} has the class')):
         with pytest.raises(InputError, match=words):
-            scores.paired_difference(whole, classification(wrong), 'mean AUC')
+            bootstrap.paired_difference(whole, classification(wrong), 'mean AUC')
         with pytest.raises(InputError, match=words):
-            scores.interval([whole, classification(wrong)], 'mean AUC')
+            bootstrap.interval([whole, classification(wrong)], 'mean AUC')
     with pytest.raises(InputError, match='one of 2 parts'):
-        scores.paired_difference(whole, classification(part, classified(3, start=99)), 'mean AUC')
+        bootstrap.paired_difference(whole, classification(part, classified(3, start=99)), 'mean AUC')

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import images, isic, sources
-from dataset.errors import InputError
+from dataset import isic, splits
 from dataset.layout import SPLITS
-from engine import checkpoints, coarse_masks, metrics, settings
-from engine.training import poly
+from engine import checkpoints, images, metrics, settings
+from engine.errors import InputError
+from engine.trainer import poly
+from mbdcnn import coarse_masks
 from tests.conftest import REPOSITORY, STAGES, finish, run_in_turn, run_script, start_script, wait_for
 
 NETWORKS = {'CoarseSN': 857, 'MaskCN': 276, 'EnhancedSN': 864}   # entries of the state dict
@@ -241,10 +242,10 @@ def test_masks_of_earlier_pictures_or_drawn_unlike_the_others_are_refused(siblin
     layout = sibling('CoarseSN', masks='copy')
     folders = [layout.coarse_for_classification(split) for split in ('Training', 'Validation')]
     crops = [path for path, _ in isic.read_classification_list(layout, 'Validation')]
-    assert len(sources.coarse_paths(layout, folders[1], crops)) == len(crops)
+    assert len(splits.coarse_paths(layout, folders[1], crops)) == len(crops)
     os.utime(folders[1] / f'{crops[4].stem}.png', ns=(0, crops[4].stat().st_mtime_ns - 10**9))
     with pytest.raises(InputError) as caught:
-        sources.coarse_paths(layout, folders[1], crops)
+        splits.coarse_paths(layout, folders[1], crops)
     assert len(caught.value.faults) == 1 and str(crops[4]) in caught.value.faults[0]
     assert 'python generate_Coarse_mask.py' in caught.value.remedy
     coarse_masks.require(layout, folders)

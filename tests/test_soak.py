@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dataset import images
+from engine import images
 from tests import soak
 
 CFG = SimpleNamespace(MEMORY=soak.MEMORY, HANDLES=soak.HANDLES, STEP_TIME=soak.STEP_TIME)

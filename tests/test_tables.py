@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset.errors import InputError
-from engine import scores, tables
-from engine.tables import Cell, Row, Table
+from engine import bootstrap
+from engine.errors import InputError
+from experiments import tables
+from experiments.tables import Cell, Row, Table
 
 QUICK = settings(max_examples=40, deadline=None)
 
@@ -135,17 +136,17 @@ def test_numbers_of_a_cell():
 def test_cells_from_results():
     rng = np.random.default_rng(0)
     names = tuple(map(str, range(30)))
-    runs = [scores.Result('segmentation', (scores.Part(names, rng.random((30, 5))),)) for _ in range(2)]
+    runs = [bootstrap.Result('segmentation', (bootstrap.Part(names, rng.random((30, 5))),)) for _ in range(2)]
     cell = tables.make_cell(80.0, runs, 'DI')
-    assert cell.values == tuple(scores.score(run, 'DI') for run in runs)
-    assert cell.interval == scores.interval(runs, 'DI') and cell.interval[0] < cell.mean < cell.interval[1]
+    assert cell.values == tuple(bootstrap.score(run, 'DI') for run in runs)
+    assert cell.interval == bootstrap.interval(runs, 'DI') and cell.interval[0] < cell.mean < cell.interval[1]
     assert tables.make_cell(80.0, [], 'DI', 'not run') == Cell(80.0, (), None, 'not run')
     assert tables.make_cell(float('nan'), [], 'DI') == Cell()
-    single = scores.Result('classification', (
-        scores.Part(names, rng.dirichlet([1, 1, 1], 30), np.zeros(30, int)),))
+    single = bootstrap.Result('classification', (
+        bootstrap.Part(names, rng.dirichlet([1, 1, 1], 30), np.zeros(30, int)),))
     undefined = tables.make_cell(97.0, [single], 'mean AUC')
     assert undefined.values == () and undefined.interval is None and 'one class' in undefined.note
-    other = scores.Result('segmentation', (scores.Part(names[:9], rng.random((9, 5))),))
+    other = bootstrap.Result('segmentation', (bootstrap.Part(names[:9], rng.random((9, 5))),))
     with pytest.raises(InputError):
         tables.make_cell(80.0, [runs[0], other], 'JA')
 

@@ -16,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from dataset.augment import Ranges
-from dataset.errors import InputError
-from dataset.samples import Pictures, to_input
-from engine import checkpoints, hardware, runs, training
-from engine.runs import Run
-from engine.script import Interrupted
+from engine import checkpoints, hardware, run_folder, trainer
+from engine.augment import Ranges
+from engine.cli import Interrupted
+from engine.errors import InputError
+from engine.run_folder import Run
+from engine.samples import Pictures
+from net.inputs import to_input
 from net.loss import hybrid_loss
 
 ALONE = hardware.Process(0, 1, torch.device('cpu'))
@@ -34,7 +35,7 @@ TOTAL, EVERY = 8, 4   # steps, and steps between validations
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch):
     """Figures have their own test; a curve costs more than all the steps here."""
-    monkeypatch.setattr(runs.figures, 'curves', lambda rows, monitor, path: path.write_bytes(b'curve'))
+    monkeypatch.setattr(run_folder.figures, 'curves', lambda rows, monitor, path: path.write_bytes(b'curve'))
 
 
 def tiny_network():
@@ -63,14 +64,14 @@ def tiny_stage(before_loss=lambda step, loss: loss, scores=None):
         assert not network.training
         return {'JA': next(scores) if scores else float(network[0].weight.abs().mean().detach())}
 
-    return training.Stage(network, data, loss, validate, lambda path: path.write_bytes(b'panel'), 'JA')
+    return trainer.Stage(network, data, loss, validate, lambda path: path.write_bytes(b'panel'), 'JA')
 
 
 def train(folder, stage=None, total=TOTAL, every=EVERY, inputs=None, **changes):
     """Call `fit` as the scripts do; returns the stage."""
     stage, cfg = stage or tiny_stage(), SimpleNamespace(**SETTINGS | changes)
     with Run(folder, 'CoarseSN', cfg, inputs or {'training': 'a'}, 'random weights', ALONE) as run:
-        training.fit(stage, cfg, run, ALONE, total, every)
+        trainer.fit(stage, cfg, run, ALONE, total, every)
     return stage
 
 
@@ -104,18 +105,18 @@ def contents(folder):
 
 @given(st.floats(0, 1), st.integers(0, 2 * 10**6), st.integers(1, 10**6))
 def test_the_schedule_is_real_and_never_negative(start, step, total):
-    rate, following = training.poly(start, step, total), training.poly(start, step + 1, total)
+    rate, following = trainer.poly(start, step, total), trainer.poly(start, step + 1, total)
     assert isinstance(rate, float) and 0 <= following <= rate <= start
     assert step < total or rate == 0
 
 
 def test_the_schedule_is_poly_with_power_0_9():
-    assert training.poly(1e-4, 0, 100) == 1e-4 and training.poly(1e-4, 101, 100) == 0
-    assert training.poly(1e-4, 50, 100) == pytest.approx(1e-4 * 0.5 ** 0.9)
+    assert trainer.poly(1e-4, 0, 100) == 1e-4 and trainer.poly(1e-4, 101, 100) == 0
+    assert trainer.poly(1e-4, 50, 100) == pytest.approx(1e-4 * 0.5 ** 0.9)
 
 
 def test_means_are_taken_over_the_steps_and_processes_since_the_last_call(monkeypatch):
-    progress = training.Progress()
+    progress = trainer.Progress()
     for value in (1.0, 2.0, 6.0):
         progress.add({'loss': torch.tensor(value), 'dice': torch.tensor(value / 2)})
     assert progress.take_means(ALONE) == {'loss': 3.0, 'dice': 1.5}
@@ -125,7 +126,7 @@ def test_means_are_taken_over_the_steps_and_processes_since_the_last_call(monkey
 
 
 def test_progress_refuses_what_was_not_finite_since_the_last_validation():
-    progress = training.Progress()
+    progress = trainer.Progress()
     for value in (1.0, float('inf'), 1.0):
         progress.add({'loss': torch.tensor(value)})
     with pytest.raises(InputError, match='not finite before step'):
@@ -133,7 +134,7 @@ def test_progress_refuses_what_was_not_finite_since_the_last_validation():
 
 
 def test_speed_after_resuming_counts_the_new_steps_only():
-    old, new = training.Progress(), training.Progress()
+    old, new = trainer.Progress(), trainer.Progress()
     old.step = 10**6
     new.restore(old.state())
     assert new.speed() == 0
@@ -158,7 +159,7 @@ def test_a_run_folder_explains_itself(tmp_path):
     for row in rows:
         assert row.keys() == {'step', 'lr', 'loss', 'dice', 'rank', 'JA'}
         assert row['loss'] == pytest.approx(row['dice'] + 0.05 * row['rank'], rel=1e-4)
-        assert row['lr'] == training.poly(0.01, row['step'] - 1, 6)
+        assert row['lr'] == trainer.poly(0.01, row['step'] - 1, 6)
     config = json.loads((tmp_path / 'config.json').read_text())
     assert config['network'] == 'CoarseSN' and config['settings'] == SETTINGS
     assert config['inputs'] == {'training': 'a'} and config['versions']['torch'] == torch.__version__
@@ -257,7 +258,7 @@ def test_without_resume_a_run_starts_anew(tmp_path):
 
 
 def test_a_second_signal_takes_the_usual_way():
-    with training.Stopping() as stopping:
+    with trainer.Stopping() as stopping:
         os.kill(os.getpid(), signal.SIGINT)
         assert stopping.signal == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):

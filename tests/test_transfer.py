@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import cache, images, isic, sources
-from dataset.errors import InputError
+from dataset import isic, splits
 from dataset.layout import Layout
-from engine import checkpoints, evaluation, networks, runs, stages, transfer
-from engine.pipeline import MBDCNN
+from engine import cache, checkpoints, images, run_folder
+from engine.errors import InputError
+from mbdcnn import evaluation, networks, stages, transfer
+from mbdcnn.predictor import MBDCNN
 from net import weights
 from net.models import deeplabv3plus, deeplabv3plus_d
 from tests.conftest import STAGES, run_in_turn
@@ -123,7 +124,7 @@ def test_proxy_masks_are_those_of_a_slow_loop(threshold):
     maps = np.random.default_rng(0).normal(size=(5, 3, 4)).astype(np.float32)
     maps[1], maps[2] = -abs(maps[1]), 0   # a class without any evidence has no lesion
     crops = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 3), np.uint8)
-    data = sources.Unmasked(crops, None, crops, list('abcde'), '')
+    data = splits.Unmasked(crops, None, crops, list('abcde'), '')
 
     def classifier(pictures, coarse):
         assert coarse is None
@@ -138,7 +139,7 @@ def test_proxy_masks_are_those_of_a_slow_loop(threshold):
 
 def test_joined_arrays_are_one():
     whole = np.arange(20).reshape(5, 2, 2)
-    joined = sources.Joined(whole[:3], whole[3:])
+    joined = splits.Joined(whole[:3], whole[3:])
     assert joined.shape == (5, 2, 2) and len(joined) == 5
     assert np.array_equal(np.stack(list(joined)), whole) and np.array_equal(joined[-1], whole[4])
     with pytest.raises(IndexError):
@@ -163,19 +164,19 @@ def test_the_pictures_of_extra_images_are_the_originals_where_they_are(tmp_path)
     layout.lists.mkdir(parents=True)
     layout.segmentation_list('Training').write_text('Images/a.png Annotation/a_segmentation.png\n')
     layout.classification_list('Training').write_text(''.join(f'{name}.png 0\n' for name in listed))
-    found = sources.unmasked(layout, ['a'], 32, 64, coarse=False)
+    found = splits.unmasked(layout, ['a'], 32, 64, coarse=False)
     assert found.names == ['b', 'c'] and found.coarse is None
     assert np.array_equal(found.crops, [crops['b'], crops['c']])
     assert np.array_equal(found.pictures, [original, images.resize_rgb(crops['c'], (64, 64))])
     with pytest.raises(InputError, match='without a pixel mask(.|\n)*--EXTRA=True(.|\n)*--TRAIN_IMAGES'):
-        sources.unmasked(layout, ['a', 'b', 'c'], 32, 64, coarse=False)
+        splits.unmasked(layout, ['a', 'b', 'c'], 32, 64, coarse=False)
 
 
 def proxies(layout, **changes):
     """(real pictures, the same with proxies) of an experiment, as train_EnhancedSN.py makes them."""
     cfg = SimpleNamespace(**{'INPUT_SIZE': 32, 'CACHE_SIZE': 64, 'CAM_RELU': False, 'AMP': 'fp32',
                              'PROXY_THRESHOLD': 0.3, 'BATCH_SIZE': 3, 'SEED': 0} | changes)
-    real = sources.segmentation(layout, 'Training', cfg.CACHE_SIZE, limit=MASKED, seed=cfg.SEED)
+    real = splits.segmentation(layout, 'Training', cfg.CACHE_SIZE, limit=MASKED, seed=cfg.SEED)
     inputs = transfer.require(layout, 'mdc', [layout.coarse_for_classification('Training')])
     return real, transfer.with_proxies(real, layout, cfg, inputs, ALONE)
 
@@ -371,7 +372,7 @@ def test_initial_weights_must_fit(chain, trained, network, changes, complaint):
 @pytest.fixture
 def mark(tmp_path, monkeypatch):
     """mark() -> "finished" in the config.json of the run in tmp_path; figures are not drawn."""
-    monkeypatch.setattr(runs.figures, 'curves', lambda rows, monitor, path: None)
+    monkeypatch.setattr(run_folder.figures, 'curves', lambda rows, monitor, path: None)
     return lambda: checkpoints.read_config(tmp_path / 'CoarseSN.pth').get('finished')
 
 

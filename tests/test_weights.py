@@ -125,7 +125,7 @@ def test_names_and_shapes_at_fault_are_named(imagenet, change, complaint):
 def test_of_many_faults_five_are_named_and_the_rest_counted():
     network = untouched(Xception_dilation)
     with pytest.raises(ValueError, match=r'\(and 271 more\)') as error:
-        weights.load(network, {})
+        checkpoints.load_parameters(network, {})
     assert str(error.value).count('is missing') == 5
 
 
@@ -144,7 +144,7 @@ def test_the_real_imagenet_file_fills_all_but_the_classifier():
 
 def test_wrapper_prefixes_are_stripped_wherever_they_begin_a_name():
     state = {'module.a': 1, '_orig_mod.module.b': 2, 'module._orig_mod.c.module.d': 3, 'modules.e': 4}
-    assert weights.strip_prefixes(state) == {'a': 1, 'b': 2, 'c.module.d': 3, 'modules.e': 4}
+    assert checkpoints.strip_prefixes(state) == {'a': 1, 'b': 2, 'c.module.d': 3, 'modules.e': 4}
 
 
 @pytest.fixture(scope='module')

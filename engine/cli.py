@@ -1,0 +1,70 @@
+"""How every script starts and ends: exit codes, and messages instead of tracebacks."""
+import errno
+import os
+import signal
+import sys
+
+from engine.errors import InputError
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,   # the disk
+              errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)   # the path
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM arrived, and everything worth keeping has been saved.
+
+    number : int   of the signal; the exit code is 128 + number, as shells expect
+    """
+
+    def __init__(self, number):
+        super().__init__(f'interrupted by signal {int(number)}')
+        self.number = number
+
+
+def launch(main):
+    """Run `main()`; exit with 0, 2 (bad input or a full disk, said on stderr) or 128 + signal."""
+    if os.environ.get('RANK', '0') != '0':
+        sys.stdout = open(os.devnull, 'w')   # torchrun: one process speaks for all
+    signal.signal(signal.SIGTERM, _interrupt)    # as Ctrl-C: temporary files are removed
+    try:
+        main()
+    except InputError as error:
+        print(f'\nerror: {error}', file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        print(f'\nerror: {error.filename or "a file"} cannot be written or read: {error.strerror}\n'
+              'Remedy: make room, grant access or name another path, then run the same command again',
+              file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        explanation = _explained(error)
+        if not explanation:
+            raise
+        print(f'\nerror: {explanation}', file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as interruption:
+        print(f'\n{interruption}; run the same command again to go on', file=sys.stderr)
+        sys.exit(128 + interruption.number)
+    except KeyboardInterrupt:
+        print('\ninterrupted; run the same command again to go on', file=sys.stderr)
+        sys.exit(130)
+
+
+def _explained(error):
+    """What a RuntimeError of PyTorch's means for the user, and the remedy; '' for any other."""
+    lines = str(error).strip().splitlines() or ['']
+    if type(error).__name__ == 'OutOfMemoryError':
+        return f'the device is out of memory: {error}\nRemedy: lower BATCH_SIZE'
+    if 'DataLoader worker' in str(error):   # in the last line; above it stands the process's traceback
+        return (f'a loader process died: {lines[-1]}\nRemedy: give the machine more memory (or /dev/shm), or '
+                'load without such processes: --NUM_WORKERS=0')
+    if type(error).__module__.startswith(('torch._dynamo', 'torch._inductor')):
+        return (f'the network cannot be compiled: {lines[0]}\nRemedy: install the compiler that it names, or '
+                'train without: --COMPILE=off')
+    return ''
+
+
+def _interrupt(number, _frame):
+    raise Interrupted(number)

@@ -1,0 +1,126 @@
+"""Files that are either complete or absent, and work on many files at once."""
+import contextlib
+import errno
+import json
+import os
+import secrets
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from tqdm import tqdm
+
+from engine.errors import InputError
+
+TICK = 10_000_000       # nanoseconds; the coarsest time stamp of a usual file system (exFAT)
+ABANDONED_AFTER = 600   # seconds; no file rests that long while it is written
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)   # disk full, quota used up, larger than a file may be
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yield a temporary path beside `path`; what is written there becomes `path` on success.
+
+    A kill or a full disk at any moment leaves the previous `path` untouched (os.replace is
+    atomic within one folder); on an exception the temporary file is removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.stem}-{secrets.token_hex(6)}{path.suffix}')
+    try:
+        # Not by tempfile, which makes files that only their owner may read.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        yield temporary
+        with open(temporary, 'rb+') as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)   # a full disk is reported without a name or a temporary one
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder, age=None):
+    """Remove temporary files that killed runs left in `folder`; a present run's are younger.
+
+    age : seconds, default ABANDONED_AFTER; 0 where a lock says that nobody else writes in the folder
+    """
+    oldest = time.time() - (ABANDONED_AFTER if age is None else age)
+    for path in Path(folder).glob('.*-*'):
+        with contextlib.suppress(OSError):   # gone meanwhile, or a folder
+            if age == 0 or path.stat().st_ctime < oldest:
+                path.unlink()
+
+
+def is_current(output, stamp):
+    """True when the file `output` exists and carries its source's modification time `stamp` (ns)."""
+    try:
+        return abs(output.stat().st_mtime_ns - stamp) < TICK
+    except OSError:
+        return False
+
+
+def json_object(text, *parts):
+    """The JSON object in a text as a dict. Raises ValueError where the text holds anything else.
+
+    parts : keys whose values, where they are there, must be objects too
+    """
+    try:
+        content = json.loads(text)
+        json.dumps(content, ensure_ascii=False).encode()   # half surrogates could not be written anywhere
+    except RecursionError:
+        raise ValueError('is nested too deeply') from None
+    if not isinstance(content, dict):
+        raise ValueError('holds no JSON object')
+    for name in parts:
+        if not isinstance(content.get(name, {}), dict):
+            raise ValueError(f'{name!r} is no JSON object')
+    return content
+
+
+def read_json(path, *parts):
+    """The `json_object` in a file; {} where there is none or it cannot be read."""
+    try:
+        return json_object(path.read_text(encoding='utf-8'), *parts)
+    except (OSError, ValueError):
+        return {}
+
+
+def write_text(path, text):
+    """Write `text` (str) to `path` as UTF-8, completely or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding='utf-8', newline='\n')
+
+
+def write_bytes(path, data):
+    """Write `data` (bytes) to `path`, completely or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def for_all(work, items, description, workers=0, summary='', remedy=''):
+    """Call `work(item)` for every item on all cores; return the results in the items' order.
+
+    Threads suffice: Pillow, OpenCV and NumPy release the interpreter lock while they work.
+    Every item is tried; the InputErrors of all bad ones are raised together as one.
+    workers : int, 0 or less = one for each core.
+    """
+    items = list(items)
+    results, faults = [None] * len(items), {}
+    pool = ThreadPoolExecutor(workers if workers > 0 else os.cpu_count())
+    try:
+        futures = {pool.submit(work, item): number for number, item in enumerate(items)}
+        for future in tqdm(as_completed(futures), total=len(futures), desc=description,
+                           unit='file', disable=not items):
+            number = futures[future]
+            try:
+                results[number] = future.result()
+            except InputError as error:
+                faults[number] = error.faults or [error.summary]
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if faults:
+        listed = [fault for number in sorted(faults) for fault in faults[number]]
+        raise InputError(summary or f'{description}: {len(listed)} faults', listed, remedy)
+    return results

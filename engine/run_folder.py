@@ -1,0 +1,181 @@
+"""A run folder that explains itself: lock, config.json, metrics.jsonl, TensorBoard, checkpoints."""
+import json
+import math
+import platform
+import time
+
+import filelock
+import numpy as np
+import torch
+
+from engine import checkpoints, figures, files, hardware
+from engine.errors import InputError
+
+# A run may go on under another value of these; every other constant defines the run.
+MAY_CHANGE = {'ROOT', 'RECIPE', 'NUM_WORKERS', 'RESUME', 'EPOCH', 'STEPS', 'PATIENCE', 'DEVICE',
+              'PICTURES_ON', 'COMPILE', 'INITIAL_WEIGHTS'}   # the weights themselves are among the inputs
+SECONDS_BETWEEN_FIGURES = 60
+GO_ANEW = 'start anew with --RESUME=False'
+MOST = 1e300   # larger numbers of metrics.jsonl are damage
+
+
+class Run:
+    """The folder `models/<network>/` of one training run.
+
+    folder : Path; network : 'CoarseSN', 'MaskCN' or 'EnhancedSN'; cfg : Settings
+    inputs : dict of fingerprints of everything the run reads (data, weights of earlier stages)
+    start : what its first weights are, in words
+    process : hardware.Process; only its main process writes
+    Raises InputError when another process trains in the folder, or when the folder holds a run
+    with other settings.
+    """
+
+    def __init__(self, folder, network, cfg, inputs, start, process):
+        self.folder, self.network, self.process = folder, network, process
+        self.weights, self.last = folder / f'{network}.pth', folder / 'last.pth'
+        self.config = {'network': network, 'settings': vars(cfg), 'inputs': inputs, 'start': start,
+                       'versions': versions(process.device)}
+        self.rows, self._board, self._drawn = [], None, 0.0
+        self.was_finished = False   # the run that `begin` found
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = filelock.FileLock(folder / '.lock')
+        if process.main:
+            try:
+                self._lock.acquire(timeout=0)
+            except filelock.Timeout:
+                raise InputError('Two runs in one folder', [f'{folder}: another process trains here'],
+                                 'wait for it, or train below another --ROOT') from None
+
+    def begin(self, resume):
+        """Return the content of last.pth to go on from, or None for a new run.
+
+        A new run clears the folder of an old one; trained weights only when resume is False.
+        """
+        state = None
+        if resume and self.last.exists():
+            self._refuse_other_settings()
+            state = checkpoints.load(self.last, GO_ANEW)
+            self._read_rows(self._step_of(state))
+            before = checkpoints.read_config(self.weights)
+            self.config['start'], self.was_finished = before.get('start'), 'finished' in before
+        elif resume and self.weights.exists():
+            raise InputError('Trained weights would be overwritten',
+                             [f'{self.weights}: is there, but no last.pth to go on from'],
+                             'use another --ROOT, or overwrite them with --RESUME=False')
+        hardware.barrier(self.process)   # nobody looks any more at what is cleared now
+        if self.process.main and state is None:
+            self._clear()
+        if self.process.main:
+            files.remove_abandoned(self.folder, age=0)   # the lock is ours
+            self._write_config()
+        return state
+
+    def finish(self, step, best, best_step):
+        """Mark the training as finished in config.json; `begin` takes the mark away.
+
+        best : the score of the kept weights, of `best_step`; null in the file when it is not defined
+        """
+        self.config['finished'] = {'step': step, 'best': best if math.isfinite(best) else None,
+                                   'best_step': best_step}
+        if self.process.main:
+            self._write_config()
+
+    def _write_config(self):
+        files.write_text(self.folder / 'config.json', json.dumps(self.config, indent=1) + '\n')
+
+    def _refuse_other_settings(self):
+        before = checkpoints.read_config(self.weights)
+        faults = []
+        for part in ('settings', 'inputs'):
+            old, new = before.get(part, {}), json.loads(json.dumps(self.config[part]))
+            faults += [f'{name}: {old.get(name)!r} in {self.folder}, {new.get(name)!r} now'
+                       for name in sorted(old.keys() & new.keys())
+                       if name not in MAY_CHANGE and old.get(name) != new.get(name)]
+        if faults:
+            raise InputError(f'{self.folder} holds a run with other settings or data', faults,
+                             'use the old settings to go on, another --ROOT to keep both, or '
+                             '--RESUME=False to overwrite it')
+
+    def _step_of(self, state):
+        """The step at which last.pth was saved. Raises InputError when `state` is none of a training."""
+        progress = state.get('progress') if isinstance(state, dict) else None
+        step = progress.get('step') if isinstance(progress, dict) else None
+        if type(step) is not int:
+            raise InputError('A checkpoint cannot be used', [f'{self.last}: holds no state of a training'],
+                             GO_ANEW)
+        return step
+
+    def _clear(self):
+        for name in (self.weights.name, 'last.pth', 'metrics.jsonl', 'config.json'):
+            (self.folder / name).unlink(missing_ok=True)
+        for events in self.folder.glob('tensorboard/events.*'):
+            events.unlink()
+
+    def _read_rows(self, step):
+        """Take up metrics.jsonl up to `step`; later rows belong to work that was lost and is redone."""
+        path = self.folder / 'metrics.jsonl'
+        try:
+            lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
+            rows = list(map(read_row, lines))
+        except ValueError as error:
+            raise InputError('A run folder is damaged', [f'{path}: {error}'], GO_ANEW) from None
+        self.rows = [row for row in rows if row['step'] <= step]
+        if self.process.main:
+            self._write_rows()
+
+    def _write_rows(self):
+        files.write_text(self.folder / 'metrics.jsonl',
+                         ''.join(json.dumps({name: value if math.isfinite(value) else None
+                                             for name, value in row.items()}) + '\n'
+                                 for row in self.rows))
+
+    def log(self, row, speed):
+        """Add one row (dict of numbers, with 'step') to metrics.jsonl, TensorBoard and the curves.
+
+        speed : steps a second; for TensorBoard alone, so that metrics.jsonl is reproducible
+        """
+        if not self.process.main:
+            return
+        self.rows.append(row)
+        self._write_rows()
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+            self._board = SummaryWriter(str(self.folder / 'tensorboard'), purge_step=row['step'])
+        for name, value in {**row, 'steps_per_second': speed}.items():
+            if name != 'step' and math.isfinite(value):
+                self._board.add_scalar(name, value, row['step'])
+        self._board.flush()
+
+    def draw(self, monitor, panel, final=False):
+        """Redraw curves.png, and panel.png by calling panel(path); at most once a minute."""
+        now = time.monotonic()
+        if not self.process.main or (not final and now - self._drawn < SECONDS_BETWEEN_FIGURES):
+            return
+        figures.curves(self.rows, monitor, self.folder / 'curves.png')
+        panel(self.folder / 'panel.png')
+        self._drawn = time.monotonic()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_error):
+        if self._board is not None:
+            self._board.close()
+        self._lock.release()
+
+
+def read_row(line):
+    """A line of metrics.jsonl as {name: number}; null stands for NaN. Raises ValueError."""
+    row = {name: math.nan if value is None else value for name, value in files.json_object(line).items()}
+    if type(row.get('step')) is not int or not all(
+            type(value) is float and not MOST < abs(value) < math.inf
+            or type(value) is int and abs(value) < 2**63 for value in row.values()):   # as NumPy holds them
+        raise ValueError(f'{line[:80]!r} does not hold numbers and a step')
+    return row
+
+
+def versions(device):
+    """What the run ran on: {'python': ..., 'torch': ..., 'device': ...}."""
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.machine()
+    return {'python': platform.python_version(), 'torch': torch.__version__, 'numpy': np.__version__,
+            'device': f'{device.type} {name}', 'threads': torch.get_num_threads()}

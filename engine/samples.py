@@ -1,0 +1,93 @@
+"""Training samples as a function of their position in an endless stream.
+
+Sample `position` is picture permutation(epoch)[position mod n] under a geometry drawn from
+(seed, position). Nothing depends on workers, on the process that draws it or on what was drawn
+before: a resumed run, and a run on several devices, see exactly what an uninterrupted run on one
+device sees.
+"""
+import signal
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from engine import augment
+
+ORDER = 2**63   # keeps the shuffling's random streams apart from the geometries'
+
+
+class Pictures(Dataset):
+    """Augmented training samples from uint8 arrays in memory or memory-mapped.
+
+    images : (N, S, S, 3); masks : dict name -> (N, S', S') uint8 {0, 255}, warped like the image
+    labels : (N,) class numbers, or None
+    size : side of the samples; ranges : augment.Ranges; interpolation : of the images
+    An item is a dict: 'image' (3, size, size) uint8, each mask (size, size) uint8 {0, 1},
+    'label' int, 'index' int (which picture).
+    """
+
+    def __init__(self, images, masks, labels, size, ranges, interpolation='bilinear', seed=0):
+        self.images, self.masks, self.labels = images, masks, labels
+        self.size, self.ranges, self.interpolation, self.seed = size, ranges, interpolation, seed
+        self._order = (-1, None)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, position):
+        index = self.index_at(position)
+        matrix = augment.draw(augment.generator(self.seed, position), self.ranges)
+        image = augment.warp(self.images[index], matrix, self.size, self.interpolation)
+        item = {'image': torch.from_numpy(image).permute(2, 0, 1), 'index': index}
+        for name, masks in self.masks.items():
+            mask = augment.warp(masks[index], matrix, self.size, 'nearest')
+            item[name] = torch.from_numpy(mask >> 7)
+        if self.labels is not None:
+            item['label'] = int(self.labels[index])
+        return item
+
+    def index_at(self, position):
+        """Which picture stands at `position` of the stream; each epoch is a permutation of all."""
+        epoch, place = divmod(position, len(self))
+        if self._order[0] != epoch:
+            rng = augment.generator(self.seed, ORDER + epoch)
+            self._order = (epoch, rng.permutation(len(self)))
+        return int(self._order[1][place])
+
+
+def stream(dataset, batch_size, first_step, last_step, rank=0, world=1, workers=0):
+    """Batches of steps first_step .. last_step - 1 for one of `world` processes, as a DataLoader.
+
+    batch_size : over all processes together, a multiple of `world`; process `rank` gets its share
+    of every batch.
+    """
+    batches = list(shares(batch_size, first_step, last_step, rank, world))
+    return DataLoader(dataset, batch_sampler=batches, num_workers=workers,
+                      pin_memory=torch.cuda.is_available(), prefetch_factor=4 if workers else None,
+                      worker_init_fn=start_worker)
+
+
+def shares(batch_size, first_step, last_step, rank=0, world=1):
+    """Positions of the batches of steps first_step .. last_step - 1 that process `rank` of `world` gets."""
+    share = batch_size // world
+    for step in range(first_step, last_step):
+        first = step * batch_size + rank * share
+        yield range(first, first + share)
+
+
+def to_device(array, device):
+    """A NumPy array as a tensor on the device; on its way to a GPU the host does not wait for it."""
+    tensor = torch.from_numpy(array)
+    if device.type != 'cuda':
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def start_worker(_number):
+    """Begin a loader process: one thread; Ctrl-C and SIGTERM are left to the main process.
+
+    Both often reach the whole process group; the main process finishes its step first.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    cv2.setNumThreads(0)

@@ -1,0 +1,362 @@
+"""Experiments, tables and figures as declared in experiments.toml, turned into steps.
+
+A step is one run of one script; steps with the same script, settings and inputs are equal, whatever
+they are called, so that a graph of experiments shares what is the same.
+"""
+import dataclasses
+import itertools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataset.layout import SPLITS
+from engine import settings
+from engine.bootstrap import COLUMNS
+from engine.errors import InputError
+from experiments import toml_schema
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+EVERY_COLUMN = tuple(column for columns in COLUMNS.values() for column in columns)
+PICTURES = {'image': None, 'truth': None, 'contours': None,   # column of a panel: script that it is of
+            'coarse mask': 'generate_Coarse_mask.py', 'CAM without mask': 'train_MaskCN.py',
+            'CAM with mask': 'train_MaskCN.py', 'enhanced mask': 'train_EnhancedSN.py'}
+CHOICES = 'spread', 'maps differ'
+NETWORKS = {'train_CoarseSN.py': 'CoarseSN', 'train_MaskCN.py': 'MaskCN', 'train_EnhancedSN.py': 'EnhancedSN'}
+SCRIPTS = (*NETWORKS, 'generate_Coarse_mask.py')
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run of one script.
+
+    name : of the run folder; not part of what a step is, see __eq__
+    script : file name; overrides : sorted tuple of (NAME, literal), without ROOT and RECIPE
+    needs : tuple of Steps whose output it reads; start : Step that it is fine-tuned from, or None
+    data : folder below ROOT whose dataset/ it reads, '' for ROOT itself
+    """
+    name: str = dataclasses.field(compare=False)
+    script: str
+    overrides: tuple
+    needs: tuple
+    start: object
+    data: str
+
+    def __hash__(self):
+        """Of this step alone: through all that it needs, the ways are exponentially many."""
+        return hash((self.script, self.overrides, self.data, len(self.needs), self.start is None))
+
+    @property
+    def network(self):
+        """'CoarseSN', 'MaskCN', 'EnhancedSN', or None for a script that trains nothing."""
+        return NETWORKS.get(self.script)
+
+    @property
+    def before(self):
+        """The steps that must be finished first."""
+        return self.needs if self.start is None else (*self.needs, self.start)
+
+    def upstream(self):
+        """Every step that this one reads from, nearest first, each once."""
+        found, queue = [], list(self.needs)
+        while queue:
+            step = queue.pop(0)
+            if step not in found:
+                found.append(step)
+                queue += step.needs
+        return found
+
+
+class Declarations:
+    """What experiments.toml declares, its loops unrolled.
+
+    path : of the file; values : {NAME: value} that '{NAME}' in it stands for
+    experiments, tables, figures : dicts by name. Raises InputError naming every fault.
+    """
+
+    def __init__(self, path, values, recipe='default'):
+        self.path, self.recipe, self.faults = Path(path), recipe, []
+        self._steps, self._first = {}, {}   # by name and seed; equal steps go by what is declared first
+        try:
+            declared = settings.read_toml(self.path)
+        except (OSError, ValueError) as error:
+            raise InputError('The experiments cannot be read', [f'{path}: {error}'],
+                             'the head of experiments.toml shows what an experiment looks like') from None
+        try:
+            self._read(declared, values)
+        except RecursionError:
+            raise InputError(f'{path} cannot be used', ['tables, or experiments that need each other, go too '
+                             'deep'], 'nest less') from None
+
+    def _read(self, declared, values):
+        """Fill and check everything: first what kinds of values there are, then what they say."""
+        self.faults += [f'{name}: is neither experiment, table nor figure'
+                        for name in declared if name not in ('experiment', 'table', 'figure')]
+        self.experiments = self._unrolled(self._tables(declared, 'experiment'), values)
+        self.tables = self._filled(self._tables(declared, 'table'), values)
+        self.figures = self._filled(self._tables(declared, 'figure'), values)
+        for kind, tables in (('experiment', self.experiments), ('table', self.tables),
+                             ('figure', self.figures)):
+            for name, table in tables.items():
+                self.faults += toml_schema.faults_of_name(f'{kind}.{name}', name)
+                self.faults += toml_schema.faults_of(f'{kind}.{name}', table, kind)
+        self._refuse()
+        for name in self.experiments:
+            self._check_experiment(name)
+        for name, table in self.tables.items():
+            self._check_table(f'table.{name}', table)
+        for name, figure in self.figures.items():
+            self._check_figure(f'figure.{name}', figure)
+        self._refuse()
+        for name in self.experiments:
+            self.step(name)
+
+    def _refuse(self):
+        if self.faults:
+            raise InputError(f'{self.path} cannot be used', self.faults, 'correct these lines')
+
+    # Steps
+
+    def step(self, name, seed=0):
+        """The Step of an experiment, with all that it needs. seed : added to each script's own SEED."""
+        if (name, seed) not in self._steps:
+            step = self._make_step(name, seed)
+            self._steps[name, seed] = self._first.setdefault(step, step)
+        return self._steps[name, seed]
+
+    def _make_step(self, name, seed):
+        declared = self.experiments[name]
+        overrides = {key: value for key, value in declared.items() if key.isupper()}
+        if seed:
+            own = settings.resolved(REPOSITORY / declared['script'], {'RECIPE': self.recipe, **overrides})
+            overrides['SEED'] = own['SEED'] + seed
+        called = f'{self.step(name).name}-seed{seed}' if seed else name
+        return Step(called, declared['script'], self._effective(declared['script'], overrides),
+                    tuple(self.step(need, seed) for need in declared.get('needs', ())),
+                    self.step(declared['start'], seed) if 'start' in declared else None,
+                    declared.get('data', ''))
+
+    def _effective(self, script, overrides):
+        """Those overrides that change a setting, with the type that the script gives them, sorted."""
+        plain = settings.resolved(REPOSITORY / script, {'RECIPE': self.recipe})
+        changed = settings.resolved(REPOSITORY / script, {'RECIPE': self.recipe, **overrides})
+        return tuple(sorted((name, changed[name]) for name in overrides if changed[name] != plain[name]))
+
+    def scoring(self, name, split, seed=0, masks=None):
+        """The Step that scores an experiment's network on a split.
+
+        masks : name of an experiment whose coarse masks and data are used, where not its own
+        """
+        step = self.step(name, seed)
+        needs, data = (step,), step.data
+        if masks is not None:
+            needs, data = (step, self.step(masks, seed)), self.step(masks, seed).data
+        overrides = {'SPLIT': split}
+        if step.network == 'CoarseSN':
+            overrides['NETWORK'] = 'CoarseSN'
+        script = 'eval_MaskCN.py' if step.network == 'MaskCN' else 'eval_EnhancedSN.py'
+        where = '' if masks is None else f'-{masks}'
+        return Step(f'scores_{step.name}-{split}{where}', script, self._effective(script, overrides),
+                    needs, None, data)
+
+    def scorings(self, row, split, seed=0):
+        """The Steps that score a table's row or a figure's point: one, or one for each fold."""
+        split = row.get('split', split)
+        if 'folds' in row:
+            return [self.scoring(row['of'].replace('{fold}', str(fold)), split, seed, row.get('with'))
+                    for fold in range(1, row['folds'] + 1)]
+        return [self.scoring(row['of'], split, seed, row.get('with'))]
+
+    def steps_of(self, exhibit, seeds=(0,), leave_out=None):
+        """Every Step that a table or figure (a declared dict) needs, in an order in which they can run.
+
+        leave_out : function of a trained Step; its scoring is left out when that is true
+        """
+        split = split_of(exhibit)
+        wanted = []
+        for seed in seeds:
+            for row in (*exhibit.get('rows', ()), *points(exhibit)):
+                if 'of' in row:
+                    wanted += [step for step in self.scorings(row, split, seed)
+                               if leave_out is None or not leave_out(step.needs[0])]
+        if 'pictures' in exhibit:
+            wanted += [self.step(name) for name in exhibit['of'].values()]
+            enhanced = exhibit['of'].get('enhanced mask')
+            wanted += [self.scoring(enhanced, split)] if enhanced else []
+        return in_order(wanted)
+
+    # Reading and checking
+
+    def _tables(self, declared, kind):
+        """The tables of a kind, without what is no table."""
+        tables = declared.get(kind, {})
+        if not isinstance(tables, dict):
+            self.faults.append(f'{kind}: must be tables, [{kind}.name]')
+            return {}
+        self.faults += [f'{kind}.{name}: must be a table, [{kind}.{name}]'
+                        for name, table in tables.items() if not isinstance(table, dict)]
+        return {name: table for name, table in tables.items() if isinstance(table, dict)}
+
+    def _filled(self, value, values, where=''):
+        """Put values into the '{NAME}'s of every text in nested dicts and lists."""
+        if isinstance(value, dict):
+            return {key: self._filled(item, values, where or key) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._filled(item, values, where) for item in value]
+        if not isinstance(value, str) or '{' not in value:
+            return value
+        whole = value[1:-1]
+        if value == f'{{{whole}}}' and whole in values:
+            return values[whole]
+        for name, given in values.items():
+            value = value.replace(f'{{{name}}}', str(given))
+        return value
+
+    def _unrolled(self, tables, values):
+        """{name: dict} with one experiment for each value of its `for`."""
+        experiments = {}
+        for name, table in tables.items():
+            loops = self._filled(table.get('for', {}), values)
+            found = toml_schema.faults_of(f'experiment.{name}', table | {'for': loops}, 'experiment')
+            self.faults += found
+            if found:
+                continue
+            ranges = [range(1, places + 1) if isinstance(places, int) else places
+                      for places in loops.values()]
+            if math.prod(map(len, ranges)) > toml_schema.MOST:
+                self.faults.append(f'experiment.{name}: makes more than {toml_schema.MOST} experiments')
+                continue
+            for places in itertools.product(*ranges):
+                known = values | dict(zip(loops, places, strict=True))
+                one = self._filled({key: item for key, item in table.items() if key != 'for'}, known)
+                filled = str(self._filled(name, known))
+                if filled in experiments:
+                    self.faults.append(f'experiment.{filled}: is declared twice')
+                experiments[filled] = one
+        return experiments
+
+    def _check_experiment(self, name):
+        where, table = f'experiment.{name}', self.experiments[name]
+        if table.get('script') not in SCRIPTS:
+            self.faults.append(f'{where}: script must be one of {", ".join(SCRIPTS)}')
+            return
+        unknown = [need for need in _needs(table) if need not in self.experiments]
+        self.faults += [f'{where}: needs {need}, which is not declared' for need in unknown]
+        start = self.experiments.get(table.get('start'), table)
+        if 'start' in table and (table['script'] not in NETWORKS or start.get('script') != table['script']):
+            self.faults.append(f'{where}: start must be an experiment of the same training script')
+        overrides = {key: value for key, value in table.items() if key.isupper()}
+        if 'ROOT' in overrides:
+            self.faults.append(f'{where}: ROOT is the folder of its run')
+        try:
+            settings.resolved(REPOSITORY / table['script'], {'RECIPE': self.recipe, **overrides})
+        except InputError as error:
+            self.faults += [f'{where}: {fault}' for fault in error.faults]
+        if not unknown and self._in_a_circle(name):
+            self.faults.append(f'{where}: needs itself')
+
+    def _in_a_circle(self, name):
+        seen, queue = set(), [name]
+        while queue:
+            for need in _needs(self.experiments.get(queue.pop(), {})):
+                if need == name:
+                    return True
+                if need not in seen:
+                    seen.add(need)
+                    queue.append(need)
+        return False
+
+    def _check_table(self, where, table):
+        columns, labels = table.get('columns', ()), [row['label'] for row in table.get('rows', ())]
+        if not columns or not labels:
+            self.faults.append(f'{where}: needs columns and rows')
+        self.faults += [f'{where}: column {name} must be one of {", ".join(EVERY_COLUMN)}'
+                        for name in columns if name not in EVERY_COLUMN]
+        self._check_split(where, table)
+        for row in table.get('rows', ()):
+            place = f'{where}, row {row["label"]!r}'
+            self._check_split(place, row)
+            if len(row.get('paper', ())) > len(columns):
+                self.faults.append(f'{place}: has more printed scores than columns')
+            if 'of' in row:
+                self._check_scored(place, row, columns)
+            elif 'paper' not in row:
+                self.faults.append(f'{place}: needs `of` or `paper`')
+        self.faults += [f'{where}: compares {pair}, which are not two of its labels'
+                        for pair in table.get('compare', ())
+                        if len(pair) != 2 or not set(pair) <= set(labels)]
+
+    def _check_split(self, where, table):
+        if split_of(table) not in SPLITS[1:]:
+            self.faults.append(f'{where}: split must be one of {", ".join(SPLITS[1:])}')
+
+    def _check_scored(self, where, row, columns):
+        """A row or point must score networks that exist and have these columns."""
+        names = [row['of']]
+        if 'folds' in row:
+            names = [row['of'].replace('{fold}', str(fold)) for fold in range(1, row['folds'] + 1)]
+        names += [row['with']] if 'with' in row else []
+        for name in names:
+            if name not in self.experiments:
+                self.faults.append(f'{where}: {name} is not declared')
+            elif name != row.get('with'):
+                script = self.experiments[name].get('script')
+                possible = COLUMNS['classification' if script == 'train_MaskCN.py' else 'segmentation']
+                self.faults += [f'{where}: {name} has no {column}' for column in columns
+                                if column not in possible]
+                if script not in NETWORKS:
+                    self.faults.append(f'{where}: {name} trains no network that could be scored')
+
+    def _check_figure(self, where, figure):
+        self._check_split(where, figure)
+        if 'pictures' in figure:
+            self.faults += [f'{where}: picture {name} must be one of {", ".join(PICTURES)}'
+                            for name in figure['pictures'] if name not in PICTURES]
+            if figure.get('choose') not in CHOICES:
+                self.faults.append(f'{where}: choose must be one of {", ".join(CHOICES)}')
+            for name, script in PICTURES.items():
+                of = figure.get('of', {}).get(name)
+                if script and name in figure['pictures'] and (
+                        self.experiments.get(of, {}).get('script') != script):
+                    self.faults.append(f'{where}: of.{name} must be an experiment of {script}')
+            self.faults += [f'{where}: {name} is not declared' for name in figure.get('of', {}).values()
+                            if name not in self.experiments]
+            if not figure['pictures'] or not figure.get('of'):
+                self.faults.append(f'{where}: needs pictures, and `of`, the experiments that they are of')
+            return
+        if figure.get('score') not in EVERY_COLUMN or not figure.get('panels'):
+            self.faults.append(f'{where}: needs a score (one of {", ".join(EVERY_COLUMN)}) and panels, '
+                               'or pictures')
+        for point in points(figure):
+            self._check_scored(where, point, [figure.get('score')])
+
+
+def _needs(table):
+    """Names of the experiments that must be finished before a declared one."""
+    return [*table.get('needs', ()), *([table['start']] if 'start' in table else [])]
+
+
+def split_of(exhibit):
+    """The split that a table or figure is scored on; the paper's ablations use the validation set."""
+    return exhibit.get('split', 'Validation')
+
+
+def points(figure):
+    """The scored points of a figure's lines: dicts with 'of' and 'x', panel by panel, line by line."""
+    return [{'of': line['of'].replace('{x}', str(x)), 'x': x}
+            for panel in figure.get('panels', ()) for line in panel.get('lines', ())
+            for x in panel.get('x', ())]
+
+
+def in_order(steps):
+    """Steps and all that they need, each once, in an order in which they can run."""
+    done = {}
+
+    def visit(step):
+        if step not in done:
+            for need in step.before:
+                visit(need)
+            done[step] = None
+
+    for step in steps:
+        visit(step)
+    return list(done)

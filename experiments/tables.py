@@ -1,0 +1,233 @@
+"""Tables that set the paper's scores beside ours: text, Markdown, csv and LaTeX."""
+import csv
+import io
+import math
+import re
+import statistics
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine import bootstrap, files
+
+WIDTH = 110     # characters of a line of text; more columns go into a second block
+FIELDS = ('row', 'printed', 'column', 'paper', 'ours', 'difference', 'spread', 'low', 'high', 'seeds', 'note')
+LATEX = str.maketrans({
+    '\\': r'\textbackslash{}', '{': r'\{', '}': r'\}', '$': r'\$', '&': r'\&', '#': r'\#', '%': r'\%',
+    '_': r'\_', '^': r'\^{}', '~': r'\~{}', '<': '$<$', '>': '$>$', '|': '$|$', '±': r'$\pm$',
+    '×': r'$\times$', 'λ': r'$\lambda$', '–': '--', '−': '$-$', '≤': r'$\le$', '≥': r'$\ge$',
+    '[': '{[}', ']': '{]}'})   # a bracket after a line's end or a rule would be taken for an argument
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One score in percent, as printed and as measured."""
+    paper: float | None = None
+    values: tuple = ()               # ours, one a training seed; empty: not run
+    interval: tuple | None = None    # (low, high), bootstrap 95 % over images, of the mean over the seeds
+    note: str = ''                   # such as why it is missing
+
+    @property
+    def mean(self):
+        """Ours, over the seeds; None where not run."""
+        return statistics.fmean(self.values) if self.values else None
+
+    @property
+    def spread(self):
+        """Sample standard deviation over the seeds; None for fewer than two."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def difference(self):
+        """Ours minus the paper's; None where one is unknown."""
+        return None if self.paper is None or not self.values else self.mean - self.paper
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table; `printed` marks one that only the paper has, such as other people's methods."""
+    label: str
+    cells: dict = field(default_factory=dict)   # {column title: Cell}
+    printed: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper: `name` as printed ('Table VI'), `notes` a list of sentences."""
+    name: str
+    title: str
+    columns: list
+    rows: list
+    notes: list = field(default_factory=list)
+
+
+def make_cell(paper, results, column, note=''):
+    """The Cell of a score column (scores.COLUMNS) from Results, one a training seed; none = not run.
+
+    paper : percent; None or NaN where none is printed. InputError where the seeds hold different images.
+    """
+    paper = None if paper is None or math.isnan(paper) else paper
+    values = tuple(bootstrap.score(result, column) for result in results)
+    if None in values:
+        return Cell(paper, note=note or 'undefined: a part of the images has one class only')
+    return Cell(paper, values, bootstrap.interval(results, column) if values else None, note)
+
+
+def write(table, folder, stem):
+    """Write <folder>/<stem>.md, .csv and .tex, each completely or not at all; returns the paths."""
+    paths = []
+    for suffix, text in (('md', to_markdown(table)), ('csv', to_csv(table)), ('tex', to_latex(table))):
+        paths.append(Path(folder) / f'{stem}.{suffix}')
+        files.write_text(paths[-1], text)
+    return paths
+
+
+# --- What all forms share
+
+
+def _cells(table):
+    """[(row, [Cell, one a column])]"""
+    return [(row, [row.cells.get(column, Cell()) for column in table.columns]) for row in table.rows]
+
+
+def _legend(table):
+    """The sentences that explain a cell."""
+    cells = [cell for _, line in _cells(table) for cell in line]
+    spread = ' ± standard deviation over seeds' if any(cell.spread is not None for cell in cells) else ''
+    text = (f'Percent: paper / ours{spread} (difference) [bootstrap 95 % interval over images]; '
+            'a dash: not printed or not run.')
+    printed = ' Rows with one number a cell are quoted from print.'
+    return text + (printed if any(row.printed for row in table.rows) else '')
+
+
+def _marks(table):
+    """{note of a cell: its mark}, (a), (b), ..., in reading order."""
+    notes = dict.fromkeys(_line(cell.note) for _, line in _cells(table) for cell in line if cell.note)
+    return {note: f'({chr(97 + n % 26) * (1 + n // 26)})' for n, note in enumerate(notes)}
+
+
+def _notes(table):
+    return [_line(note) for note in table.notes] + [f'{mark} {note}' for note, mark in _marks(table).items()]
+
+
+def _line(text):
+    """Text on one line: a note may be an error of several."""
+    return ' '.join(text.split())
+
+
+def _pieces(cell, printed, marks):
+    """A cell as (paper, '/', ours, spread, difference, interval, mark); what does not apply is ''."""
+    alone = printed or (cell.paper is None and not cell.values)
+    return (_number(cell.paper), '' if alone else '/', '' if alone else _number(cell.mean),
+            '' if cell.spread is None else f'± {cell.spread:.1f}',
+            '' if cell.difference is None else f'({round(cell.difference, 1) + 0.0:+.1f})',   # no -0.0
+            '[{:.1f}, {:.1f}]'.format(*cell.interval) if cell.interval else '',
+            marks.get(_line(cell.note), ''))
+
+
+def _number(value):
+    return '-' if value is None else f'{value:.1f}'
+
+
+# --- The four forms
+
+
+def to_text(table, width=WIDTH):
+    """The table for the terminal, in blocks of as many columns as `width` characters hold."""
+    marks, lines = _marks(table), _wrapped(f'{table.name}. {table.title}', _legend(table), width=width)
+    labels = ['', *(_line(row.label) for row in table.rows)]
+    room = max(map(len, labels))
+    block = None
+    for place, title in enumerate(table.columns):
+        column = [title, *_aligned([_pieces(cells[place], row.printed, marks)
+                                    for row, cells in _cells(table)])]
+        wide = max(map(len, column))
+        if block is None or len(block[0]) + 3 + wide > width:
+            block = [label.ljust(room) for label in labels]
+            lines += ['', block]
+        block[:] = [f'{start}   {text.ljust(wide)}' for start, text in zip(block, column, strict=True)]
+    flat = [text.rstrip() for line in lines for text in (line if isinstance(line, list) else [line])]
+    return '\n'.join([*flat, '', *_wrapped(*_notes(table), width=width)]).rstrip() + '\n'
+
+
+def _wrapped(*texts, width):
+    return [line for text in texts for line in textwrap.wrap(text, width, break_on_hyphens=False)]
+
+
+def _aligned(rows):
+    """Tuples of pieces -> lines in which the pieces stand below each other."""
+    widths = [max(map(len, pieces)) for pieces in zip(*rows, strict=True)]
+    return [' '.join(piece.rjust(width) for piece, width in zip(row, widths, strict=True) if width)
+            for row in rows]
+
+
+def to_markdown(table):
+    """The table for GitHub: `80.0 / 79.1 (-0.9) [76.0, 82.1]` in each cell, and what that means."""
+    marks = _marks(table)
+    lines = [['', *map(_markdown, table.columns)], ['---'] * (1 + len(table.columns))]
+    lines += [[_markdown(row.label), *(' '.join(filter(None, _pieces(cell, row.printed, marks)))
+                                       for cell in cells)] for row, cells in _cells(table)]
+    text = [f'### {_markdown(table.name)}. {_markdown(table.title)}', '', _legend(table), '']
+    text += ['| ' + ' | '.join(line) + ' |' for line in lines]
+    if notes := _notes(table):
+        text += ['', *(f'- {_markdown(note)}' for note in notes)]
+    return '\n'.join(text) + '\n'
+
+
+def _markdown(text):
+    return re.sub(r'([\\|*<`])', r'\\\1', _line(text))
+
+
+def to_csv(table):
+    """The table with one line for each cell, columns FIELDS: percents with four digits, '' = unknown."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator='\n')
+    lines.writerow(FIELDS)
+    for row, cells in _cells(table):
+        for column, cell in zip(table.columns, cells, strict=True):
+            numbers = (cell.paper, cell.mean, cell.difference, cell.spread, *(cell.interval or (None, None)))
+            lines.writerow([row.label, 'yes' if row.printed else 'no', column,
+                            *('' if number is None else f'{number:.4f}' for number in numbers),
+                            len(cell.values), _line(cell.note)])
+    return text.getvalue()
+
+
+def to_latex(table):
+    """The table as a floating environment (package booktabs); intervals stand below the scores.
+
+    More than two columns span both columns of a two-column page.
+    """
+    marks, kind = _marks(table), 'table*' if len(table.columns) > 2 else 'table'
+    caption = f'{table.title} ({table.name} of the original paper). {_legend(table)}'
+    slug = re.sub(r'[^a-z0-9]+', '-', table.name.lower()).strip('-')
+    lines = [rf'\begin{{{kind}}}[t]', r'\centering', rf'\caption{{{_latex(caption)}}}',
+             rf'\label{{tab:{slug}}}', r'\footnotesize', r'\setlength{\tabcolsep}{4pt}',
+             rf'\begin{{tabular}}{{l{"c" * len(table.columns)}}}', r'\toprule',
+             _latex_line(['', *map(_latex, table.columns)]), r'\midrule']
+    for row, cells in _cells(table):
+        pieces = [_pieces(cell, row.printed, marks) for cell in cells]
+        lines.append(_latex_line([_latex(row.label), *map(_latex_cell, pieces)]))
+        if any(piece[5] for piece in pieces):
+            lines[-1] = lines[-1].removesuffix('[2pt]')
+            lines.append(_latex_line(['', *(rf'{{\scriptsize {piece[5]}}}' if piece[5] else ''
+                                            for piece in pieces)]))
+    lines += [r'\bottomrule', r'\end{tabular}']
+    if notes := _notes(table):
+        lines += [r'\par\smallskip', r'\begin{minipage}{\linewidth}', r'\footnotesize\raggedright',
+                  '\\par\n'.join(map(_latex, notes)), r'\end{minipage}']
+    return '\n'.join([*lines, rf'\end{{{kind}}}']) + '\n'
+
+
+def _latex(text):
+    return _line(text).translate(LATEX)
+
+
+def _latex_line(cells):
+    return ' & '.join(cells) + r' \\[2pt]'
+
+
+def _latex_cell(pieces):
+    """All of a cell but its interval."""
+    shown = [piece for place, piece in enumerate(pieces) if piece and place != 5]
+    return ' '.join('--' if piece == '-' else piece.replace('(-', '($-$').replace('±', r'$\pm$')
+                    for piece in shown)

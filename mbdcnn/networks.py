@@ -1,0 +1,241 @@
+"""Building each stage's network: from pretrained files for training, from run folders for use."""
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dataset.isic import CLASSES
+from engine import checkpoints
+from engine.errors import InputError
+from engine.images import resize_rgb
+from mbdcnn.inference import Classifier, Segmenter, for_inference
+from net import weights
+from net.inputs import SCALINGS, to_input
+from net.models import STRIDE, Xception_dilation, deeplabv3plus, deeplabv3plus_d, deeplabv3plus_en
+
+PRETRAINED_SN = ('auto', 'voc', 'xception65', 'xception', 'none')
+PRETRAINED_CN = ('auto', 'xception', 'none')
+ENHANCED = {'e-layer': deeplabv3plus_en, 'd-net': deeplabv3plus_d, 'mdc': deeplabv3plus,
+            'none': deeplabv3plus}   # by TRANSFER
+GUIDED = ('e-layer', 'd-net')        # those that see mask-CN's maps; mdc has learnt from them
+WHERE = 'see models/README.md for where the file comes from, or start without: --PRETRAINED=none'
+REPOSITORY = Path(__file__).resolve().parent.parent
+CALIBRATION_IMAGES = 32
+
+
+def coarse_for_training(cfg, images):
+    """A new coarse-SN from the best pretrained weights that are present, or from trained ones.
+
+    cfg : INITIAL_WEIGHTS, PRETRAINED, *_WEIGHTS, INPUT_SCALING, NUM_CLASSES, DROPOUT
+    images : (N, S, S, 3) uint8 training pictures; a transplant sets its batch norms from some
+    Returns (network, what it starts from); also prints the latter.
+    """
+    network = deeplabv3plus(cfg.NUM_CLASSES, cfg.DROPOUT)
+    if getattr(cfg, 'INITIAL_WEIGHTS', ''):
+        return network, _fine_tuned('coarse-SN', network, cfg)
+    choice, path = choose_pretrained(cfg.PRETRAINED, {
+        'voc': cfg.VOC_WEIGHTS, 'xception65': cfg.XCEPTION65_WEIGHTS, 'xception': cfg.XCEPTION_WEIGHTS})
+    if choice == 'voc':
+        _load_pretrained(weights.load_voc, network, path)
+    elif choice == 'xception65':
+        _load_pretrained(weights.load_timm_xception65, network, path, unit=cfg.INPUT_SCALING == 'unit')
+    elif choice == 'xception':
+        _load_pretrained(weights.transplant_xception, network, path,
+                         inputs=_calibration_inputs(images, cfg.INPUT_SCALING),
+                         unit=cfg.INPUT_SCALING == 'unit')
+    words = {'voc': 'PASCAL VOC weights', 'xception65': "timm's ImageNet Xception-65 as its encoder",
+             'xception': 'an encoder transplanted from the ImageNet Xception'}
+    return network, _announce('coarse-SN', words.get(choice), path)
+
+
+def _calibration_inputs(images, scaling):
+    """Some training pictures as network input, evenly spread: (n, 3, S, S) float32."""
+    some = np.linspace(0, len(images) - 1, min(CALIBRATION_IMAGES, len(images))).astype(int)
+    side = min(224, images.shape[1] // STRIDE * STRIDE)
+    squares = [resize_rgb(images[number], (side, side)) for number in some]
+    return to_input(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2), scaling)
+
+
+def mask_for_training(cfg):
+    """A new mask-CN from the ImageNet Xception when it is present, or from trained weights.
+
+    cfg : INITIAL_WEIGHTS, PRETRAINED, XCEPTION_WEIGHTS, PRETRAINED_EXIT_FLOW, RELU_SKIP, INPUT_SCALING,
+        INPUT_CHANNEL, NUM_CLASSES
+    Returns (network, what it starts from); also prints the latter.
+    """
+    network = Xception_dilation(cfg.INPUT_CHANNEL, cfg.NUM_CLASSES, cfg.RELU_SKIP)
+    if getattr(cfg, 'INITIAL_WEIGHTS', ''):
+        return network, _fine_tuned('mask-CN', network, cfg)
+    choice, path = choose_pretrained(cfg.PRETRAINED, {'xception': cfg.XCEPTION_WEIGHTS})
+    if choice == 'xception':
+        _load_pretrained(weights.load_imagenet_xception, network, path,
+                         exit_flow=cfg.PRETRAINED_EXIT_FLOW)
+    return network, _announce('mask-CN', {'xception': 'the ImageNet Xception'}.get(choice), path)
+
+
+def enhanced_for_training(cfg, layout):
+    """A new enhanced-SN that starts from coarse-SN, what coarse-SN lacks random; or from trained weights.
+
+    cfg : INITIAL_WEIGHTS, TRANSFER, INPUT_SCALING, NUM_CLASSES, DROPOUT
+    Returns (network, what it starts from); also prints the latter.
+    """
+    network = ENHANCED[cfg.TRANSFER](cfg.NUM_CLASSES, cfg.DROPOUT)
+    if cfg.INITIAL_WEIGHTS:
+        return network, _fine_tuned('enhanced-SN', network, cfg)
+    path = layout.weights('CoarseSN')
+    state = checkpoints.load_state(path, layout.command('train_CoarseSN.py'))
+    load_into, words = {
+        'e-layer': (weights.load_coarse_into_enhanced, 'coarse-SN, its E-layer from random weights'),
+        'd-net': (weights.load_coarse_decoder, "coarse-SN's decoder, its first layer from random weights"),
+        'mdc': (checkpoints.load_parameters, 'coarse-SN'),
+        'none': (checkpoints.load_parameters, 'coarse-SN')}[cfg.TRANSFER]
+    checkpoints.apply(load_into, network, state, path, 'NUM_CLASSES must be that of coarse-SN')
+    return network, _announce('enhanced-SN', words, path)
+
+
+def _fine_tuned(name, network, cfg):
+    """Load all of INITIAL_WEIGHTS into a network; returns what it starts from, also printed."""
+    path = _found(cfg.INITIAL_WEIGHTS)
+    remedy = f'INITIAL_WEIGHTS must be weights of {name} with the same constants of the group Network'
+    if not path.is_file():
+        raise InputError('A checkpoint is missing', [f'{cfg.INITIAL_WEIGHTS}: is missing'], remedy)
+    state = checkpoints.load_state(path, remedy)
+    checkpoints.apply(checkpoints.load_parameters, network, state, path, remedy)
+    trained = trained_settings(path)
+    for constant in ('INPUT_SCALING', 'RELU_SKIP'):   # these do not show in the shapes
+        now = getattr(cfg, constant, None)
+        if trained.get(constant, now) != now:
+            print(f'note: {path} was trained with {constant}={trained[constant]} and goes on with {now}')
+    return _announce(name, 'weights to fine-tune', path)
+
+
+def initial_inputs(cfg):
+    """{'initial_weights': fingerprint of the weights that a run fine-tunes, '' for none}, for its record."""
+    path = cfg.INITIAL_WEIGHTS
+    return {'initial_weights': checkpoints.fingerprint(_found(path)) if path else ''}
+
+
+def _found(path):
+    """A weight file's path, as looked up from here or else from the repository; it need not exist."""
+    return Path(path) if Path(path).is_file() else REPOSITORY / path
+
+
+def choose_pretrained(choice, files):
+    """(choice, path) of the pretrained file: the named one, which must exist, or the first there is.
+
+    choice : 'auto', 'none' or a name; files : {name: path}, the best first. Paths are looked up from
+    here and then from the repository; path is None with 'none'.
+    """
+    paths = {name: _found(path) for name, path in files.items()}
+    if choice == 'auto':
+        choice = next((name for name, path in paths.items() if path.is_file()), 'none')
+    if choice != 'none' and not paths[choice].is_file():
+        raise InputError(f'PRETRAINED={choice}: no weight file', [f'{files[choice]}: is missing'], WHERE)
+    return choice, paths.get(choice)
+
+
+def _load_pretrained(load_into, network, path, **options):
+    checkpoints.apply(load_into, network, checkpoints.load_state(path, WHERE), path, WHERE, **options)
+
+
+def _announce(network, source, path):
+    """Print and return what a network starts from."""
+    if source is None:
+        start = 'random weights (no pretrained file; see models/README.md)'
+    else:
+        start = f'{source} ({path.name}, sha256 {checkpoints.fingerprint(path)}...)'
+    print(f'{network} starts from {start}')
+    return start
+
+
+def load_segmenter(layout, name, device, precision):
+    """A trained 'CoarseSN' or 'EnhancedSN' below a root, ready to use; with mask-CN where it needs maps."""
+    path, make = layout.weights(name), layout.command(f'train_{name}.py')
+    state = checkpoints.load_state(path, make)
+    transfer = trained_transfer(layout) if name == 'EnhancedSN' else 'none'
+    network = ENHANCED[transfer](_rows(state, 'cls_conv.weight', path, (1, 2)))
+    checkpoints.apply(checkpoints.load_parameters, network, state, path, make)
+    settings = trained_settings(path, INPUT_SCALING='unit')
+    classifier = None
+    if transfer in GUIDED:
+        classifier = load_classifier(layout, device, precision, settings.get('CAM_RELU', False))
+    return Segmenter(placed(network, device, precision), _scaling(settings, path), precision, classifier)
+
+
+def load_classifier(layout, device, precision, cam_relu=False):
+    """The trained mask-CN below a root, ready to use; channels are read from the weights."""
+    path, make = layout.weights('MaskCN'), layout.command('train_MaskCN.py')
+    state = checkpoints.load_state(path, make)
+    settings = trained_settings(path, INPUT_SCALING='symmetric', RELU_SKIP=False)
+    relu_skip = _known('RELU_SKIP', settings['RELU_SKIP'], (False, True), path)
+    rows = _rows(state, 'cls.weight', path, (len(CLASSES),))
+    network = Xception_dilation(_channels(state), rows, relu_skip)
+    checkpoints.apply(checkpoints.load_parameters, network, state, path, make)
+    return Classifier(placed(network, device, precision), _scaling(settings, path), precision, cam_relu)
+
+
+def maskcn_reads_masks(layout):
+    """Whether the trained mask-CN below a root needs coarse masks; True where there is none yet."""
+    path = layout.weights('MaskCN')
+    return not path.is_file() or _channels(
+        checkpoints.load_state(path, layout.command('train_MaskCN.py'))) == 4
+
+
+def _channels(state):
+    """Mask-CN's input channels, from its weights."""
+    stem = state.get('conv1.weight', torch.empty(0))
+    return 3 if stem.shape[1:2] == (3,) else 4   # `checkpoints.load_parameters` refuses any other
+
+
+def trained_transfer(layout):
+    """How mask-CN's maps reach the trained enhanced-SN below a root: its TRANSFER, 'e-layer' without one."""
+    path = layout.weights('EnhancedSN')
+    transfer = trained_settings(path).get('TRANSFER', 'e-layer')
+    return _known('TRANSFER', transfer, ENHANCED, path)
+
+
+def trained_settings(path, **assumed):
+    """The settings that weights were trained with: config.json beside them over what is assumed.
+
+    Says so where there is no config.json: weights of the released code need one, see models/README.md.
+    """
+    settings = checkpoints.read_config(path).get('settings')
+    if settings is None and assumed:
+        words = ', '.join(f'{name}={value}' for name, value in assumed.items())
+        print(f'{path}: no config.json beside it; assuming {words}')
+    return assumed | (settings or {})
+
+
+def warn_of_other_size(path, side):
+    """Print a line when weights were trained at another input side than they are used at (px)."""
+    trained = trained_settings(path).get('INPUT_SIZE', side)
+    if trained != side:
+        print(f'note: {path} was trained at {trained!r} px and is used at {side} px')
+
+
+def placed(network, device, precision):
+    """A trained network as it is used with a `precision`: on the device, never trained again."""
+    network = for_inference(network, precision).requires_grad_(False)
+    return network.to(device, memory_format=torch.channels_last)
+
+
+def _rows(state, name, path, allowed):
+    """Number of outputs of the last layer, from its weight; InputError when it is not among `allowed`."""
+    rows = state[name].shape[:1] if name in state else ()
+    if rows not in [(count,) for count in allowed]:
+        fault = f'{path}: {name} has {rows[0]} outputs' if rows else f'{path}: has no {name}'
+        raise InputError('A checkpoint does not fit the network', [fault],
+                         'use the file of the stage that the message names')
+    return rows[0]
+
+
+def _scaling(settings, path):
+    return _known('INPUT_SCALING', settings['INPUT_SCALING'], SCALINGS, path)
+
+
+def _known(name, value, allowed, path):
+    """The value of a setting that weights were trained with; InputError when it is not among `allowed`."""
+    if value not in tuple(allowed):
+        raise InputError('A run folder is damaged', [f'{path.parent / "config.json"}: {name} is {value!r}'],
+                         f'must be one of {", ".join(map(str, allowed))}')
+    return value

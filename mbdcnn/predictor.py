@@ -1,0 +1,372 @@
+"""The trained chain on any picture: coarse-SN, mask-CN, its activation map, enhanced-SN.
+
+    from mbdcnn.predictor import MBDCNN
+    model = MBDCNN.load('models')
+    result = model('picture.jpg')     # result.label, result.class_probabilities, result.mask, ...
+
+A research tool, not a medical device.
+"""
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from dataset import crops, extraction
+from dataset.isic import CLASSES
+from dataset.layout import Layout
+from engine import checkpoints, hardware, images
+from engine.errors import InputError
+from mbdcnn import coarse_masks, evaluation, networks
+from mbdcnn.inference import VIEWS
+from net.models import STRIDE
+
+NETWORKS = 'CoarseSN', 'MaskCN', 'EnhancedSN'   # in the order of their training
+INPUT_SIZE = 224          # px, of networks without a config.json (the released code's weights)
+SCALES = 1, 8 / 7, 9 / 7  # of enhanced-SN's input side: 224, 256, 288 (released code)
+PREVIEW = 1024            # px, long side of the picture that a result keeps
+BATCH_SIZE = 8            # pictures or crops at a time, each in all views
+DAMAGED = 'restore the file, or train again'
+DEEP_GREY = ('I;16', 'I;16B', 'I;16L', 'I;16N')   # Pillow clips these to 8 bits instead of scaling
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What the networks read of a picture; `MBDCNN.prepare` makes it.
+
+    size : (width, height) in px, upright; preview : (h, w, 3) uint8, long side limited
+    whole : (S, S, 3) uint8, the picture squashed for coarse-SN
+    crops : (9, 224, 224, 3) uint8, in the order of dataset.crops.crop_boxes
+    squares : tuple of (s, s, 3) uint8, the picture squashed to each of enhanced-SN's sides
+    """
+    size: tuple
+    preview: np.ndarray
+    whole: np.ndarray
+    crops: np.ndarray
+    squares: tuple
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the chain finds in a picture of W x H px.
+
+    mask : (H, W) bool, the lesion as enhanced-SN sees it
+    coarse_mask : (H, W) bool, the lesion as coarse-SN sees it
+    class_probabilities : {'nevus': p, 'melanoma': p, 'keratosis': p}, mean softmax of nine crops, sum 1
+    cam : (s / 16, s / 16) float32, mask-CN's class activation map over the whole picture, maximum 1;
+        values below zero speak against the class
+    cam_label : the class that the map is of: mask-CN's decision from the whole picture alone, which may
+        differ from `label`
+    mask_confidence : agreement of the views with the mask, 0 to 1; see the function of that name
+    preview : (h, w, 3) uint8, the picture with its long side limited to 1024 px
+    logits : tuple of (s, s) float32, one a scale; enlarged to W x H they sum to the mean lesion logit
+    """
+    mask: np.ndarray
+    coarse_mask: np.ndarray
+    class_probabilities: dict
+    cam: np.ndarray
+    cam_label: str
+    mask_confidence: float
+    preview: np.ndarray
+    logits: tuple
+
+    @property
+    def label(self):
+        """The most probable class: 'nevus', 'melanoma' or 'keratosis'."""
+        return max(self.class_probabilities, key=self.class_probabilities.get)
+
+    @property
+    def probability(self):
+        """Each pixel's lesion probability, (H, W) float32; computed anew at every access.
+
+        Mask = where it exceeds 0.5.
+        """
+        return _sigmoid(evaluation.enlarged_sum(self.logits, self.mask.shape[::-1]))
+
+    @property
+    def area(self):
+        """Lesion area in pixels of the picture, int."""
+        return int(np.count_nonzero(self.mask))
+
+    @property
+    def area_fraction(self):
+        """Lesion area as a part of the picture, 0 to 1."""
+        return self.area / self.mask.size
+
+    @property
+    def bounding_box(self):
+        """(left, top, right, bottom) of the mask in px, right and bottom exclusive; None when empty."""
+        left, top, width, height = cv2.boundingRect(self.mask.astype(np.uint8))
+        return (left, top, left + width, top + height) if width else None
+
+
+class MBDCNN:
+    """The three trained networks. Make one with `MBDCNN.load`.
+
+    coarse, enhanced : mbdcnn.inference.Segmenter; device : torch.device
+    classifier : mbdcnn.inference.Classifier; default: the one that draws enhanced-SN's maps
+    sides : {'CoarseSN': px, 'MaskCN': px, 'EnhancedSN': px}, input sides; coarse-SN's is that of step 3
+    coarse_tta : step 3 drew its masks from six views
+    """
+
+    def __init__(self, coarse, enhanced, sides, device, coarse_tta=True, classifier=None):
+        self.coarse_tta = coarse_tta
+        self.coarse, self.enhanced, self.classifier = coarse, enhanced, classifier or enhanced.classifier
+        self.sides, self.device = sides, device
+        self.scales = scales_of(sides['EnhancedSN'])
+
+    @classmethod
+    def load(cls, folder='models', device='auto', precision='auto'):
+        """Load the networks from a models folder (CoarseSN/, MaskCN/ and EnhancedSN/ within it).
+
+        device : 'auto', 'cuda', 'mps' or 'cpu'; precision : 'auto', 'bf16', 'fp16' or 'fp32'
+        Raises InputError for weights that are missing (it says which scripts make them), damaged, or
+        of networks that were not trained on each other.
+        """
+        for name, value, known in (('device', device, hardware.DEVICES),
+                                   ('precision', precision, hardware.PRECISIONS)):
+            if value not in known:
+                raise InputError(f'{name}={value!r} must be one of {", ".join(known)}')
+        layout = Layout(Path(folder).parent)
+        layout.models = Path(folder)
+        _require_weights(layout)
+        sides = {name: _trained_side(layout.weights(name)) for name in NETWORKS}
+        sides['CoarseSN'], coarse_views = _drawing(layout)
+        device = hardware.choose_device(device)
+        precision = hardware.choose_precision(precision, device)
+        coarse, enhanced = (networks.load_segmenter(layout, name, device, precision)
+                            for name in ('CoarseSN', 'EnhancedSN'))
+        # An enhanced-SN that takes no maps (TRANSFER mdc, none) comes without the classifier.
+        classifier = enhanced.classifier or networks.load_classifier(layout, device, precision)
+        return cls(coarse, enhanced, sides, device, coarse_views > 1, classifier)
+
+    def __call__(self, image, tta=True):
+        """Prediction for one picture; see `prepare` for what it may be, and `predict` for tta."""
+        return next(self.predict([self.prepare(image)], tta))
+
+    def batch(self, pictures, tta=True, batch_size=BATCH_SIZE):
+        """List of Predictions for several pictures, in order; all their masks are in memory."""
+        found = []
+        for start in range(0, len(pictures), batch_size):
+            prepared = [self.prepare(picture) for picture in pictures[start:start + batch_size]]
+            found += self.predict(prepared, tta, batch_size)
+        return found
+
+    def prepare(self, image, preview=PREVIEW):
+        """Read a picture and cut what the networks need of it, as step 1 of the README does.
+
+        image : path of a jpg, png or bmp (EXIF orientation applied), PIL image, or (H, W, 3) uint8 RGB
+        preview : px, long side of the picture that the result keeps
+        Returns Picture. Raises InputError for what is no picture of at least 16 x 16 px.
+        """
+        cover = max(extraction.CROP_COVER, 2 * max(*self.scales, *self.sides.values()))
+        pixels, size, divisor = _read(image, cover)
+        boxes = crops.crop_boxes(*size, crops.SCALES_9)
+        cut = [images.resize_rgb(pixels, (crops.SIDE, crops.SIDE), [edge / divisor for edge in box])
+               for box in boxes]
+        return Picture(size, images.resize_rgb(pixels, extraction.limited(pixels.shape[1::-1], preview)),
+                       _square(pixels, self.sides['CoarseSN']), np.stack(cut),
+                       tuple(_square(pixels, scale) for scale in self.scales))
+
+    def predict(self, pictures, tta=True, batch_size=BATCH_SIZE):
+        """Run the chain on prepared pictures; a generator of Predictions, in order.
+
+        The pictures go through the networks together; full-size maps are made one at a time.
+        tta : six views for each mask and three scales for the final one; False is about six times
+        faster. The nine crops of the classification are always used.
+        """
+        if not pictures:
+            return
+        count = len(pictures)
+        wholes = self._draw_coarse(np.stack([picture.whole for picture in pictures]), tta, batch_size)
+        probabilities = self._classify(np.concatenate([picture.crops for picture in pictures]), tta,
+                                       batch_size).reshape(count, -1, len(CLASSES)).mean(1)
+        logits, cams, decided = self._segment(pictures, wholes, tta)
+        for number, picture in enumerate(pictures):
+            views = [scale[:, number] for scale in logits]   # one (views, s, s) a scale
+            mean = tuple(scale.sum(0) / sum(map(len, views)) for scale in views)
+            yield Prediction(
+                mask=evaluation.enlarged_sum(mean, picture.size) > 0,
+                coarse_mask=images.resize_mask(wholes[number], picture.size) > 0,
+                class_probabilities=dict(zip(CLASSES, probabilities[number].tolist(), strict=True)),
+                cam=cams[number, 0], cam_label=CLASSES[decided[number]],
+                mask_confidence=mask_confidence(views), preview=picture.preview, logits=mean)
+
+    def _draw_coarse(self, squares, tta, batch_size):
+        """Coarse masks of (N, S, S, 3) uint8, at coarse-SN's own resolution: (N, S, S) of {0, 255}."""
+        masks = [evaluation.view_logits(self.coarse, squares[start:start + batch_size], None, self.device,
+                                        tta and self.coarse_tta).sum(0) > 0
+                 for start in range(0, len(squares), batch_size)]
+        return np.concatenate(masks).astype(np.uint8) * 255
+
+    def _classify(self, cut, tta, batch_size):
+        """Class probabilities of crops (N, 224, 224, 3), each with the coarse mask drawn from the crop
+        itself, which step 3 stores at the crop's size: (N, 3) float64."""
+        side, coarse, rows = self.sides['MaskCN'], None, []
+        if self.classifier.uses_masks:
+            seen = np.stack([_square(crop, self.sides['CoarseSN']) for crop in cut])
+            coarse = np.stack([_mask_square(_mask_square(mask, crops.SIDE), side)
+                               for mask in self._draw_coarse(seen, tta, batch_size)])
+        cut = np.stack([_square(crop, side) for crop in cut])
+        for start in range(0, len(cut), batch_size):
+            batch = slice(start, start + batch_size)
+            placed = evaluation.place(cut[batch], evaluation.at(coarse, batch), self.device)
+            rows += self.classifier(*placed)[0].tolist()
+        return np.array(rows)
+
+    def _segment(self, pictures, wholes, tta):
+        """Enhanced-SN on pictures with their coarse masks (B, S, S), enlarged to full size as on disk.
+
+        Returns a list of logits (views, B, s, s), one a scale; the activation maps (B, 1, h, w) at the
+        first scale; and the numbers of their classes (B,).
+        """
+        scales = self.scales if tta else self.scales[:1]
+        coarse = [[] for _ in scales]
+        for picture, whole in zip(pictures, wholes, strict=True):
+            full = images.resize_mask(whole, picture.size)
+            for masks, scale in zip(coarse, scales, strict=True):
+                masks.append(_mask_square(full, scale))
+        inputs = [(np.stack([picture.squares[number] for picture in pictures]), np.stack(masks))
+                  for number, masks in enumerate(coarse)]
+        logits = [evaluation.view_logits(self.enhanced, *pair, self.device, tta) for pair in inputs]
+        probabilities, cams = self.classifier(*evaluation.place(*inputs[0], self.device))
+        return logits, cams.cpu().numpy(), probabilities.argmax(1).tolist()
+
+
+def scales_of(side):
+    """Enhanced-SN's input sides in px for a trained side: multiples of 16 near 1, 8/7 and 9/7 of it."""
+    return tuple(dict.fromkeys(round(side * factor / STRIDE) * STRIDE for factor in SCALES))
+
+
+def mask_confidence(views):
+    """How far a mask overlaps, in Dice, with what the views on the picture see: 0 to 1.
+
+    views : list of (views, s, s) lesion logits, one a scale, turned back
+    With m the mask of the mean logit and p the views' mean lesion probability, 2 sum(p m) / (sum(p) +
+    sum(m)): the overlap to expect with the truth if p is right. It is 1 where all views are certain and
+    agree, falls where they waver or contradict each other, and is 0 for an empty mask. From a single
+    view (tta=False) it is far too high.
+    """
+    side = max(scale.shape[1] for scale in views)
+    count = sum(map(len, views))
+    mask = evaluation.enlarged_sum([scale.sum(0) for scale in views], (side, side)) > 0
+    p = evaluation.enlarged_sum([_sigmoid(scale).sum(0) / count for scale in views], (side, side)).clip(0, 1)
+    total = float(p.sum() + mask.sum())
+    return 2 * float(p[mask].sum()) / total if total else 0.0
+
+
+def _sigmoid(logit):
+    return torch.from_numpy(logit).sigmoid().numpy()
+
+
+def _square(image, side):
+    """(H, W, 3) squashed to (side, side, 3), bicubic; untouched where it has that size."""
+    return image if image.shape[:2] == (side, side) else images.resize_rgb(image, (side, side))
+
+
+def _mask_square(mask, side):
+    """(H, W) squashed to (side, side), nearest neighbour; untouched where it has that size."""
+    return mask if mask.shape == (side, side) else images.resize_mask(mask, (side, side))
+
+
+# --- Weights
+
+
+def _require_weights(layout):
+    missing = [f'{layout.weights(name)}: is missing; made by {layout.command(f"train_{name}.py")}'
+               for name in NETWORKS if not layout.weights(name).is_file()]
+    if missing:
+        raise InputError(f'{layout.models} does not hold the three trained networks', missing,
+                         'run these scripts (steps 2 to 5 of the README), or point at the models of '
+                         "another root, for instance the demo's: --MODELS=demo/models on the command "
+                         "line, MBDCNN.load('demo/models') in Python")
+
+
+def _drawing(layout):
+    """How the coarse masks were drawn that the later networks were trained on: (side in px, views).
+
+    Raises InputError when it was with another coarse-SN than the present one, or when the networks
+    otherwise do not belong together. Weights without a record (the released code's) pass.
+    """
+    weights = layout.weights('CoarseSN')
+    present = checkpoints.fingerprint(weights)
+    records = [checkpoints.read_config(layout.weights(name)).get('inputs', {}).get('coarse_masks')
+               for name in NETWORKS[1:]]
+    made = next((record for record in records if record), f'{present} {_trained_side(weights)} {len(VIEWS)}')
+    coarse_masks.require_chain(layout, NETWORKS[1:], made)
+    words = str(made).split()   # fold networks may follow; new pictures are not theirs
+    if len(words) < 3 or not re.fullmatch(r'[1-9]\d{0,4} [1-9]\d{0,4}', ' '.join(words[1:3])):
+        raise InputError('A run folder is damaged', [
+            f'{layout.models}: a config.json has coarse_masks = {made!r}'], DAMAGED)
+    maker, side, views = words[0], int(words[1]), int(words[2])
+    if maker != present:
+        raise InputError('The networks do not belong together',
+                         [f'{layout.weights("MaskCN")}: was trained on masks of another coarse-SN ({maker}) '
+                          f'than {weights} ({present})'],
+                         f'{layout.command(coarse_masks.SCRIPT)}, then '
+                         f'{layout.command("train_MaskCN.py", "--RESUME=False")} and enhanced-SN likewise')
+    return side, views
+
+
+def _trained_side(path):
+    """The input side in px that a network was trained at, from the config.json beside its weights."""
+    side = networks.trained_settings(path).get('INPUT_SIZE', INPUT_SIZE)
+    if type(side) is not int or side <= 0 or side % STRIDE:
+        raise InputError('A run folder is damaged', [
+            f'{path.parent / "config.json"}: INPUT_SIZE is {side!r}, no multiple of {STRIDE}'], DAMAGED)
+    return side
+
+
+# --- Pictures
+
+
+def _read(image, cover):
+    """Pixels (h, w, 3) uint8 of a path, PIL image or array; full (width, height); the divisor 1, 2, 4
+    or 8 between both. Only jpg files are reduced, and keep at least `cover` px on both sides."""
+    if isinstance(image, (str, os.PathLike)):
+        name = Path(image)
+        pixels, size, divisor = _read_file(name, cover)
+    else:
+        name, divisor = f'a {type(image).__name__}', 1
+        pixels = _upright_rgb(image, name) if isinstance(image, Image.Image) else np.asarray(image)
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+            raise InputError(f'A picture must be an array (H, W, 3) of uint8, a PIL image or a path, not '
+                             f'{name} of shape {pixels.shape} and type {pixels.dtype}')
+        size = pixels.shape[1::-1]
+    if min(size) < images.LEAST_SIDE:
+        raise _unusable(name, f'is {size[0]}x{size[1]} px, too small to be a photograph')
+    return pixels, size, divisor
+
+
+def _read_file(path, cover):
+    try:
+        with images.open_image(path) as image:
+            if image.mode in DEEP_GREY:
+                pixels = _upright_rgb(image, path)
+                return pixels, pixels.shape[1::-1], 1
+        return extraction.read_reduced(path, cover)
+    except images.UNREADABLE as error:
+        raise _unusable(path, f'cannot be read: {error}') from None
+
+
+def _upright_rgb(image, name):
+    """A PIL image as the viewer sees it: (H, W, 3) uint8, 16-bit grey scaled to 8."""
+    turn = images.TURNS.get(image.getexif().get(images.ORIENTATION))
+    try:
+        image = image if turn is None else image.transpose(turn)
+        if image.mode in DEEP_GREY:
+            grey = ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)
+            return np.stack([grey] * 3, 2)
+        if image.mode in ('I', 'F'):
+            raise _unusable(name, f'colour mode {image.mode} has no defined white')
+        return np.array(image.convert('RGB'))
+    except images.UNREADABLE:
+        raise _unusable(name, f'cannot be decoded, or its colours ({image.mode}) not converted') from None
+
+
+def _unusable(name, reason):
+    return InputError('A picture cannot be used', [f'{name}: {reason}'], 'replace or remove it')

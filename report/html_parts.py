@@ -1,0 +1,317 @@
+"""What the report is made of: HTML elements, charts as inline SVG, pictures as data."""
+import base64
+import hashlib
+import io
+import math
+import re
+from html import escape
+
+import cv2
+import numpy as np
+
+from engine import figures, images, metrics
+
+CHART = 4.4, 3.1    # inches; about a phone's width, so that the lettering keeps its size there
+SIDE = 340          # px, long side of the pictures; fine enough that both contours can be told apart
+JPEG_QUALITY = 82
+BINS = 10           # of the reliability diagrams, over [0, 1]
+HISTOGRAM_BINS = 20
+LOSSES = 'loss', 'dice', 'rank'
+SCORES = 'JA', 'DI', 'mean AUC', 'melanoma AUC', 'keratosis AUC'   # of metrics.jsonl
+# Matplotlib knows no CSS variables: it draws in these colours, which stand for one each.
+INK, SERIES = '#010101', ('#010102', '#010103', '#010104')
+STYLES = tuple({'color': colour, 'linestyle': line, 'marker': marker, 'markersize': 4.5}
+               for colour, line, marker in zip(SERIES, ('-', '--', ':'), 'os^', strict=True))
+VARIABLES = {INK: 'currentColor'} | {colour: f'var(--s{i})' for i, colour in enumerate(SERIES)}
+DRAWING = {'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.size': 10, 'hatch.linewidth': 0.6,
+           'text.color': INK, 'axes.edgecolor': INK, 'axes.labelcolor': INK, 'xtick.color': INK,
+           'ytick.color': INK, 'grid.color': INK, 'hatch.color': INK, 'legend.frameon': False,
+           'legend.fontsize': 9, 'axes.spines.top': False, 'axes.spines.right': False}
+SEGMENTATION_TERMS = (
+    'JA: Jaccard index; DI: Dice index; AC, SE, SP: accuracy, sensitivity and specificity of the pixels; '
+    'TTA: test-time augmentation. Intervals are bootstraps over images; they do not cover how one training '
+    "differs from the next. The paper's numbers are of ISIC-2017.")
+CLASSIFICATION_TERMS = (
+    'AUC: area under the ROC curve; AP: average precision; AC, SE, SP: accuracy, sensitivity and specificity '
+    'of the most probable class; each class against the rest. 9-crop: mean over nine crops of an image; '
+    '1-crop: the whole image alone.')
+RELIABILITY_TERMS = (
+    f'Images are put into {BINS} bins by the predicted probability of a class. Points on the '
+    'dotted diagonal are right on average; below it, the probabilities are too high. Vertical lines: 95 % '
+    'intervals. Below: how many images each bin holds.')
+PICTURE_TERMS = (
+    'By Jaccard index (JA). In the contours, the truth is the thick green line and the found mask the thin '
+    'magenta one.')
+
+# --- HTML elements; what they take is text unless said otherwise
+
+
+def text(words):
+    """Words as HTML; a number stays with its percent sign and behind its equals sign."""
+    return escape(words).replace(' %', '&nbsp;%').replace(' = ', '&nbsp;=&nbsp;')
+
+
+def paragraph(words, kind='', code='', after=''):
+    """A <p> of words, optionally with a class, and with a command and more words behind it."""
+    attribute = f' class="{kind}"' if kind else ''
+    code = f' <code>{escape(code)}</code>' if code else ''
+    return f'<p{attribute}>{text(words)}{code}{text(after)}</p>'
+
+
+def heading(level, words):
+    return f'<h{level}>{text(words)}</h{level}>'
+
+
+def table(caption, header, rows, kind='', marked=()):
+    """A table in a container that scrolls by itself.
+
+    header : column titles, may be empty; rows : lists, first the row's title; a cell is text, or a
+    tuple of text and small text below; marked : titles of rows in the paper's style
+    """
+    head = ''.join(f'<th scope="col">{escape(title)}</th>' for title in header)
+    lines = []
+    for title, *cells in rows:
+        kind_of_row = ' class="paper"' if title in marked else ''
+        lines.append(f'<tr{kind_of_row}><th scope="row">{escape(title)}</th>'
+                     + ''.join(f'<td>{_cell(cell)}</td>' for cell in cells) + '</tr>')
+    return (f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
+            f'<table class="{kind}"><caption>{text(caption)}</caption>'
+            + (f'<thead><tr>{head}</tr></thead>' if header else '')
+            + '<tbody>' + '\n'.join(lines) + '</tbody></table></div>')
+
+
+def _cell(cell):
+    words, small = cell if isinstance(cell, tuple) else (cell, '')
+    return text(words) + (f'<small>{text(small)}</small>' if small else '')
+
+
+def score(scores, name, interval=None):
+    """A table cell: a score in percent, and its interval (`name`'s or `interval`'s) where there is one."""
+    bounds = (scores.get('ci95') or {}).get(interval or name)
+    value = percent(scores.get(name), 100)
+    return (value, f'[{percent(bounds[0], 100)}, {percent(bounds[1], 100)}]') if bounds else value
+
+
+def percent(value, factor=1):
+    """factor * value with one digit, a dash for what is absent or undefined."""
+    return '–' if value is None or not math.isfinite(value) else f'{factor * value:.1f}'
+
+
+def facts(title, content):
+    """Tables of names and values, folded away. content : {part: {name: value}}; other values are left out."""
+    tables = [table(part, [], [[name, _shown(value)] for name, value in values.items()], 'facts')
+              for part, values in content.items() if isinstance(values, dict) and values]
+    return details(title, ''.join(tables))
+
+
+def _shown(value):
+    return ', '.join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def details(summary, content):
+    """A part that is folded away until its summary is clicked; content : HTML."""
+    return f'<details><summary>{text(summary)}</summary>{content}</details>'
+
+
+def case(name, caption, pictures):
+    """One picture with everything about it; pictures : [(what it shows, <img> data and size)]."""
+    shown = ''.join(
+        f'<div><span>{text(what)}</span><img src="{data}" width="{width}" height="{height}" '
+        f'alt="{escape(f"{name}: {what}")}"></div>' for what, (data, width, height) in pictures)
+    return f'<figure class="case"><div>{shown}</div><figcaption>{text(caption)}</figcaption></figure>'
+
+
+def charts(drawn):
+    """Charts (list of HTML) side by side where there is room."""
+    return '<div class="charts">' + '\n'.join(drawn) + '</div>'
+
+
+# --- Pictures
+
+
+def draw_case(image_path, truth_path, found_path):
+    """Image, true mask, found mask and both contours: [(what, (data URI, width, height))].
+
+    The pictures keep their shape; the long side is SIDE. Raises InputError for unusable files.
+    """
+    image = images.read_rgb(image_path, cover=2 * SIDE)
+    scale = SIDE / max(image.shape[:2])
+    size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
+    image = images.resize_rgb(image, size)
+    truth, found = (images.resize_mask(images.read_mask(path), size) for path in (truth_path, found_path))
+    drawn = [('image', image), ('truth', truth), ('found', found),
+             ('contours', figures.outlined(image, truth, found))]
+    return [(what, (_data(array), *size)) for what, array in drawn]
+
+
+def _data(array):
+    """A data URI: jpg of an (H, W, 3) picture, one-bit png of an (H, W) mask."""
+    if array.ndim == 3:
+        array = cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
+        kind, options = 'jpeg', [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    else:
+        kind, options = 'png', [cv2.IMWRITE_PNG_BILEVEL, 1]
+    done, data = cv2.imencode(f'.{kind}', array, options)
+    if not done:
+        raise ValueError(f'cannot encode an array of shape {array.shape}')
+    return f'data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode()}'
+
+
+# --- Charts
+
+
+def chart(draw, label, caption, size=CHART):
+    """A <figure> with a chart as inline SVG: draw(figure) draws on a Matplotlib figure.
+
+    label : what a screen reader says in place of the chart; caption : the text below it
+    """
+    import matplotlib  # slow to import
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    file = io.StringIO()
+    with matplotlib.rc_context(DRAWING):
+        figure = Figure(figsize=size, layout='constrained')
+        FigureCanvasSVG(figure)
+        draw(figure)
+        figure.savefig(file, format='svg', transparent=True,
+                       metadata=dict.fromkeys(('Date', 'Creator', 'Format', 'Type')))
+    return f'<figure>{_inline(file.getvalue(), label)}<figcaption>{text(caption)}</figcaption></figure>'
+
+
+def _inline(svg, label):
+    """Turn an SVG file of Matplotlib's into an element of a page that holds several of them."""
+    svg = re.sub(r'<defs>\s*<style.*?</style>\s*</defs>', '', svg[svg.index('<svg'):], count=1, flags=re.S)
+    svg = re.sub(r'<svg[^>]*?(viewBox="[^"]*")[^>]*>',
+                 lambda found: f'<svg {found[1]} role="img" aria-label="{escape(label)}">', svg, count=1)
+    svg = re.sub(r"font-family: [^;\"]*;? ?", '', svg)   # the page's own
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    unique = 'c' + hashlib.sha256((label + svg).encode()).hexdigest()[:8]
+    used = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', svg))
+    used = {name for pair in used for name in pair if name}
+    svg = re.sub(r' id="([^"]+)"', lambda found: f' id="{unique}{found[1]}"' if found[1] in used else '', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf'\g<1>{unique}', svg)
+    return svg.replace('xlink:href', 'href').strip()
+
+
+def curve_charts(network, rows):
+    """Charts of training loss and validation score. rows : list of dicts as in metrics.jsonl."""
+    steps = [row['step'] for row in rows]
+    series = {name: [float('nan') if row.get(name) is None else row[name] for row in rows]
+              for name in (*LOSSES, *SCORES) if name in rows[0]}
+    losses = {name: values for name, values in series.items() if name in LOSSES}
+    scores = {name: values for name, values in series.items() if name in SCORES}
+    drawn = []
+    if losses:
+        drawn.append(_curve_chart(network, steps, losses, 'training loss'))
+    if scores:   # the first one is what the best weights are chosen by
+        drawn.append(_curve_chart(network, steps, scores, 'validation score', next(iter(scores))))
+    return charts(drawn)
+
+
+def _curve_chart(network, steps, series, ylabel, best=None):
+    """Lines over training steps; series : {name: values}; best : name of the line to mark, or None."""
+    place, caption = None, f'{network}: {ylabel} over training steps.'
+    if best is not None and np.isfinite(series[best]).any():
+        place = int(np.nanargmax(series[best]))
+        caption += f' Best {best}: {100 * series[best][place]:.1f} % at step {steps[place]}.'
+
+    def draw(figure):
+        axes = figure.subplots()
+        for style, (name, values) in zip(STYLES, series.items(), strict=False):
+            axes.plot(steps, values, label=name, markevery=max(1, len(steps) // 15), **style)
+        if place is not None:
+            axes.plot(steps[place], series[best][place], 'o', color=INK, fillstyle='none', markersize=11,
+                      label='best')
+        axes.set(xlabel='step', ylabel=ylabel)
+        if best is None:
+            axes.set_ylim(0, None)
+        axes.grid(alpha=0.2)
+        axes.legend()
+    return chart(draw, f'Line chart. {caption}', caption)
+
+
+def roc_chart(split, probabilities, labels):
+    """ROC curves of both tasks, with the point that the arg-max decision reaches."""
+    from sklearn.metrics import roc_curve
+    scores = metrics.classification_scores(probabilities, labels)
+    areas = {task: scores[task]['AUC'] for task in metrics.TASKS if scores[task]['AUC'] is not None}
+
+    def draw(figure):
+        axes = figure.subplots()
+        for style, (task, area) in zip(STYLES, areas.items(), strict=False):
+            number = metrics.TASKS[task]
+            false, true, _ = roc_curve(labels == number, probabilities[:, number])
+            axes.plot(false, true, label=f'{task}, AUC {100 * area:.1f} %',
+                      markevery=max(1, len(false) // 12), **style)
+            axes.plot(1 - scores[task]['SP'], scores[task]['SE'], linestyle='', marker=style['marker'],
+                      color=INK, fillstyle='none', markersize=10, label=f'{task}, as decided')
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (1, 4)), label='guessing')
+        axes.set(xlabel='1 - specificity', ylabel='sensitivity', aspect='equal')
+        axes.grid(alpha=0.2)
+        axes.legend(loc='lower right')
+    told = ', '.join(f'{task} AUC {100 * area:.1f} %' for task, area in areas.items())
+    caption = (f'{split}: {told}; 9 crops, n = {len(labels)}. "As decided": the point that the most '
+               'probable class reaches.')
+    return chart(draw, f'ROC curves. {caption}', caption, (CHART[0], 4.2))
+
+
+def calibration(probability, happened):
+    """Bins of a predicted probability: (counts, mean predicted, share that happened, calibration error).
+
+    probability : (N,) in [0, 1]; happened : (N,) bool. Arrays of BINS; an empty bin's means are NaN.
+    The error is the mean over images of |mean predicted - share| of the image's bin.
+    """
+    bins = np.minimum((probability * BINS).astype(int), BINS - 1)
+    counts = np.bincount(bins, minlength=BINS)
+    with np.errstate(invalid='ignore'):
+        predicted = np.bincount(bins, probability, BINS) / counts
+        share = np.bincount(bins, happened, BINS) / counts
+    return counts, predicted, share, float(np.nansum(counts * abs(predicted - share)) / counts.sum())
+
+
+def reliability_chart(split, name, number, probabilities, labels):
+    """How often a class was true among images of one predicted probability, and how many they are."""
+    counts, predicted, share, error = calibration(probabilities[:, number], labels == number)
+    held = counts > 0
+    low, high = _wilson(share[held], counts[held])
+
+    def draw(figure):
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.2))
+        top.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (1, 4)), label='perfect')
+        top.vlines(predicted[held], low, high, color=STYLES[number]['color'], linewidth=1, alpha=0.6)
+        top.plot(predicted[held], share[held], label=name, **STYLES[number])
+        top.set(ylabel='observed share', ylim=(-0.04, 1.04), xlim=(0, 1))
+        top.legend(loc='upper left')
+        top.grid(alpha=0.2)
+        bars = bottom.bar((np.arange(BINS) + 0.5) / BINS, counts, 0.8 / BINS, facecolor='none', hatch='////',
+                          edgecolor=STYLES[number]['color'])
+        bottom.bar_label(bars, fontsize=8, padding=1)
+        bottom.set(xlabel=f'predicted probability of {name}', ylabel='images', ylim=(0, 1.3 * counts.max()))
+    caption = f'{split}, {name}: expected calibration error {100 * error:.1f} % (n = {len(labels)}).'
+    return chart(draw, f'Reliability diagram. {caption}', caption, (CHART[0], 4.0))
+
+
+def _wilson(share, counts, z=1.96):
+    """95 % intervals of observed shares: (low, high)."""
+    middle = (share + z**2 / (2 * counts)) / (1 + z**2 / counts)
+    half = z / (1 + z**2 / counts) * np.sqrt(share * (1 - share) / counts + z**2 / (4 * counts**2))
+    return middle - half, middle + half
+
+
+def overlap_chart(network, split, overlaps):
+    """Histogram of the Jaccard index over images."""
+    mean, median = float(np.mean(overlaps)), float(np.median(overlaps))
+
+    def draw(figure):
+        axes = figure.subplots()
+        axes.hist(overlaps, np.linspace(0, 1, HISTOGRAM_BINS + 1), facecolor='none', hatch='////',
+                  edgecolor=SERIES[0])
+        axes.axvline(mean, color=SERIES[1], linestyle='--', label=f'mean {100 * mean:.1f}')
+        axes.axvline(median, color=SERIES[2], linestyle=':', linewidth=2, label=f'median {100 * median:.1f}')
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.set(xlabel='Jaccard index (JA)', ylabel='images', xlim=(0, 1))
+        axes.legend(loc='upper left')
+    caption = (f'{network} on {split}: mean {100 * mean:.1f} %, median {100 * median:.1f} %, '
+               f'worst {100 * min(overlaps):.1f} % (n = {len(overlaps)}).')
+    return chart(draw, f'Histogram of the Jaccard index. {caption}', caption)
