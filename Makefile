@@ -2,7 +2,8 @@
 # make test   environment, test suite
 # make tables Tables IV to VII and Figures 4 to 7 of the paper on the demo's data, after make demo
 # make bench  ours against a plain version of the released code's way, in time and memory
-# make soak   an hour of training on the demo's data: memory, handles and speed stay; after make demo
+# make soak   what make test has no time for: twenty random kills of every script, ten times the fuzzing, and an
+#             hour of training in which memory, handles and speed stay; after make demo
 # make lint   style
 # VENV=folder chooses another place for the environment, PYTHON=python3.12 another interpreter.
 
@@ -56,7 +57,9 @@ bench: $(VENV)/.requirements
 	$(RUN) benchmarks/bench.py
 	$(RUN) benchmarks/scaling.py
 
-soak: $(VENV)/.requirements
+soak: $(VENV)/.requirements-test
+	KILLS=20 OMP_NUM_THREADS=1 $(RUN) -m pytest tests/test_kill.py
+	FUZZ=10 OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses=2 $(wildcard tests/test_fuzz*.py)
 	$(RUN) tests/soak.py --ROOT=$(DEMO)
 
 lint: $(VENV)/.requirements-test

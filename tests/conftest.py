@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -30,7 +31,8 @@ ENVIRONMENT = {'OMP_NUM_THREADS': '2', 'OMP_WAIT_POLICY': 'PASSIVE', 'PYTHONUNBU
 DEMO = ('--TRAINING_IMAGES=8', '--VALIDATION_IMAGES=6', '--TESTING_IMAGES=3', '--EXTRA_IMAGES=0',
         '--MAX_SIDE=160')
 SMALL = ('--INPUT_SIZE=32', '--AMP=fp32')
-START = Path(tempfile.gettempdir()) / f'mbdcnn-{os.getuid()}-{os.getpid()}'   # of `start_weights`
+# Of `start_weights`; the same for all processes of a test run.
+START = Path(tempfile.gettempdir()) / f'mbdcnn-{os.environ.get("PYTEST_XDIST_TESTRUNUID", os.getpid())}'
 STAGES = {
     'train_CoarseSN.py': (*SMALL, '--CACHE_SIZE=64', '--EPOCH=2', '--BATCH_SIZE=4', '--PRETRAINED=voc',
                           f'--VOC_WEIGHTS={START}/voc.pth'),
@@ -137,6 +139,30 @@ def start_weights(layout):
     torch.save(theirs, START / 'xception.pth')
 
 
+def made_once(tmp_path_factory, name, build):
+    """(folder, what build(folder) gave): made by the first test process that asks, read by the others.
+
+    build returns what json holds. The folder goes at the end of the run, see pytest_sessionfinish.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base) / 'shared' / name
+    folder.parent.mkdir(exist_ok=True)
+    record = folder / 'made.json'
+    with filelock.FileLock(f'{folder}.lock'):
+        if not record.exists():
+            shutil.rmtree(folder, ignore_errors=True)   # of a process that failed here
+            folder.mkdir()
+            record.write_text(json.dumps(build(folder)))
+    return folder, json.loads(record.read_text())
+
+
+def pytest_sessionfinish(session):
+    """Checkpoints are large: remove what the processes shared, after the last of them."""
+    if not hasattr(session.config, 'workerinput'):
+        shutil.rmtree(session.config._tmp_path_factory.getbasetemp() / 'shared', ignore_errors=True)
+        shutil.rmtree(START, ignore_errors=True)
+
+
 @dataclass(frozen=True)
 class Chain:
     """root, layout : of the experiment; outputs : {script: what it printed}"""
@@ -147,21 +173,26 @@ class Chain:
 
 @pytest.fixture(scope='session')
 def chain(tmp_path_factory):
-    """An experiment that is finished: demo pictures, three small trainings, results of Validation."""
-    root = tmp_path_factory.mktemp('chain') / 'root'
-    run_in_turn(('dataset/make_demo_data.py', root, *DEMO),
-                ('dataset/extractPatch_cls_train.py', root), ('dataset/extractPatch_seg_train.py', root),
-                ('dataset/extractPatch_cls_val_test.py', root),
-                ('dataset/extractPatch_cls_val_test.py', root, '--SPLIT=Testing'),
-                ('dataset/list_cls.py', root), ('dataset/list_seg.py', root))
-    start_weights(Layout(root))
-    outputs = {script: run_script(script, root, *overrides) for script, overrides in STAGES.items()}
-    coarse = 'eval_EnhancedSN.py', root, *STAGES['eval_EnhancedSN.py'], '--NETWORK=CoarseSN'
-    outputs['eval_CoarseSN'] = run_script(*coarse)
-    Layout(root).run('EnhancedSN').joinpath('last.pth').unlink()   # 660 MB
-    yield Chain(root, Layout(root), outputs)
-    shutil.rmtree(root)
-    shutil.rmtree(START)
+    """An experiment that is finished: demo pictures, three small trainings, results of Validation.
+
+    All test processes read it; a test that changes something makes a `sibling`.
+    """
+    def build(folder):
+        root = folder / 'root'
+        run_in_turn(('dataset/make_demo_data.py', root, *DEMO),
+                    ('dataset/extractPatch_cls_train.py', root), ('dataset/extractPatch_seg_train.py', root),
+                    ('dataset/extractPatch_cls_val_test.py', root),
+                    ('dataset/extractPatch_cls_val_test.py', root, '--SPLIT=Testing'),
+                    ('dataset/list_cls.py', root), ('dataset/list_seg.py', root))
+        start_weights(Layout(root))
+        commands = {script: (script, root, *overrides) for script, overrides in STAGES.items()}
+        commands['eval_CoarseSN'] = (*commands['eval_EnhancedSN.py'], '--NETWORK=CoarseSN')
+        outputs = dict(zip(commands, run_in_turn(*commands.values()), strict=True))
+        Layout(root).run('EnhancedSN').joinpath('last.pth').unlink()   # 660 MB
+        return outputs
+
+    folder, outputs = made_once(tmp_path_factory, 'chain', build)
+    return Chain(folder / 'root', Layout(folder / 'root'), outputs)
 
 
 @pytest.fixture

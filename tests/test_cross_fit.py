@@ -17,7 +17,7 @@ from engine.errors import InputError
 from generate_Coarse_mask import list_tasks
 from mbdcnn import coarse_masks, networks
 from mbdcnn.predictor import MBDCNN
-from tests.conftest import STAGES, finish, run_in_turn, run_script, start_script, wait_for
+from tests.conftest import STAGES, finish, made_once, run_in_turn, run_script, start_script, wait_for
 from tests.test_resume import assert_same_run
 
 K = 2
@@ -104,22 +104,25 @@ def link_data(layout, chain):
     shutil.copytree(theirs / 'ISIC', layout.lists)
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def crossed(chain, tmp_path_factory):
     """Two fold networks, the training of the second interrupted and resumed, and the masks they draw."""
-    layout = Layout(tmp_path_factory.mktemp('crossed') / 'root')
-    link_data(layout, chain)
-    link_network(layout, chain.layout, 'CoarseSN')
-    command = 'train_CoarseSN.py', layout.root, *TRAIN, f'--CROSS_FIT={K}'
-    process = start_script(*command)
-    outputs = {'begun': wait_for(process, 'CoarseSN_fold2: 4 of 8 training pictures')}
-    wait_for(process, 'step 1:')
-    process.send_signal(signal.SIGTERM)
-    outputs['stopped'] = finish(process, 143)
-    outputs['resumed'] = run_script(*command)
-    outputs['drawn'] = run_script('generate_Coarse_mask.py', layout.root, *DRAW, f'--CROSS_FIT={K}')
-    yield Crossed(layout, outputs)
-    shutil.rmtree(layout.root)
+    def build(folder):
+        layout = Layout(folder / 'root')
+        link_data(layout, chain)
+        link_network(layout, chain.layout, 'CoarseSN')
+        command = 'train_CoarseSN.py', layout.root, *TRAIN, f'--CROSS_FIT={K}'
+        process = start_script(*command)
+        outputs = {'begun': wait_for(process, 'CoarseSN_fold2: 4 of 8 training pictures')}
+        wait_for(process, 'step 1:')
+        process.send_signal(signal.SIGTERM)
+        outputs['stopped'] = finish(process, 143)
+        outputs['resumed'], outputs['drawn'] = run_in_turn(
+            command, ('generate_Coarse_mask.py', layout.root, *DRAW, f'--CROSS_FIT={K}'))
+        return outputs
+
+    folder, outputs = made_once(tmp_path_factory, 'crossed', build)
+    return Crossed(Layout(folder / 'root'), outputs)
 
 
 @pytest.fixture

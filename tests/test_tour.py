@@ -1,4 +1,5 @@
 """The notebook runs from its first to its last cell."""
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,14 @@ def times_of_files(folder):
             if path.is_file() and not path.name.endswith('.lock')}
 
 
-def test_the_notebook_runs_on_the_small_root(chain, monkeypatch):
-    monkeypatch.setenv('MBDCNN_ROOT', str(chain.root))
-    before = times_of_files(chain.root)
+def test_the_notebook_runs_on_the_small_root(chain, monkeypatch, tmp_path):
+    """With a cache of its own: other tests write to the chain's."""
+    shutil.copytree(chain.layout.cache, tmp_path / 'dataset' / 'cache')
+    for name in ('dataset/data', 'dataset/seg_data', 'dataset/cls_data', 'dataset/ISIC', 'models',
+                 'Coarse_masks', 'results'):
+        (tmp_path / name).symlink_to(chain.root / name)
+    monkeypatch.setenv('MBDCNN_ROOT', str(tmp_path))
+    before = times_of_files(tmp_path)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     where = {'metadata': {'path': NOTEBOOK.parent}}
     nbclient.NotebookClient(notebook, timeout=120, resources=where).execute()
@@ -24,7 +30,7 @@ def test_the_notebook_runs_on_the_small_root(chain, monkeypatch):
     assert sum('image/png' in output.get('data', {}) for output in outputs) >= 6
     text = ''.join(output.get('text', '') for output in outputs)
     assert 'best validation JA' in text and 'mean AUC' in text
-    assert times_of_files(chain.root) == before
+    assert times_of_files(tmp_path) == before
 
 
 def test_the_notebook_is_stored_without_outputs():

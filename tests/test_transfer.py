@@ -1,7 +1,6 @@
 """How mask-CN's maps reach the segmentation network (E-layer, D-Net, MDC, none); fine-tuning; end marks."""
 import json
 import math
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +15,7 @@ from mbdcnn import evaluation, networks, stages, transfer
 from mbdcnn.predictor import MBDCNN
 from net import weights
 from net.models import deeplabv3plus, deeplabv3plus_d
-from tests.conftest import STAGES, run_in_turn
+from tests.conftest import STAGES, made_once, run_in_turn
 from tests.test_training import ALONE, tiny_stage, train
 from tests.test_weights import constants, left_alone, names, untouched
 
@@ -229,37 +228,41 @@ def test_a_threshold_that_no_map_has_is_refused(value):
 
 # --- The scripts
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def trained(chain, tmp_path_factory):
     """{case: (Layout, what training and evaluation printed)}; each root holds only what the case needs.
 
     rgb : a mask-CN without coarse masks; again : coarse-SN trained on, what TRANSFER=none should be
     """
-    base, roots, commands = tmp_path_factory.mktemp('transfer'), {}, []
-    for case, (linked, options) in {
-            'd-net': (('CoarseSN', 'MaskCN'), ('--TRANSFER=d-net',)),
-            'mdc': (('CoarseSN', 'MaskCN'), ('--TRANSFER=mdc', f'--TRAIN_IMAGES={MASKED}')),
-            'none': (('CoarseSN',), ('--TRANSFER=none',)), 'rgb': (('CoarseSN',), ()),
-            'again': ((), ('--LEARNING_RATE=5e-5', f'--INITIAL_WEIGHTS={chain.layout.weights("CoarseSN")}'))
-    }.items():
-        layout = roots[case] = Layout(base / case)
-        layout.models.mkdir(parents=True)
-        (layout.root / 'dataset').symlink_to(chain.root / 'dataset')
-        for network in linked:
-            layout.run(network).symlink_to(chain.layout.run(network))
-        if 'MaskCN' in linked:
-            layout.coarse_masks.symlink_to(chain.layout.coarse_masks)
-        if case == 'rgb':
-            commands.append(('train_MaskCN.py', layout.root, *STAGES['train_MaskCN.py'], '--INPUT_CHANNEL=3'))
-        script = 'train_CoarseSN.py' if case == 'again' else 'train_EnhancedSN.py'
-        commands.append((script, layout.root, *ENHANCED, *options))
-        if case != 'again':
-            commands.append(('eval_EnhancedSN.py', layout.root, *EVALUATION))
-    printed = {(command[0], command[1].name): text
-               for command, text in zip(commands, run_in_turn(*commands), strict=True)}
-    yield {case: (layout, [text for (_, name), text in printed.items() if name == case])
-           for case, layout in roots.items()}
-    shutil.rmtree(base)   # checkpoints are large
+    def build(base):
+        commands = []
+        for case, (linked, options) in {
+                'd-net': (('CoarseSN', 'MaskCN'), ('--TRANSFER=d-net',)),
+                'mdc': (('CoarseSN', 'MaskCN'), ('--TRANSFER=mdc', f'--TRAIN_IMAGES={MASKED}')),
+                'none': (('CoarseSN',), ('--TRANSFER=none',)), 'rgb': (('CoarseSN',), ()),
+                'again': ((), ('--LEARNING_RATE=5e-5',
+                               f'--INITIAL_WEIGHTS={chain.layout.weights("CoarseSN")}'))}.items():
+            layout = Layout(base / case)
+            layout.models.mkdir(parents=True)
+            (layout.root / 'dataset').symlink_to(chain.root / 'dataset')
+            for network in linked:
+                layout.run(network).symlink_to(chain.layout.run(network))
+            if 'MaskCN' in linked:
+                layout.coarse_masks.symlink_to(chain.layout.coarse_masks)
+            if case == 'rgb':
+                commands.append(('train_MaskCN.py', layout.root, *STAGES['train_MaskCN.py'],
+                                 '--INPUT_CHANNEL=3'))
+            script = 'train_CoarseSN.py' if case == 'again' else 'train_EnhancedSN.py'
+            commands.append((script, layout.root, *ENHANCED, *options))
+            if case != 'again':
+                commands.append(('eval_EnhancedSN.py', layout.root, *EVALUATION))
+        printed = {}
+        for command, text in zip(commands, run_in_turn(*commands), strict=True):
+            printed.setdefault(command[1].name, []).append(text)
+        return printed
+
+    base, printed = made_once(tmp_path_factory, 'transfer', build)
+    return {case: (Layout(base / case), texts) for case, texts in printed.items()}
 
 
 @pytest.mark.parametrize('case', READS)
