@@ -55,8 +55,8 @@ def test_links_lead_to_files(page):
 def test_every_constant_has_a_comment_and_is_used(script):
     text = script.read_text(encoding='utf-8')
     constants = settings.read_constants(script)
-    shared = ''.join(path.read_text(encoding='utf-8') for path in
-                     [path for room in ('engine', 'mbdcnn', 'dataset') for path in (ROOT / room).glob('*.py')])
+    shared = ''.join(path.read_text(encoding='utf-8') for room in ('engine', 'mbdcnn', 'dataset')
+                     for path in (ROOT / room).glob('*.py'))
     for name, (group, comment) in constants.items():
         assert group and comment, f'{script.name}: {name} has no group or comment'
         used = re.search(rf"cfg\.{name}\b|'{name}'", text + shared) or name == 'RECIPE'
