@@ -287,7 +287,7 @@ def test_panels_show_what_guides_the_network(trained):
 
 def test_none_is_coarse_sn_trained_on(trained):
     """Same samples, schedule and dropout: the same weights bit for bit."""
-    enhanced, coarse = (torch.load(trained[case][0].weights(network), weights_only=True)
+    enhanced, coarse = (torch.load(trained[case][0].run(network) / 'last.pth', weights_only=True)['model']
                         for case, network in (('none', 'EnhancedSN'), ('again', 'CoarseSN')))
     assert enhanced.keys() == coarse.keys()
     assert all(torch.equal(enhanced[name], coarse[name]) for name in coarse)
