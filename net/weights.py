@@ -19,6 +19,10 @@ TIMM_VARIANCE = 1e-3 - 1e-5   # timm's batch norms add 1e-3 to the variance, our
 BEFORE_DECODER = ('backbone.', 'aspp.', 'shortcut_conv.')
 AFTER_ENCODER = ('aspp.', 'shortcut_conv.', 'cat_conv.', 'cls_conv.')
 
+# Separable convolutions of the encoder that the 36-layer Xception has no counterpart of. Left random in the
+# middle of the main path they would scramble all that is copied around them.
+WITHOUT_SOURCE = ('block1.sepconv3', 'block2.sepconv3', 'block3.sepconv3', 'block20.sepconv3', 'conv4')
+
 
 def strip_prefixes(state):
     """Remove the `module.` and `_orig_mod.` that DistributedDataParallel and torch.compile add."""
@@ -163,8 +167,9 @@ def transplant_xception(network, state, inputs, unit=True):
     """Start coarse-SN's 65-layer encoder from the 36-layer ImageNet Xception (our own, not the paper's).
 
     Where layers correspond they are copied; blocks 12..19 repeat 4..11 with their last batch
-    norm at zero, so that they start as the identity. The source has no batch norm between
-    depthwise and pointwise convolution, so ours is set from data to be the identity.
+    norm at zero, so that they start as the identity. So do WITHOUT_SOURCE, but for their ReLU and
+    stride, where the source pools. The source has no batch norm between depthwise and pointwise
+    convolution, so ours is set from data to be the identity.
 
     network : deeplabv3plus; state : names of `xception-43020ad28.pth`
     inputs : (B, 3, H, W) of training pictures, scaled as the network will see them
@@ -193,6 +198,11 @@ def transplant_xception(network, state, inputs, unit=True):
         last = getattr(encoder, f'block{number}').sepconv3.bn2
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
+    for place in WITHOUT_SOURCE:
+        layer = encoder.get_submodule(place)
+        nn.init.dirac_(layer.depthwise.weight, groups=layer.depthwise.groups)
+        nn.init.dirac_(layer.pointwise.weight)
+        identities += [layer.bn1, layer.bn2]
     _calibrate(encoder, identities, inputs)
 
 
