@@ -27,6 +27,7 @@ SEED = 0                       # of the E-layer's weights, the order of the pict
 # --- Network
 NUM_CLASSES = 2                # output channels, those of coarse-SN: 2 (released) or 1 (paper)
 TRANSFER = 'e-layer'           # of mask-CN's maps: e-layer (paper), d-net or mdc (paper, Table VII), none
+E_LAYER_START = 'identity'     # identity: begins as coarse-SN (ours), or random (released)
 PROXY_THRESHOLD = 0.3          # mdc: part of a map's maximum from which on a pixel counts as lesion
 INITIAL_WEIGHTS = ''           # fine-tune from, as other/models/EnhancedSN/EnhancedSN.pth; '' = coarse-SN
 CAM_RELU = False               # drop the negative evidence from the localisation maps (released: kept)
@@ -73,7 +74,8 @@ SYNC_BN = True                 # several GPUs: batch norm over the global batch
 
 def main():
     cfg = settings.resolve(globals(), choices=stages.SEGMENTATION_CHOICES | {
-        'TRANSFER': tuple(networks.ENHANCED)}, positive=stages.SEGMENTATION_POSITIVE)
+        'TRANSFER': tuple(networks.ENHANCED), 'E_LAYER_START': networks.E_LAYER_STARTS},
+        positive=stages.SEGMENTATION_POSITIVE)
     process = hardware.start(cfg)
     stages.check_numbers(cfg, process)
     layout = Layout(cfg.ROOT)
@@ -82,12 +84,12 @@ def main():
         layout.coarse_for_segmentation(split) for split in ('Training', 'Validation')] if guided else [
         layout.coarse_for_classification('Training')])
     masked = guided and 'coarse_masks' in inputs
-    hardware.seed_step(cfg.SEED, 0, 0)
-    network, start = networks.enhanced_for_training(cfg, layout)
     with hardware.main_first(process):
         train = sources.segmentation(layout, 'Training', cfg.CACHE_SIZE, coarse=masked,
                                      limit=cfg.TRAIN_IMAGES, seed=cfg.SEED)
         validation = sources.segmentation(layout, 'Validation', cfg.INPUT_SIZE, coarse=masked)
+    hardware.seed_step(cfg.SEED, 0, 0)
+    network, start = networks.enhanced_for_training(cfg, layout, train.images)
     if cfg.TRANSFER == 'mdc':
         train = transfer.with_proxies(train, layout, cfg, inputs, process)
 

@@ -11,7 +11,7 @@ from dataset.samples import SCALINGS, to_input
 from engine import checkpoints
 from engine.inference import Classifier, Segmenter, for_inference
 from net import weights
-from net.models import STRIDE, Xception_dilation, deeplabv3plus, deeplabv3plus_d, deeplabv3plus_en
+from net.models import Xception_dilation, deeplabv3plus, deeplabv3plus_d, deeplabv3plus_en
 
 PRETRAINED_SN = ('auto', 'voc', 'xception65', 'xception', 'none')
 PRETRAINED_CN = ('auto', 'xception', 'none')
@@ -21,12 +21,13 @@ GUIDED = ('e-layer', 'd-net')        # those that see mask-CN's maps; mdc has le
 WHERE = 'see models/README.md for where the file comes from, or start without: --PRETRAINED=none'
 REPOSITORY = Path(__file__).resolve().parent.parent
 CALIBRATION_IMAGES = 32
+E_LAYER_STARTS = ('identity', 'random')
 
 
 def coarse_for_training(cfg, images):
     """A new coarse-SN from the best pretrained weights that are present, or from trained ones.
 
-    cfg : INITIAL_WEIGHTS, PRETRAINED, *_WEIGHTS, INPUT_SCALING, NUM_CLASSES, DROPOUT
+    cfg : INITIAL_WEIGHTS, PRETRAINED, *_WEIGHTS, INPUT_SIZE, INPUT_SCALING, NUM_CLASSES, DROPOUT
     images : (N, S, S, 3) uint8 training pictures; a transplant sets its batch norms from some
     Returns (network, what it starts from); also prints the latter.
     """
@@ -41,19 +42,19 @@ def coarse_for_training(cfg, images):
         _load_pretrained(weights.load_timm_xception65, network, path, unit=cfg.INPUT_SCALING == 'unit')
     elif choice == 'xception':
         _load_pretrained(weights.transplant_xception, network, path,
-                         inputs=_calibration_inputs(images, cfg.INPUT_SCALING),
+                         inputs=_calibration_inputs(images, cfg),
                          unit=cfg.INPUT_SCALING == 'unit')
     words = {'voc': 'PASCAL VOC weights', 'xception65': "timm's ImageNet Xception-65 as its encoder",
              'xception': 'an encoder transplanted from the ImageNet Xception'}
     return network, _announce('coarse-SN', words.get(choice), path)
 
 
-def _calibration_inputs(images, scaling):
-    """Some training pictures as network input, evenly spread: (n, 3, S, S) float32."""
-    some = np.linspace(0, len(images) - 1, min(CALIBRATION_IMAGES, len(images))).astype(int)
-    side = min(224, images.shape[1] // STRIDE * STRIDE)
-    squares = [resize_rgb(images[number], (side, side)) for number in some]
-    return to_input(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2), scaling)
+def _calibration_inputs(images, cfg):
+    """Some training pictures as the network will see them, evenly spread: (n, 3, S, S) float32."""
+    # Two at least: pooled to one cell each, fewer have no variance, which PyTorch refuses.
+    some = np.linspace(0, len(images) - 1, max(2, min(CALIBRATION_IMAGES, len(images)))).astype(int)
+    squares = [resize_rgb(images[number], (cfg.INPUT_SIZE, cfg.INPUT_SIZE)) for number in some]
+    return to_input(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2), cfg.INPUT_SCALING)
 
 
 def mask_for_training(cfg):
@@ -73,10 +74,11 @@ def mask_for_training(cfg):
     return network, _announce('mask-CN', {'xception': 'the ImageNet Xception'}.get(choice), path)
 
 
-def enhanced_for_training(cfg, layout):
-    """A new enhanced-SN that starts from coarse-SN, what coarse-SN lacks random; or from trained weights.
+def enhanced_for_training(cfg, layout, images):
+    """A new enhanced-SN that starts from coarse-SN; or from trained weights.
 
-    cfg : INITIAL_WEIGHTS, TRANSFER, INPUT_SCALING, NUM_CLASSES, DROPOUT
+    cfg : INITIAL_WEIGHTS, TRANSFER, E_LAYER_START, INPUT_SIZE, INPUT_SCALING, NUM_CLASSES, DROPOUT
+    images : (N, S, S, 3) uint8 training pictures; the identity's batch norm is set from some
     Returns (network, what it starts from); also prints the latter.
     """
     network = ENHANCED[cfg.TRANSFER](cfg.NUM_CLASSES, cfg.DROPOUT)
@@ -84,11 +86,14 @@ def enhanced_for_training(cfg, layout):
         return network, _fine_tuned('enhanced-SN', network, cfg)
     path = layout.weights('CoarseSN')
     state = checkpoints.load_state(path, layout.command('train_CoarseSN.py'))
+    as_identity = cfg.TRANSFER == 'e-layer' and cfg.E_LAYER_START == 'identity'
     load_into, words = {
-        'e-layer': (weights.load_coarse_into_enhanced, 'coarse-SN, its E-layer from random weights'),
+        'e-layer': (weights.load_coarse_into_enhanced, 'coarse-SN, its E-layer '
+                    + ('as the identity' if as_identity else 'from random weights')),
         'd-net': (weights.load_coarse_decoder, "coarse-SN's decoder, its first layer from random weights"),
         'mdc': (weights.load, 'coarse-SN'), 'none': (weights.load, 'coarse-SN')}[cfg.TRANSFER]
-    checkpoints.apply(load_into, network, state, path, 'NUM_CLASSES must be that of coarse-SN')
+    options = {'inputs': _calibration_inputs(images, cfg)} if as_identity else {}
+    checkpoints.apply(load_into, network, state, path, 'NUM_CLASSES must be that of coarse-SN', **options)
     return network, _announce('enhanced-SN', words, path)
 
 

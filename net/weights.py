@@ -5,6 +5,8 @@ Everything here works on state dicts (name -> tensor); files are opened in `engi
 import torch
 from torch import nn
 
+from net.models import STRIDE
+
 # ImageNet Xception (Cadene's names) -> mask-CN. The released code filtered these names away and
 # trained two thirds of mask-CN from random weights.
 EXIT_FLOW = {'block12.skip': 'residual.0', 'block12.skipbn': 'residual.1',
@@ -63,9 +65,23 @@ def load_voc(network, state):
     load(network, state, missing=('cls_conv.',), ignored=('cls_conv.',))
 
 
-def load_coarse_into_enhanced(network, state):
-    """Initialise enhanced-SN from coarse-SN: everything but the E-layer (section III-C)."""
+def load_coarse_into_enhanced(network, state, inputs=None):
+    """Initialise enhanced-SN from coarse-SN: everything but the E-layer (section III-C).
+
+    inputs : (B, 3, H, W) of training pictures, scaled as the network will see them: with them the
+        E-layer starts as the identity, so that enhanced-SN begins as coarse-SN does; None leaves it as it is
+
+    The identity holds for evaluation, and up to the choice of the pictures for training, too: the batch
+    norm is set from what enters it in training, batch statistics and dropout included. The map's weights
+    start at zero; their gradient does not, so that they move with the first step.
+    """
     load(network, state, missing=('cam_conv.',))
+    if inputs is not None:
+        conv, norm, _ = network.cam_conv   # the ReLU changes nothing: the pyramid has no negative values
+        nn.init.dirac_(conv.weight)        # (256, 257, 1, 1): the pyramid's part I, the map's column 0
+        nn.init.zeros_(conv.bias)
+        rows, columns = (side // STRIDE for side in inputs.shape[2:])
+        _calibrate(network, [norm], inputs, inputs.new_zeros(len(inputs), 1, rows, columns))
 
 
 def load_coarse_decoder(network, state):
@@ -246,24 +262,24 @@ def _copy(layer, source, place):
             own.copy_(other)
 
 
-def _calibrate(encoder, identities, inputs):
+def _calibrate(network, identities, *inputs):
     """Set each batch norm to weight = std, bias = mean of its input, in one forward pass in order."""
-    def become_identity(norm, inputs):
-        variance, mean = torch.var_mean(inputs[0].float(), (0, 2, 3), correction=0)
+    def become_identity(norm, entering):
+        variance, mean = torch.var_mean(entering[0].float(), (0, 2, 3), correction=0)
         norm.weight.copy_((variance + norm.eps).sqrt())
         norm.bias.copy_(mean)
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(variance)
 
-    norms = [layer for layer in encoder.modules() if isinstance(layer, nn.BatchNorm2d)]
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     hooks = [norm.register_forward_pre_hook(become_identity) for norm in identities]
-    was_training = encoder.training
+    was_training = network.training
     for norm in norms:
         norm.momentum = 0.0   # the copied running statistics stay
     with torch.no_grad():
-        encoder.train()(inputs)
-    encoder.train(was_training)
+        network.train()(*inputs)
+    network.train(was_training)
     for hook in hooks:
         hook.remove()
     for norm, momentum in zip(norms, momenta, strict=True):

@@ -330,7 +330,7 @@ def fine_tune(network, path, **changes):
     if network == 'MaskCN':
         return networks.mask_for_training(cfg)
     build = networks.coarse_for_training if network == 'CoarseSN' else networks.enhanced_for_training
-    return build(cfg, None)
+    return build(cfg, None) if network == 'CoarseSN' else build(cfg, None, None)
 
 
 @pytest.mark.parametrize('network', ['CoarseSN', 'MaskCN', 'EnhancedSN'])

@@ -1,0 +1,112 @@
+"""What new networks start from: the E-layer as the identity, and what runs of before are taken for."""
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from dataset.layout import Layout
+from dataset.sources import Segmentation
+from engine import evaluation, hardware, networks
+from engine.inference import Segmenter
+from engine.library import Library
+from net import weights
+from net.models import deeplabv3plus, deeplabv3plus_en
+from tests.test_predict import awake
+
+SIDE = 64   # px
+ALONE = hardware.Process(0, 1, torch.device('cpu'))
+
+
+def settings(**changes):
+    return SimpleNamespace(**{'INITIAL_WEIGHTS': '', 'TRANSFER': 'e-layer', 'E_LAYER_START': 'identity',
+                              'INPUT_SIZE': SIDE, 'INPUT_SCALING': 'unit', 'NUM_CLASSES': 2,
+                              'DROPOUT': True} | changes)
+
+
+@pytest.fixture(scope='module')
+def pictures():
+    """Twelve smooth random pictures, (N, S, S, 3) uint8, larger than the network's input."""
+    coarse = torch.rand(12, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.interpolate(coarse, (96, 96), mode='bicubic').clamp(0, 1)
+    return (255 * smooth).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory, pictures):
+    """Layout of a root with a coarse-SN whose batch norms know its pictures; the network."""
+    torch.manual_seed(1)
+    layout = Layout(tmp_path_factory.mktemp('start'))
+    coarse = awake(deeplabv3plus(), networks._calibration_inputs(pictures, settings()))
+    with torch.no_grad():   # half of the pixels lesion
+        logits = coarse.eval()(networks._calibration_inputs(pictures, settings()))
+        coarse.cls_conv.bias[1] -= (logits[:, 1] - logits[:, 0]).median()
+    layout.run('CoarseSN').mkdir(parents=True)
+    torch.save(coarse.state_dict(), layout.weights('CoarseSN'))
+    yield layout, coarse
+    layout.weights('CoarseSN').unlink()
+
+
+@pytest.mark.parametrize('start', networks.E_LAYER_STARTS)
+def test_enhanced_sn_begins_with_the_validation_score_of_coarse_sn(trained, pictures, start):
+    layout, coarse = trained
+    enhanced, said = networks.enhanced_for_training(settings(E_LAYER_START=start), layout, pictures)
+    assert ('its E-layer as the identity' in said) == (start == 'identity')
+    rng = np.random.default_rng(2)
+    masks = np.repeat(np.repeat(rng.integers(0, 2, (12, 8, 8), dtype=np.uint8) * 255, 8, 1), 8, 2)
+    shown = np.ascontiguousarray(pictures[:, :SIDE, :SIDE])
+    data = Segmentation(shown, masks, None, list(map(str, range(12))), '')
+
+    def classifier(images, _coarse):
+        return None, torch.rand(len(images), 1, SIDE // 16, SIDE // 16) - 0.5
+
+    found = [evaluation.quick_segmentation(Segmenter(network, 'unit', 'fp32', maps), data, 4, ALONE)['JA']
+             for network, maps in ((coarse, None), (enhanced, classifier))]
+    assert 0.2 < found[0] < 0.8
+    assert (abs(found[0] - found[1]) < 1e-3) == (start == 'identity')
+
+
+def test_the_e_layer_is_the_identity_in_both_modes_and_learns(trained, pictures):
+    _, coarse = trained
+    x = networks._calibration_inputs(pictures, settings())
+    maps = torch.randn(len(x), 1, SIDE // 16, SIDE // 16)
+    enhanced = deeplabv3plus_en()
+    torch.manual_seed(3)   # the dropout with which the batch norm is set
+    weights.load_coarse_into_enhanced(enhanced, coarse.state_dict(), x)
+    state = enhanced.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in coarse.state_dict().items()
+               if not name.endswith('num_batches_tracked'))
+    for training in (False, True):
+        found = []
+        for network, seen in ((coarse, ()), (enhanced, (maps,))):
+            network.load_state_dict({name: state[name] for name in network.state_dict()})
+            torch.manual_seed(3)
+            found.append(network.train(training)(x, *seen))
+        scale = float(found[0].detach().std())
+        assert float((found[0] - found[1]).detach().abs().max()) < 1e-3 * scale, training
+    (found[1][:, 1] - found[1][:, 0]).square().mean().backward()
+    gradient = enhanced.cam_conv[0].weight.grad[:, :, 0, 0]
+    assert (gradient[:, 256] != 0).float().mean() > 0.5   # the map's column, which starts at zero
+    assert (enhanced.cam_conv[0].weight[:, 256] == 0).all()
+
+
+def test_one_picture_is_enough(pictures):
+    enhanced = deeplabv3plus_en()
+    inputs = networks._calibration_inputs(pictures[:1], settings())
+    weights.load_coarse_into_enhanced(enhanced, deeplabv3plus().state_dict(), inputs)
+    assert all(tensor.isfinite().all() for tensor in enhanced.state_dict().values())
+    assert inputs.shape == (2, 3, SIDE, SIDE)
+
+
+def test_the_calibration_sees_pictures_as_training_will(pictures):
+    inputs = networks._calibration_inputs(pictures, settings(INPUT_SCALING='symmetric'))
+    assert inputs.shape == (12, 3, SIDE, SIDE) and inputs.min() < -0.5
+    torch.testing.assert_close(inputs, 2 * networks._calibration_inputs(pictures, settings()) - 1)
+
+
+def test_a_run_of_before_the_constant_had_a_random_e_layer(tmp_path):
+    made = {'script': 'train_EnhancedSN.py', 'settings': {'SEED': 0, 'E_LAYER_START': 'identity'}}
+    assert not Library.agrees_with(made, {'SEED': 0})
+    assert Library.agrees_with(made | {'settings': {'SEED': 0, 'E_LAYER_START': 'random'}}, {'SEED': 0})
+    assert Library.agrees_with(made, json.loads(json.dumps(made['settings'])))
