@@ -34,6 +34,7 @@ XCEPTION65_WEIGHTS = 'models/xception65.tf_in1k.pth'                    # file, 
 XCEPTION_WEIGHTS = 'models/xception-43020ad28.pth'                      # file, see models/README.md
 INITIAL_WEIGHTS = ''           # fine-tune from, as other/models/CoarseSN/CoarseSN.pth; '' = PRETRAINED
 DROPOUT = True                 # three dropout layers, 0.5, 0.5 and 0.1 (released)
+BN_EPS = 0.0                   # of batch norms; 0 = 1e-3 from ImageNet (Keras), else 1e-5 (released)
 FREEZE_BN = False              # batch norms keep their running statistics while training
 
 # --- Optimisation

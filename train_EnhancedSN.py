@@ -32,6 +32,7 @@ PROXY_THRESHOLD = 0.3          # mdc: part of a map's maximum from which on a pi
 INITIAL_WEIGHTS = ''           # fine-tune from, as other/models/EnhancedSN/EnhancedSN.pth; '' = coarse-SN
 CAM_RELU = False               # drop the negative evidence from the localisation maps (released: kept)
 DROPOUT = True                 # three dropout layers, 0.5, 0.5 and 0.1 (released)
+BN_EPS = 0.0                   # of batch norms; 0 = that of coarse-SN
 FREEZE_BN = False              # batch norms keep their running statistics while training
 
 # --- Optimisation
@@ -99,7 +100,7 @@ def main():
             layout, process.device, hardware.choose_precision(cfg.AMP, process.device), cfg.CAM_RELU)
     stage = stages.segmentation(cfg, process, network, classifier, train, validation)
     inputs |= {'training': train.fingerprint, 'validation': validation.fingerprint,
-               **networks.initial_inputs(cfg)}
+               **networks.initial_inputs(cfg, layout)}
     epoch = stages.steps_in_epoch(cfg, stage.dataset)
     with Run(layout.run('EnhancedSN'), 'EnhancedSN', cfg, inputs, start, process) as run:
         training.fit(stage, cfg, run, process, cfg.EPOCH * epoch, cfg.VALIDATE_EVERY * epoch)

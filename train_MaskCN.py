@@ -30,6 +30,7 @@ XCEPTION_WEIGHTS = 'models/xception-43020ad28.pth'   # file, see models/README.m
 INITIAL_WEIGHTS = ''           # fine-tune from, as other/models/MaskCN/MaskCN.pth; '' = PRETRAINED
 PRETRAINED_EXIT_FLOW = True    # False: the exit flow starts random (released, by a name filter's mistake)
 RELU_SKIP = False              # True: skip paths see relu(input) (released, by an in-place ReLU)
+BN_EPS = 0.0                   # of batch norms; 0 = 1e-3 from ImageNet (Keras), else 1e-5 (released)
 FREEZE_BN = False              # batch norms keep their running statistics while training
 
 # --- Optimisation

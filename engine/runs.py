@@ -14,8 +14,9 @@ from engine import checkpoints, figures, hardware
 
 # A run may go on under another value of these; every other constant defines the run.
 MAY_CHANGE = {'ROOT', 'RECIPE', 'NUM_WORKERS', 'RESUME', 'EPOCH', 'STEPS', 'PATIENCE', 'DEVICE',
-              'PICTURES_ON', 'COMPILE', 'INITIAL_WEIGHTS'}   # the weights themselves are among the inputs
-BEFORE = {'E_LAYER_START': 'random'}   # what runs did before a constant was there, if not its file top's
+              'PICTURES_ON', 'COMPILE',
+              'INITIAL_WEIGHTS', 'BN_EPS'}   # the weights themselves, and their epsilon, are among the inputs
+BEFORE = {'E_LAYER_START': 'random', 'bn_eps': 1e-5}   # of runs without record, where that is no file top's
 SECONDS_BETWEEN_FIGURES = 60
 GO_ANEW = 'start anew with --RESUME=False'
 MOST = 1e300   # larger numbers of metrics.jsonl are damage

@@ -5,7 +5,7 @@ Everything here works on state dicts (name -> tensor); files are opened in `engi
 import torch
 from torch import nn
 
-from net.models import STRIDE
+from net.models import EPSILON, STRIDE
 
 # ImageNet Xception (Cadene's names) -> mask-CN. The released code filtered these names away and
 # trained two thirds of mask-CN from random weights.
@@ -17,7 +17,7 @@ CLASSIFIERS = ('fc.', 'last_linear.', 'classifier.')
 
 # timm's aligned Xception-65 -> the encoder of coarse-SN, within a separable convolution.
 TIMM_LAYERS = {'conv_dw': 'depthwise', 'bn_dw': 'bn1', 'conv_pw': 'pointwise', 'bn_pw': 'bn2'}
-TIMM_VARIANCE = 1e-3 - 1e-5   # timm's batch norms add 1e-3 to the variance, ours 1e-5
+TIMM_VARIANCE = 1e-3 - EPSILON   # timm's batch norms add 1e-3 to the variance, the renamed file's 1e-5
 BEFORE_DECODER = ('backbone.', 'aspp.', 'shortcut_conv.')
 AFTER_ENCODER = ('aspp.', 'shortcut_conv.', 'cat_conv.', 'cls_conv.')
 
@@ -143,6 +143,8 @@ def load_timm_xception65(network, state, unit=True):
     stem pads x with zeros, so black, where timm pads 2x - 1 with zeros, so grey.
     """
     load(network, _with_counters(network, encoder_from_timm(state)), missing=AFTER_ENCODER)
+    for norm in _norms(network.backbone):   # what the network's own epsilon adds need not be in the variance
+        norm.running_var.add_(EPSILON - norm.eps).clamp_(min=0)
     if unit:
         _read_unit_inputs(network.backbone)
 
@@ -150,7 +152,8 @@ def load_timm_xception65(network, state, unit=True):
 def encoder_from_timm(state):
     """Rename timm's `xception65` to our `backbone.*`; `head.*` is dropped.
 
-    The different epsilon of the batch norms goes into their running variance. Names that timm's
+    The different epsilon of the batch norms goes into their running variance, so that the file serves
+    networks that add 1e-5; `load_timm_xception65` takes it out again for others. Names that timm's
     encoder does not have stay as they are, for `load` to refuse; so does a state that is renamed.
     """
     state, layers, renamed = strip_prefixes(state), _timm_layers(), {}
@@ -262,6 +265,10 @@ def _copy(layer, source, place):
             own.copy_(other)
 
 
+def _norms(network):
+    return [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+
+
 def _calibrate(network, identities, *inputs):
     """Set each batch norm to weight = std, bias = mean of its input, in one forward pass in order."""
     def become_identity(norm, entering):
@@ -271,7 +278,7 @@ def _calibrate(network, identities, *inputs):
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(variance)
 
-    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    norms = _norms(network)
     momenta = [norm.momentum for norm in norms]
     hooks = [norm.register_forward_pre_hook(become_identity) for norm in identities]
     was_training = network.training

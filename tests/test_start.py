@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from dataset.errors import InputError
 from dataset.layout import Layout
 from dataset.sources import Segmentation
 from engine import evaluation, hardware, networks
 from engine.inference import Segmenter
 from engine.library import Library
 from net import weights
-from net.models import deeplabv3plus, deeplabv3plus_en
+from net.models import Xception_dilation, deeplabv3plus, deeplabv3plus_d, deeplabv3plus_en
 from tests.test_predict import awake
+from tests.test_training import train
 
 SIDE = 64   # px
 ALONE = hardware.Process(0, 1, torch.device('cpu'))
@@ -104,6 +106,79 @@ def test_the_calibration_sees_pictures_as_training_will(pictures):
     assert inputs.shape == (12, 3, SIDE, SIDE) and inputs.min() < -0.5
     torch.testing.assert_close(inputs, 2 * networks._calibration_inputs(pictures, settings()) - 1)
 
+
+# --- Epsilon of the batch norms
+
+def epsilons(network):
+    return {layer.eps for layer in network.modules() if isinstance(layer, torch.nn.BatchNorm2d)}
+
+
+@pytest.mark.parametrize('build', [deeplabv3plus, deeplabv3plus_en, deeplabv3plus_d, Xception_dilation])
+def test_one_epsilon_holds_for_the_whole_network(build):
+    with torch.device('meta'):
+        assert epsilons(build()) == {1e-5} and epsilons(build(bn_eps=1e-3)) == {1e-3}
+
+
+def test_the_epsilon_is_that_of_the_first_weights(tmp_path):
+    files = {}
+    for name in ('VOC', 'XCEPTION65', 'XCEPTION'):
+        (tmp_path / name).write_text('')
+        files[f'{name}_WEIGHTS'] = str(tmp_path / name)
+    for choice, expected in (('voc', 1e-5), ('xception65', 1e-3), ('xception', 1e-3), ('none', 1e-5),
+                             ('auto', 1e-5)):
+        cfg = settings(BN_EPS=0.0, PRETRAINED=choice, **files)
+        assert networks.epsilon(cfg) == expected == networks.initial_inputs(cfg)['bn_eps']
+        assert networks.epsilon(settings(**vars(cfg) | {'BN_EPS': 1e-4})) == 1e-4
+    mask = settings(BN_EPS=0.0, PRETRAINED='auto', XCEPTION_WEIGHTS=files['XCEPTION_WEIGHTS'])
+    assert networks.epsilon(mask) == 1e-3
+    layout = Layout(tmp_path)
+    assert networks.epsilon(settings(), layout) == 1e-5   # a coarse-SN without record
+    record(layout, 'CoarseSN', bn_eps=1e-3)
+    assert networks.epsilon(settings(), layout) == 1e-3
+    tuned = settings(INITIAL_WEIGHTS=str(layout.weights('CoarseSN')), PRETRAINED='none')
+    layout.weights('CoarseSN').write_text('')
+    assert networks.epsilon(tuned) == 1e-3
+
+
+def record(layout, network, **inputs):
+    layout.run(network).mkdir(parents=True, exist_ok=True)
+    (layout.run(network) / 'config.json').write_text(json.dumps({'settings': {'SEED': 0}, 'inputs': inputs}))
+
+
+@pytest.mark.parametrize('inputs, expected', [({}, 1e-5), ({'bn_eps': 1e-3}, 1e-3)])
+def test_a_trained_network_is_used_with_its_epsilon(tmp_path, monkeypatch, inputs, expected):
+    layout = Layout(tmp_path)
+    built = {'CoarseSN': deeplabv3plus(), 'MaskCN': Xception_dilation(), 'EnhancedSN': deeplabv3plus_en()}
+    monkeypatch.setattr(networks.checkpoints, 'load_state', lambda path, _: built[path.stem].state_dict())
+    monkeypatch.setattr(networks, 'placed', lambda network, *_: network)   # not folded
+    for name in built:
+        record(layout, name, **inputs)
+    coarse, enhanced = (networks.load_segmenter(layout, name, ALONE.device, 'fp32')
+                        for name in ('CoarseSN', 'EnhancedSN'))
+    for network in (coarse.network, enhanced.network, enhanced.classifier.network):
+        assert epsilons(network) == {expected}
+
+
+@pytest.mark.parametrize('value', [0, -1e-3, 1.0, '1e-3', True, None])
+def test_a_damaged_epsilon_is_refused(tmp_path, value):
+    layout = Layout(tmp_path)
+    record(layout, 'MaskCN', bn_eps=value)
+    with pytest.raises(InputError, match='config.json: bn_eps is'):
+        networks.trained_epsilon(layout.weights('MaskCN'))
+
+
+def test_a_run_goes_on_with_the_epsilon_it_began_with(tmp_path):
+    train(tmp_path / 'new', inputs={'bn_eps': 1e-3})
+    with pytest.raises(InputError, match='bn_eps: 0.001 in .*, 1e-05 now'):
+        train(tmp_path / 'new', inputs={'bn_eps': 1e-5})
+    train(tmp_path / 'new', inputs={'bn_eps': 1e-3}, total=10, BN_EPS=1e-3)   # now said, it was taken over
+    train(tmp_path / 'old')
+    with pytest.raises(InputError, match='bn_eps: 1e-05 in .*, 0.001 now'):
+        train(tmp_path / 'old', inputs={'bn_eps': 1e-3})
+    train(tmp_path / 'old', inputs={'bn_eps': 1e-5}, total=10)
+
+
+# --- Runs of before
 
 def test_a_run_of_before_the_constant_had_a_random_e_layer(tmp_path):
     made = {'script': 'train_EnhancedSN.py', 'settings': {'SEED': 0, 'E_LAYER_START': 'identity'}}
