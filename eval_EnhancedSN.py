@@ -31,7 +31,7 @@ from engine import (
 
 # --- Experiment
 ROOT = '.'                # folder that holds dataset/, Coarse_masks/, models/ and results/
-RECIPE = 'default'        # default (this file), paper, released, cpu or demo: recipes/<name>.toml
+RECIPE = 'default'        # default (this file), or of recipes/: paper, released, cpu, cpu_long, demo
 SPLIT = 'Validation'      # Validation or Testing
 NETWORK = 'EnhancedSN'    # EnhancedSN or CoarseSN
 

@@ -18,7 +18,7 @@ from engine import coarse_masks, evaluation, hardware, networks, report, script,
 
 # --- Experiment
 ROOT = '.'                # folder that holds dataset/, Coarse_masks/, models/ and results/
-RECIPE = 'default'        # default (this file), paper, released, cpu or demo: recipes/<name>.toml
+RECIPE = 'default'        # default (this file), or of recipes/: paper, released, cpu, cpu_long, demo
 SPLIT = 'Validation'      # Validation or Testing
 
 # --- Input

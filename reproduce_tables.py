@@ -22,7 +22,7 @@ from engine.tables import to_text, write
 
 # --- Experiment
 ROOT = '.'                        # folder that holds dataset/, models/ and results/; runs/ is added
-RECIPE = 'default'                # default (the scripts' file tops), paper, released, cpu or demo
+RECIPE = 'default'                # default (the scripts' file tops), paper, released, cpu, cpu_long or demo
 EXPERIMENTS = 'experiments.toml'  # file that declares experiments, tables and figures
 
 # --- What

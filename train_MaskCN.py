@@ -18,7 +18,7 @@ from engine.runs import Run
 
 # --- Experiment
 ROOT = '.'                     # folder that holds dataset/, Coarse_masks/, models/ and results/
-RECIPE = 'default'             # default (this file), paper, released, cpu or demo: recipes/<name>.toml
+RECIPE = 'default'             # default (this file), or of recipes/: paper, released, cpu, cpu_long, demo
 RESUME = True                  # go on from models/MaskCN/last.pth; False starts anew
 SEED = 0                       # of the weights, the order of the crops and their augmentation
 

@@ -30,11 +30,12 @@ EPSILONS = {'xception': 1e-3, 'xception65': 1e-3}
 def coarse_for_training(cfg, images):
     """A new coarse-SN from the best pretrained weights that are present, or from trained ones.
 
-    cfg : INITIAL_WEIGHTS, PRETRAINED, *_WEIGHTS, INPUT_SIZE, INPUT_SCALING, NUM_CLASSES, DROPOUT, BN_EPS
+    cfg : INITIAL_WEIGHTS, PRETRAINED, *_WEIGHTS, INPUT_SIZE, INPUT_SCALING, NUM_CLASSES, DROPOUT, BN_EPS,
+        SMALL_START
     images : (N, S, S, 3) uint8 training pictures; a transplant sets its batch norms from some
     Returns (network, what it starts from); also prints the latter.
     """
-    network = deeplabv3plus(cfg.NUM_CLASSES, cfg.DROPOUT, epsilon(cfg))
+    network = deeplabv3plus(cfg.NUM_CLASSES, cfg.DROPOUT, epsilon(cfg), getattr(cfg, 'SMALL_START', True))
     if getattr(cfg, 'INITIAL_WEIGHTS', ''):
         return network, _fine_tuned('coarse-SN', network, cfg)
     choice, path = choose_pretrained(cfg.PRETRAINED, _pretrained_files(cfg))

@@ -42,9 +42,10 @@ class deeplabv3plus(nn.Module):   # the released code's name
     num_classes : 2 (released: background and lesion, softmax) or 1 (paper: lesion, sigmoid)
     dropout : False turns the three dropout layers off (for exact comparisons between runs)
     bn_eps : epsilon of all batch norms; it belongs to the weights as much as they do
+    small_start : False starts the last convolution by He's rule, too (released)
     """
 
-    def __init__(self, num_classes=2, dropout=True, bn_eps=EPSILON):
+    def __init__(self, num_classes=2, dropout=True, bn_eps=EPSILON, small_start=True):
         super().__init__()
         self.backbone = AlignedXception65()
         self.aspp = ASPP(2048, 256)
@@ -53,7 +54,8 @@ class deeplabv3plus(nn.Module):   # the released code's name
         self.cat_conv = _fusion(304, dropout)
         self.cls_conv = nn.Conv2d(256, num_classes, 1)
         _initialise(self, bn_eps)
-        _start_small(self.cls_conv)
+        if small_start:
+            _start_small(self.cls_conv)
 
     def forward(self, x):
         """(B, 3, H, W) in [0, 1] -> logits (B, num_classes, H, W); H, W multiples of 16."""
@@ -176,5 +178,5 @@ def _initialise(module, bn_eps):
 
 
 def _start_small(cls_conv):
-    """He's rule by fan-out would start the few outputs with logits of tens: a saturated softmax."""
+    """He's rule by fan-out (std 1) would start the two outputs with logits of tens: a saturated softmax."""
     nn.init.normal_(cls_conv.weight, std=0.01)

@@ -11,13 +11,16 @@ from dataset.layout import Layout
 from dataset.sources import Segmentation
 from engine import evaluation, hardware, networks
 from engine.inference import Segmenter
-from engine.library import Library
+from engine.library import REPOSITORY, Library
+from engine.settings import RECIPES, resolved
 from net import weights
 from net.models import Xception_dilation, deeplabv3plus, deeplabv3plus_d, deeplabv3plus_en
 from tests.test_predict import awake
 from tests.test_training import train
 
 SIDE = 64   # px
+SCRIPTS = ('train_CoarseSN.py', 'generate_Coarse_mask.py', 'train_MaskCN.py', 'train_EnhancedSN.py',
+           'eval_MaskCN.py', 'eval_EnhancedSN.py', 'reproduce_tables.py')
 ALONE = hardware.Process(0, 1, torch.device('cpu'))
 
 
@@ -107,6 +110,20 @@ def test_the_calibration_sees_pictures_as_training_will(pictures):
     torch.testing.assert_close(inputs, 2 * networks._calibration_inputs(pictures, settings()) - 1)
 
 
+@pytest.mark.parametrize('recipe, expected', [('default', 0.01), ('paper', 0.01), ('released', 1.0)])
+def test_the_last_convolution_starts_as_the_recipe_says(recipe, expected):
+    values = resolved(REPOSITORY / 'train_CoarseSN.py', {'RECIPE': recipe, 'PRETRAINED': 'none'})
+    network, _ = networks.coarse_for_training(SimpleNamespace(**values | {'NUM_CLASSES': 2}), None)
+    assert float(network.cls_conv.weight.detach().std()) == pytest.approx(expected, rel=0.15)
+
+
+def test_the_released_recipe_starts_as_the_release():
+    enhanced = resolved(REPOSITORY / 'train_EnhancedSN.py', {'RECIPE': 'released'})
+    mask = resolved(REPOSITORY / 'train_MaskCN.py', {'RECIPE': 'released'})
+    assert enhanced['E_LAYER_START'] == 'random' and enhanced['BN_EPS'] == 0   # that of its coarse-SN
+    assert mask['BN_EPS'] == 1e-5 and mask['PRETRAINED_EXIT_FLOW'] is False
+
+
 # --- Epsilon of the batch norms
 
 def epsilons(network):
@@ -185,3 +202,16 @@ def test_a_run_of_before_the_constant_had_a_random_e_layer(tmp_path):
     assert not Library.agrees_with(made, {'SEED': 0})
     assert Library.agrees_with(made | {'settings': {'SEED': 0, 'E_LAYER_START': 'random'}}, {'SEED': 0})
     assert Library.agrees_with(made, json.loads(json.dumps(made['settings'])))
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_every_recipe_fits_every_script(script):
+    for path in RECIPES.glob('*.toml'):
+        assert resolved(REPOSITORY / script, {'RECIPE': path.stem})['RECIPE'] == path.stem
+
+
+def test_the_long_recipe_trains_on_all_pictures_at_one_side():
+    long = {script: resolved(REPOSITORY / script, {'RECIPE': 'cpu_long'}) for script in SCRIPTS}
+    assert {values.get('INPUT_SIZE', 192) for values in long.values()} == {192}
+    assert not any(values.get('TRAIN_IMAGES') or values.get('CROPS_OF_IMAGES') for values in long.values())
+    assert long['eval_EnhancedSN.py']['SCALES'] == (192, 224)
