@@ -22,7 +22,7 @@ from report import page as report
 
 # --- Experiment
 ROOT = '.'                # folder that holds dataset/, Coarse_masks/, models/ and results/
-RECIPE = 'default'        # default (this file), paper, released, cpu or demo: recipes/<name>.toml
+RECIPE = 'default'        # default (this file), or of recipes/: paper, released, cpu, cpu_long, demo
 SPLIT = 'Validation'      # Validation or Testing
 NETWORK = 'EnhancedSN'    # EnhancedSN or CoarseSN
 

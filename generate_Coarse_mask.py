@@ -31,7 +31,7 @@ from mbdcnn import coarse_masks, networks, stages
 
 # --- Experiment
 ROOT = '.'                # folder that holds dataset/, Coarse_masks/, models/ and results/
-RECIPE = 'default'        # default (this file), paper, released, cpu or demo: recipes/<name>.toml
+RECIPE = 'default'        # default (this file), or of recipes/: paper, released, cpu, cpu_long, demo
 
 # --- Masks
 INPUT_SIZE = 224          # px, side of coarse-SN's input, a multiple of 16 (paper)

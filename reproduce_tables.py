@@ -24,7 +24,7 @@ from mbdcnn import stages
 
 # --- Experiment
 ROOT = '.'                        # folder that holds dataset/, models/ and results/; runs/ is added
-RECIPE = 'default'                # default (the scripts' file tops), paper, released, cpu or demo
+RECIPE = 'default'                # default (the scripts' file tops), paper, released, cpu, cpu_long or demo
 EXPERIMENTS = 'experiments.toml'  # file that declares experiments, tables and figures
 
 # --- What

@@ -22,7 +22,7 @@ from mbdcnn import networks, stages
 
 # --- Experiment
 ROOT = '.'                     # folder that holds dataset/, Coarse_masks/, models/ and results/
-RECIPE = 'default'             # default (this file), paper, released, cpu or demo: recipes/<name>.toml
+RECIPE = 'default'             # default (this file), or of recipes/: paper, released, cpu, cpu_long, demo
 RESUME = True                  # go on from models/CoarseSN/last.pth; False starts anew
 SEED = 0                       # of the weights, the order of the pictures, their augmentation, the folds
 CROSS_FIT = 0                  # 2 or more: train this many instead, each without one fold of the pictures
@@ -34,7 +34,9 @@ VOC_WEIGHTS = 'models/deeplabv3plus_xception_VOC2012_epoch46_all.pth'   # file, 
 XCEPTION65_WEIGHTS = 'models/xception65.tf_in1k.pth'                    # file, see models/README.md
 XCEPTION_WEIGHTS = 'models/xception-43020ad28.pth'                      # file, see models/README.md
 INITIAL_WEIGHTS = ''           # fine-tune from, as other/models/CoarseSN/CoarseSN.pth; '' = PRETRAINED
+SMALL_START = True             # last layer starts with std 0.01 (ours); False: 1.0, by fan-out (released)
 DROPOUT = True                 # three dropout layers, 0.5, 0.5 and 0.1 (released)
+BN_EPS = 0.0                   # of batch norms; 0 = 1e-3 from ImageNet (Keras), else 1e-5 (released)
 FREEZE_BN = False              # batch norms keep their running statistics while training
 
 # --- Optimisation

@@ -21,17 +21,19 @@ from mbdcnn import networks, stages, transfer
 
 # --- Experiment
 ROOT = '.'                     # folder that holds dataset/, Coarse_masks/, models/ and results/
-RECIPE = 'default'             # default (this file), paper, released, cpu or demo: recipes/<name>.toml
+RECIPE = 'default'             # default (this file), or of recipes/: paper, released, cpu, cpu_long, demo
 RESUME = True                  # go on from models/EnhancedSN/last.pth; False starts anew
 SEED = 0                       # of the E-layer's weights, the order of the pictures, their augmentation
 
 # --- Network
 NUM_CLASSES = 2                # output channels, those of coarse-SN: 2 (released) or 1 (paper)
 TRANSFER = 'e-layer'           # of mask-CN's maps: e-layer (paper), d-net or mdc (paper, Table VII), none
+E_LAYER_START = 'identity'     # identity: begins as coarse-SN (ours), or random (released)
 PROXY_THRESHOLD = 0.3          # mdc: part of a map's maximum from which on a pixel counts as lesion
 INITIAL_WEIGHTS = ''           # fine-tune from, as other/models/EnhancedSN/EnhancedSN.pth; '' = coarse-SN
 CAM_RELU = False               # drop the negative evidence from the localisation maps (released: kept)
 DROPOUT = True                 # three dropout layers, 0.5, 0.5 and 0.1 (released)
+BN_EPS = 0.0                   # of batch norms; 0 = that of coarse-SN
 FREEZE_BN = False              # batch norms keep their running statistics while training
 
 # --- Optimisation
@@ -74,7 +76,8 @@ SYNC_BN = True                 # several GPUs: batch norm over the global batch
 
 def main():
     cfg = settings.resolve(globals(), choices=stages.SEGMENTATION_CHOICES | {
-        'TRANSFER': tuple(networks.ENHANCED)}, positive=stages.SEGMENTATION_POSITIVE)
+        'TRANSFER': tuple(networks.ENHANCED), 'E_LAYER_START': networks.E_LAYER_STARTS},
+        positive=stages.SEGMENTATION_POSITIVE)
     process = hardware.start(cfg)
     stages.check_numbers(cfg, process)
     layout = Layout(cfg.ROOT)
@@ -83,12 +86,12 @@ def main():
         layout.coarse_for_segmentation(split) for split in ('Training', 'Validation')] if guided else [
         layout.coarse_for_classification('Training')])
     masked = guided and 'coarse_masks' in inputs
-    hardware.seed_step(cfg.SEED, 0, 0)
-    network, start = networks.enhanced_for_training(cfg, layout)
     with hardware.main_first(process):
         train = splits.segmentation(layout, 'Training', cfg.CACHE_SIZE, coarse=masked,
                                      limit=cfg.TRAIN_IMAGES, seed=cfg.SEED)
         validation = splits.segmentation(layout, 'Validation', cfg.INPUT_SIZE, coarse=masked)
+    hardware.seed_step(cfg.SEED, 0, 0)
+    network, start = networks.enhanced_for_training(cfg, layout, train.images)
     if cfg.TRANSFER == 'mdc':
         train = transfer.with_proxies(train, layout, cfg, inputs, process)
 
@@ -98,7 +101,7 @@ def main():
             layout, process.device, hardware.choose_precision(cfg.AMP, process.device), cfg.CAM_RELU)
     stage = stages.segmentation(cfg, process, network, classifier, train, validation)
     inputs |= {'training': train.fingerprint, 'validation': validation.fingerprint,
-               **networks.initial_inputs(cfg)}
+               **networks.initial_inputs(cfg, layout)}
     epoch = stages.steps_in_epoch(cfg, stage.dataset)
     with Run(layout.run('EnhancedSN'), 'EnhancedSN', cfg, inputs, start, process) as run:
         trainer.fit(stage, cfg, run, process, cfg.EPOCH * epoch, cfg.VALIDATE_EVERY * epoch)

@@ -19,7 +19,7 @@ from mbdcnn import coarse_masks, networks, stages
 
 # --- Experiment
 ROOT = '.'                     # folder that holds dataset/, Coarse_masks/, models/ and results/
-RECIPE = 'default'             # default (this file), paper, released, cpu or demo: recipes/<name>.toml
+RECIPE = 'default'             # default (this file), or of recipes/: paper, released, cpu, cpu_long, demo
 RESUME = True                  # go on from models/MaskCN/last.pth; False starts anew
 SEED = 0                       # of the weights, the order of the crops and their augmentation
 
@@ -31,6 +31,7 @@ XCEPTION_WEIGHTS = 'models/xception-43020ad28.pth'   # file, see models/README.m
 INITIAL_WEIGHTS = ''           # fine-tune from, as other/models/MaskCN/MaskCN.pth; '' = PRETRAINED
 PRETRAINED_EXIT_FLOW = True    # False: the exit flow starts random (released, by a name filter's mistake)
 RELU_SKIP = False              # True: skip paths see relu(input) (released, by an in-place ReLU)
+BN_EPS = 0.0                   # of batch norms; 0 = 1e-3 from ImageNet (Keras), else 1e-5 (released)
 FREEZE_BN = False              # batch norms keep their running statistics while training
 
 # --- Optimisation

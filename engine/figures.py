@@ -16,11 +16,12 @@ def curves(rows, monitor, path):
     """
     figure, (left, right) = subplots(1, 2, (9, 3.4))
     steps = [row['step'] for row in rows]
-    for name in ('loss', 'dice', 'rank'):
-        if name in rows[0]:
-            left.plot(steps, [row[name] for row in rows], label=name, marker='.', markersize=3)
+    losses = [name for name in ('loss', 'dice', 'rank') if name in rows[-1]]   # the start may be scored alone
+    for name in losses:
+        left.plot(steps, [row.get(name, np.nan) for row in rows], label=name, marker='.', markersize=3)
     left.set(xlabel='step', ylabel='training loss', ylim=(0, None))
-    left.legend()
+    if losses:
+        left.legend()
     scores = [row[monitor] for row in rows]
     right.plot(steps, scores, marker='.', markersize=3, color='tab:green')
     if np.isfinite(scores).any():

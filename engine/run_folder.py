@@ -13,7 +13,9 @@ from engine.errors import InputError
 
 # A run may go on under another value of these; every other constant defines the run.
 MAY_CHANGE = {'ROOT', 'RECIPE', 'NUM_WORKERS', 'RESUME', 'EPOCH', 'STEPS', 'PATIENCE', 'DEVICE',
-              'PICTURES_ON', 'COMPILE', 'INITIAL_WEIGHTS'}   # the weights themselves are among the inputs
+              'PICTURES_ON', 'COMPILE',
+              'INITIAL_WEIGHTS', 'BN_EPS'}   # the weights themselves, and their epsilon, are among the inputs
+BEFORE = {'E_LAYER_START': 'random', 'bn_eps': 1e-5}   # of runs without record, where that is no file top's
 SECONDS_BETWEEN_FIGURES = 60
 GO_ANEW = 'start anew with --RESUME=False'
 MOST = 1e300   # larger numbers of metrics.jsonl are damage
@@ -88,6 +90,7 @@ class Run:
         faults = []
         for part in ('settings', 'inputs'):
             old, new = before.get(part, {}), json.loads(json.dumps(self.config[part]))
+            old = BEFORE | old if old else old
             faults += [f'{name}: {old.get(name)!r} in {self.folder}, {new.get(name)!r} now'
                        for name in sorted(old.keys() & new.keys())
                        if name not in MAY_CHANGE and old.get(name) != new.get(name)]

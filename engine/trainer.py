@@ -61,6 +61,8 @@ def fit(stage, cfg, run, process, total_steps, validate_every):
           f'{"in its memory" if resides else "from the host"}, steps {progress.step} to {total_steps}')
     with Stopping() as stopping, tqdm(total=total_steps, initial=progress.step, unit='step',
                                       disable=not process.main) as bar:
+        if getattr(cfg, 'INITIAL_WEIGHTS', '') and progress.validations == 0:
+            session.validate(0.0)   # what is fine-tuned stays, where training on it makes nothing better
         session.train_mode()
         for batch in loader:
             rate = poly(cfg.LEARNING_RATE, progress.step, total_steps)

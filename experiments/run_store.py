@@ -14,6 +14,7 @@ from pathlib import Path
 from dataset.layout import Layout
 from engine import checkpoints, files, settings
 from engine.errors import InputError
+from engine.run_folder import BEFORE
 from experiments import finished_stages, inputs
 from experiments.declarations import REPOSITORY
 from mbdcnn import coarse_masks, networks
@@ -105,15 +106,15 @@ class Library:
     def agrees(self, step, recorded):
         """True when recorded settings are those of a step.
 
-        A constant that the script did not have then must have its file top's value, so that a run stays
-        valid when a later version of the script has one more.
+        A constant that the script did not have then must have its file top's value, or what runs did
+        BEFORE, so that a run stays valid when a later version of the script has one more.
         """
         return self.agrees_with({'script': step.script, 'settings': self.settings(step)}, recorded)
 
     @staticmethod
     def agrees_with(made_from, recorded):
         """As `agrees`, of what `made_from` gave."""
-        plain = settings.read_values(REPOSITORY / made_from['script'])
+        plain = settings.read_values(REPOSITORY / made_from['script']) | BEFORE
         return isinstance(recorded, dict) and bool(recorded) and all(
             recorded.get(name, json.loads(json.dumps(plain.get(name)))) == value
             for name, value in made_from['settings'].items())

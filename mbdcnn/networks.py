@@ -11,7 +11,7 @@ from engine.images import resize_rgb
 from mbdcnn.inference import Classifier, Segmenter, for_inference
 from net import weights
 from net.inputs import SCALINGS, to_input
-from net.models import STRIDE, Xception_dilation, deeplabv3plus, deeplabv3plus_d, deeplabv3plus_en
+from net.models import EPSILON, Xception_dilation, deeplabv3plus, deeplabv3plus_d, deeplabv3plus_en
 
 PRETRAINED_SN = ('auto', 'voc', 'xception65', 'xception', 'none')
 PRETRAINED_CN = ('auto', 'xception', 'none')
@@ -21,75 +21,83 @@ GUIDED = ('e-layer', 'd-net')        # those that see mask-CN's maps; mdc has le
 WHERE = 'see models/README.md for where the file comes from, or start without: --PRETRAINED=none'
 REPOSITORY = Path(__file__).resolve().parent.parent
 CALIBRATION_IMAGES = 32
+E_LAYER_STARTS = ('identity', 'random')
+# Of batch norms: the ImageNet Xceptions were trained by Keras and TensorFlow. With another epsilon, channels
+# that hardly vary are amplified by it: two of the Xception's stem to the tenfold.
+EPSILONS = {'xception': 1e-3, 'xception65': 1e-3}
 
 
 def coarse_for_training(cfg, images):
     """A new coarse-SN from the best pretrained weights that are present, or from trained ones.
 
-    cfg : INITIAL_WEIGHTS, PRETRAINED, *_WEIGHTS, INPUT_SCALING, NUM_CLASSES, DROPOUT
+    cfg : INITIAL_WEIGHTS, PRETRAINED, *_WEIGHTS, INPUT_SIZE, INPUT_SCALING, NUM_CLASSES, DROPOUT, BN_EPS,
+        SMALL_START
     images : (N, S, S, 3) uint8 training pictures; a transplant sets its batch norms from some
     Returns (network, what it starts from); also prints the latter.
     """
-    network = deeplabv3plus(cfg.NUM_CLASSES, cfg.DROPOUT)
+    network = deeplabv3plus(cfg.NUM_CLASSES, cfg.DROPOUT, epsilon(cfg), getattr(cfg, 'SMALL_START', True))
     if getattr(cfg, 'INITIAL_WEIGHTS', ''):
         return network, _fine_tuned('coarse-SN', network, cfg)
-    choice, path = choose_pretrained(cfg.PRETRAINED, {
-        'voc': cfg.VOC_WEIGHTS, 'xception65': cfg.XCEPTION65_WEIGHTS, 'xception': cfg.XCEPTION_WEIGHTS})
+    choice, path = choose_pretrained(cfg.PRETRAINED, _pretrained_files(cfg))
     if choice == 'voc':
         _load_pretrained(weights.load_voc, network, path)
     elif choice == 'xception65':
         _load_pretrained(weights.load_timm_xception65, network, path, unit=cfg.INPUT_SCALING == 'unit')
     elif choice == 'xception':
         _load_pretrained(weights.transplant_xception, network, path,
-                         inputs=_calibration_inputs(images, cfg.INPUT_SCALING),
+                         inputs=_calibration_inputs(images, cfg),
                          unit=cfg.INPUT_SCALING == 'unit')
     words = {'voc': 'PASCAL VOC weights', 'xception65': "timm's ImageNet Xception-65 as its encoder",
              'xception': 'an encoder transplanted from the ImageNet Xception'}
     return network, _announce('coarse-SN', words.get(choice), path)
 
 
-def _calibration_inputs(images, scaling):
-    """Some training pictures as network input, evenly spread: (n, 3, S, S) float32."""
-    some = np.linspace(0, len(images) - 1, min(CALIBRATION_IMAGES, len(images))).astype(int)
-    side = min(224, images.shape[1] // STRIDE * STRIDE)
-    squares = [resize_rgb(images[number], (side, side)) for number in some]
-    return to_input(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2), scaling)
+def _calibration_inputs(images, cfg):
+    """Some training pictures as the network will see them, evenly spread: (n, 3, S, S) float32."""
+    # Two at least: pooled to one cell each, fewer have no variance, which PyTorch refuses.
+    some = np.linspace(0, len(images) - 1, max(2, min(CALIBRATION_IMAGES, len(images)))).astype(int)
+    squares = [resize_rgb(images[number], (cfg.INPUT_SIZE, cfg.INPUT_SIZE)) for number in some]
+    return to_input(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2), cfg.INPUT_SCALING)
 
 
 def mask_for_training(cfg):
     """A new mask-CN from the ImageNet Xception when it is present, or from trained weights.
 
     cfg : INITIAL_WEIGHTS, PRETRAINED, XCEPTION_WEIGHTS, PRETRAINED_EXIT_FLOW, RELU_SKIP, INPUT_SCALING,
-        INPUT_CHANNEL, NUM_CLASSES
+        INPUT_CHANNEL, NUM_CLASSES, BN_EPS
     Returns (network, what it starts from); also prints the latter.
     """
-    network = Xception_dilation(cfg.INPUT_CHANNEL, cfg.NUM_CLASSES, cfg.RELU_SKIP)
+    network = Xception_dilation(cfg.INPUT_CHANNEL, cfg.NUM_CLASSES, cfg.RELU_SKIP, epsilon(cfg))
     if getattr(cfg, 'INITIAL_WEIGHTS', ''):
         return network, _fine_tuned('mask-CN', network, cfg)
-    choice, path = choose_pretrained(cfg.PRETRAINED, {'xception': cfg.XCEPTION_WEIGHTS})
+    choice, path = choose_pretrained(cfg.PRETRAINED, _pretrained_files(cfg))
     if choice == 'xception':
         _load_pretrained(weights.load_imagenet_xception, network, path,
                          exit_flow=cfg.PRETRAINED_EXIT_FLOW)
     return network, _announce('mask-CN', {'xception': 'the ImageNet Xception'}.get(choice), path)
 
 
-def enhanced_for_training(cfg, layout):
-    """A new enhanced-SN that starts from coarse-SN, what coarse-SN lacks random; or from trained weights.
+def enhanced_for_training(cfg, layout, images):
+    """A new enhanced-SN that starts from coarse-SN; or from trained weights.
 
-    cfg : INITIAL_WEIGHTS, TRANSFER, INPUT_SCALING, NUM_CLASSES, DROPOUT
+    cfg : INITIAL_WEIGHTS, TRANSFER, E_LAYER_START, INPUT_SIZE, INPUT_SCALING, NUM_CLASSES, DROPOUT, BN_EPS
+    images : (N, S, S, 3) uint8 training pictures; the identity's batch norm is set from some
     Returns (network, what it starts from); also prints the latter.
     """
-    network = ENHANCED[cfg.TRANSFER](cfg.NUM_CLASSES, cfg.DROPOUT)
+    network = ENHANCED[cfg.TRANSFER](cfg.NUM_CLASSES, cfg.DROPOUT, epsilon(cfg, layout))
     if cfg.INITIAL_WEIGHTS:
         return network, _fine_tuned('enhanced-SN', network, cfg)
     path = layout.weights('CoarseSN')
     state = checkpoints.load_state(path, layout.command('train_CoarseSN.py'))
+    as_identity = cfg.TRANSFER == 'e-layer' and cfg.E_LAYER_START == 'identity'
     load_into, words = {
-        'e-layer': (weights.load_coarse_into_enhanced, 'coarse-SN, its E-layer from random weights'),
+        'e-layer': (weights.load_coarse_into_enhanced, 'coarse-SN, its E-layer '
+                    + ('as the identity' if as_identity else 'from random weights')),
         'd-net': (weights.load_coarse_decoder, "coarse-SN's decoder, its first layer from random weights"),
         'mdc': (checkpoints.load_parameters, 'coarse-SN'),
         'none': (checkpoints.load_parameters, 'coarse-SN')}[cfg.TRANSFER]
-    checkpoints.apply(load_into, network, state, path, 'NUM_CLASSES must be that of coarse-SN')
+    options = {'inputs': _calibration_inputs(images, cfg)} if as_identity else {}
+    checkpoints.apply(load_into, network, state, path, 'NUM_CLASSES must be that of coarse-SN', **options)
     return network, _announce('enhanced-SN', words, path)
 
 
@@ -109,10 +117,34 @@ def _fine_tuned(name, network, cfg):
     return _announce(name, 'weights to fine-tune', path)
 
 
-def initial_inputs(cfg):
-    """{'initial_weights': fingerprint of the weights that a run fine-tunes, '' for none}, for its record."""
+def initial_inputs(cfg, layout=None):
+    """What a run takes over from the weights that it starts from, for its record; arguments as `epsilon`.
+
+    {'initial_weights': fingerprint of those that it fine-tunes, '' for none, 'bn_eps': epsilon}
+    """
     path = cfg.INITIAL_WEIGHTS
-    return {'initial_weights': checkpoints.fingerprint(_found(path)) if path else ''}
+    return {'initial_weights': checkpoints.fingerprint(_found(path)) if path else '',
+            'bn_eps': epsilon(cfg, layout)}
+
+
+def epsilon(cfg, layout=None):
+    """Epsilon of the batch norms of a network to be trained: BN_EPS, or with 0 that of its first weights.
+
+    layout : of enhanced-SN's root, which starts from the coarse-SN there; None for the other networks
+    """
+    if getattr(cfg, 'BN_EPS', 0):
+        return cfg.BN_EPS
+    if getattr(cfg, 'INITIAL_WEIGHTS', ''):
+        return trained_epsilon(_found(cfg.INITIAL_WEIGHTS))
+    if layout is not None:
+        return trained_epsilon(layout.weights('CoarseSN'))
+    return EPSILONS.get(choose_pretrained(cfg.PRETRAINED, _pretrained_files(cfg))[0], EPSILON)
+
+
+def _pretrained_files(cfg):
+    """{name in PRETRAINED: path of its file}, the best first."""
+    names = ('VOC_WEIGHTS', 'XCEPTION65_WEIGHTS', 'XCEPTION_WEIGHTS')
+    return {name.removesuffix('_WEIGHTS').lower(): getattr(cfg, name) for name in names if hasattr(cfg, name)}
 
 
 def _found(path):
@@ -153,7 +185,7 @@ def load_segmenter(layout, name, device, precision):
     path, make = layout.weights(name), layout.command(f'train_{name}.py')
     state = checkpoints.load_state(path, make)
     transfer = trained_transfer(layout) if name == 'EnhancedSN' else 'none'
-    network = ENHANCED[transfer](_rows(state, 'cls_conv.weight', path, (1, 2)))
+    network = ENHANCED[transfer](_rows(state, 'cls_conv.weight', path, (1, 2)), bn_eps=trained_epsilon(path))
     checkpoints.apply(checkpoints.load_parameters, network, state, path, make)
     settings = trained_settings(path, INPUT_SCALING='unit')
     classifier = None
@@ -169,7 +201,7 @@ def load_classifier(layout, device, precision, cam_relu=False):
     settings = trained_settings(path, INPUT_SCALING='symmetric', RELU_SKIP=False)
     relu_skip = _known('RELU_SKIP', settings['RELU_SKIP'], (False, True), path)
     rows = _rows(state, 'cls.weight', path, (len(CLASSES),))
-    network = Xception_dilation(_channels(state), rows, relu_skip)
+    network = Xception_dilation(_channels(state), rows, relu_skip, trained_epsilon(path))
     checkpoints.apply(checkpoints.load_parameters, network, state, path, make)
     return Classifier(placed(network, device, precision), _scaling(settings, path), precision, cam_relu)
 
@@ -192,6 +224,15 @@ def trained_transfer(layout):
     path = layout.weights('EnhancedSN')
     transfer = trained_settings(path).get('TRANSFER', 'e-layer')
     return _known('TRANSFER', transfer, ENHANCED, path)
+
+
+def trained_epsilon(path):
+    """Epsilon of the batch norms that weights were trained with; where there is no record, the release's."""
+    value = checkpoints.read_config(path).get('inputs', {}).get('bn_eps', EPSILON)
+    if type(value) not in (int, float) or not 0 < value < 1:
+        raise InputError('A run folder is damaged', [f'{path.parent / "config.json"}: bn_eps is {value!r}'],
+                         'must be a number between 0 and 1')
+    return value
 
 
 def trained_settings(path, **assumed):

@@ -39,13 +39,15 @@ def check_numbers(cfg, process):
     """Raise InputError for numbers that no training can use, or a batch that cannot be shared."""
     check_sides([cfg.INPUT_SIZE])
     least = {'SEED': 0, 'NUM_WORKERS': hardware.WORKERS_AUTO, 'PATIENCE': 0, 'TRAIN_IMAGES': 0,
-             'ROTATION': 0, 'SHEAR': 0, 'RANK_WEIGHT': 0}
+             'ROTATION': 0, 'SHEAR': 0, 'RANK_WEIGHT': 0, 'BN_EPS': 0}
     faults = [f'{name}={getattr(cfg, name)}: must be at least {low}' for name, low in least.items()
               if getattr(cfg, name, low) < low]
     for name, low, high in (('ZOOM', 0.1, 10), ('CENTRE_CROP', 0.05, 1), ('SHIFT', 0, 1)):
         values = getattr(cfg, name, (high, high))
         if not all(low <= value <= high for value in values) or (name != 'SHIFT' and values[0] > values[1]):
             faults.append(f'{name}={values}: must be rising numbers from {low} to {high}')
+    if getattr(cfg, 'BN_EPS', 0) >= 1:
+        faults.append(f'BN_EPS={cfg.BN_EPS}: must be below 1')
     if not 0 < getattr(cfg, 'PROXY_THRESHOLD', 1) <= 1:
         faults.append(f'PROXY_THRESHOLD={cfg.PROXY_THRESHOLD}: must be above 0 and at most 1')
     if not 0 <= getattr(cfg, 'CENTRE_CROP_PROBABILITY', 0) <= 1:

@@ -12,6 +12,7 @@ from torch import nn
 from net.xception import AlignedXception65, Block, SeparableConv
 
 STRIDE = 16   # input sides must be multiples of this; also the stride of mask-CN's feature map
+EPSILON = 1e-5   # added to the variances by batch norms: PyTorch's and the release's; Keras adds 1e-3
 
 
 class ASPP(nn.Module):
@@ -40,9 +41,11 @@ class deeplabv3plus(nn.Module):   # the released code's name
 
     num_classes : 2 (released: background and lesion, softmax) or 1 (paper: lesion, sigmoid)
     dropout : False turns the three dropout layers off (for exact comparisons between runs)
+    bn_eps : epsilon of all batch norms; it belongs to the weights as much as they do
+    small_start : False starts the last convolution by He's rule, too (released)
     """
 
-    def __init__(self, num_classes=2, dropout=True):
+    def __init__(self, num_classes=2, dropout=True, bn_eps=EPSILON, small_start=True):
         super().__init__()
         self.backbone = AlignedXception65()
         self.aspp = ASPP(2048, 256)
@@ -50,8 +53,9 @@ class deeplabv3plus(nn.Module):   # the released code's name
         self.shortcut_conv = _conv_bn_relu(256, 48, 1)
         self.cat_conv = _fusion(304, dropout)
         self.cls_conv = nn.Conv2d(256, num_classes, 1)
-        _initialise(self)
-        _start_small(self.cls_conv)
+        _initialise(self, bn_eps)
+        if small_start:
+            _start_small(self.cls_conv)
 
     def forward(self, x):
         """(B, 3, H, W) in [0, 1] -> logits (B, num_classes, H, W); H, W multiples of 16."""
@@ -67,10 +71,10 @@ class deeplabv3plus(nn.Module):   # the released code's name
 class deeplabv3plus_en(deeplabv3plus):   # the released code's name
     """Enhanced-SN: coarse-SN with an E-layer that joins mask-CN's localisation map to the pyramid."""
 
-    def __init__(self, num_classes=2, dropout=True):
-        super().__init__(num_classes, dropout)
+    def __init__(self, num_classes=2, dropout=True, bn_eps=EPSILON):
+        super().__init__(num_classes, dropout, bn_eps)
         self.cam_conv = _conv_bn_relu(257, 256, 1)   # the E-layer
-        _initialise(self.cam_conv)
+        _initialise(self.cam_conv, bn_eps)
 
     def forward(self, x, cam):
         """(B, 3, H, W) in [0, 1], CAM (B, 1, H/16, W/16) -> logits (B, num_classes, H, W)."""
@@ -83,12 +87,12 @@ class deeplabv3plus_en(deeplabv3plus):   # the released code's name
 class deeplabv3plus_d(nn.Module):
     """D-Net: enhanced-SN's decoder that sees mask-CN's localisation map and no encoder features."""
 
-    def __init__(self, num_classes=2, dropout=True):
+    def __init__(self, num_classes=2, dropout=True, bn_eps=EPSILON):
         super().__init__()
         self.cam_conv = _conv_bn_relu(1, 256, 1)
         self.cat_conv = _fusion(256, dropout)
         self.cls_conv = nn.Conv2d(256, num_classes, 1)
-        _initialise(self)
+        _initialise(self, bn_eps)
         _start_small(self.cls_conv)
         # By fan-in, which is 1: by fan-out the outputs would have a thousandth of the variance that the
         # batch norm behind them assumes, and its running statistics would take 100 steps to get there.
@@ -104,9 +108,10 @@ class Xception_dilation(nn.Module):   # the released code's name
 
     input_channel : 4 (RGB and coarse mask) or 3 (RGB alone, the ablation of Table V)
     relu_skip : the released code's skip paths, see net.xception.Block
+    bn_eps : see deeplabv3plus
     """
 
-    def __init__(self, input_channel=4, num_classes=3, relu_skip=False):
+    def __init__(self, input_channel=4, num_classes=3, relu_skip=False, bn_eps=EPSILON):
         super().__init__()
         self.conv1 = nn.Conv2d(input_channel, 32, 3, 2, 0, bias=False)
         self.bn1 = nn.BatchNorm2d(32)
@@ -125,7 +130,7 @@ class Xception_dilation(nn.Module):   # the released code's name
         self.SepConv4 = nn.Sequential(SeparableConv(1536, 2048, dilation=2), nn.BatchNorm2d(2048),
                                       nn.ReLU(inplace=True))
         self.cls = nn.Linear(2048, num_classes)
-        _initialise(self)
+        _initialise(self, bn_eps)
 
     def features(self, x):
         """(B, input_channel, H, W) -> (B, 2048, H/16, W/16), the map that CAMs are made of."""
@@ -161,15 +166,17 @@ def _upsample4(x):
     return F.interpolate(x, scale_factor=4, mode='bilinear', align_corners=True)
 
 
-def _initialise(module):
+def _initialise(module, bn_eps):
     """He initialisation of the convolutions; batch norms start as the identity (PyTorch's default)."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode='fan_out', nonlinearity='relu')
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.eps = bn_eps
 
 
 def _start_small(cls_conv):
-    """He's rule by fan-out would start the few outputs with logits of tens: a saturated softmax."""
+    """He's rule by fan-out (std 1) would start the two outputs with logits of tens: a saturated softmax."""
     nn.init.normal_(cls_conv.weight, std=0.01)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from engine.checkpoints import load_parameters, strip_prefixes
+from net.models import EPSILON, STRIDE
 
 # ImageNet Xception (Cadene's names) -> mask-CN. The released code filtered these names away and
 # trained two thirds of mask-CN from random weights.
@@ -17,9 +18,13 @@ CLASSIFIERS = ('fc.', 'last_linear.', 'classifier.')
 
 # timm's aligned Xception-65 -> the encoder of coarse-SN, within a separable convolution.
 TIMM_LAYERS = {'conv_dw': 'depthwise', 'bn_dw': 'bn1', 'conv_pw': 'pointwise', 'bn_pw': 'bn2'}
-TIMM_VARIANCE = 1e-3 - 1e-5   # timm's batch norms add 1e-3 to the variance, ours 1e-5
+TIMM_VARIANCE = 1e-3 - EPSILON   # timm's batch norms add 1e-3 to the variance, the renamed file's 1e-5
 BEFORE_DECODER = ('backbone.', 'aspp.', 'shortcut_conv.')
 AFTER_ENCODER = ('aspp.', 'shortcut_conv.', 'cat_conv.', 'cls_conv.')
+
+# Separable convolutions of the encoder that the 36-layer Xception has no counterpart of. Left random in the
+# middle of the main path they would scramble all that is copied around them.
+WITHOUT_SOURCE = ('block1.sepconv3', 'block2.sepconv3', 'block3.sepconv3', 'block20.sepconv3', 'conv4')
 
 
 def load_voc(network, state):
@@ -27,9 +32,23 @@ def load_voc(network, state):
     load_parameters(network, state, missing=('cls_conv.',), ignored=('cls_conv.',))
 
 
-def load_coarse_into_enhanced(network, state):
-    """Initialise enhanced-SN from coarse-SN: everything but the E-layer (section III-C)."""
+def load_coarse_into_enhanced(network, state, inputs=None):
+    """Initialise enhanced-SN from coarse-SN: everything but the E-layer (section III-C).
+
+    inputs : (B, 3, H, W) of training pictures, scaled as the network will see them: with them the
+        E-layer starts as the identity, so that enhanced-SN begins as coarse-SN does; None leaves it as it is
+
+    The identity holds for evaluation, and up to the choice of the pictures for training, too: the batch
+    norm is set from what enters it in training, batch statistics and dropout included. The map's weights
+    start at zero; their gradient does not, so that they move with the first step.
+    """
     load_parameters(network, state, missing=('cam_conv.',))
+    if inputs is not None:
+        conv, norm, _ = network.cam_conv   # the ReLU changes nothing: the pyramid has no negative values
+        nn.init.dirac_(conv.weight)        # (256, 257, 1, 1): the pyramid's part I, the map's column 0
+        nn.init.zeros_(conv.bias)
+        rows, columns = (side // STRIDE for side in inputs.shape[2:])
+        _calibrate(network, [norm], inputs, inputs.new_zeros(len(inputs), 1, rows, columns))
 
 
 def load_coarse_decoder(network, state):
@@ -91,6 +110,8 @@ def load_timm_xception65(network, state, unit=True):
     stem pads x with zeros, so black, where timm pads 2x - 1 with zeros, so grey.
     """
     load_parameters(network, _with_counters(network, encoder_from_timm(state)), missing=AFTER_ENCODER)
+    for norm in _norms(network.backbone):   # what the network's own epsilon adds need not be in the variance
+        norm.running_var.add_(EPSILON - norm.eps).clamp_(min=0)
     if unit:
         _read_unit_inputs(network.backbone)
 
@@ -98,7 +119,8 @@ def load_timm_xception65(network, state, unit=True):
 def encoder_from_timm(state):
     """Rename timm's `xception65` to our `backbone.*`; `head.*` is dropped.
 
-    The different epsilon of the batch norms goes into their running variance. Names that timm's
+    The different epsilon of the batch norms goes into their running variance, so that the file serves
+    networks that add 1e-5; `load_timm_xception65` takes it out again for others. Names that timm's
     encoder does not have stay as they are, for `load_parameters` to refuse; so does a state that is renamed.
     """
     state, layers, renamed = strip_prefixes(state), _timm_layers(), {}
@@ -131,8 +153,9 @@ def transplant_xception(network, state, inputs, unit=True):
     """Start coarse-SN's 65-layer encoder from the 36-layer ImageNet Xception (our own, not the paper's).
 
     Where layers correspond they are copied; blocks 12..19 repeat 4..11 with their last batch
-    norm at zero, so that they start as the identity. The source has no batch norm between
-    depthwise and pointwise convolution, so ours is set from data to be the identity.
+    norm at zero, so that they start as the identity. So do WITHOUT_SOURCE, but for their ReLU and
+    stride, where the source pools. The source has no batch norm between depthwise and pointwise
+    convolution, so ours is set from data to be the identity.
 
     network : deeplabv3plus; state : names of `xception-43020ad28.pth`
     inputs : (B, 3, H, W) of training pictures, scaled as the network will see them
@@ -161,6 +184,11 @@ def transplant_xception(network, state, inputs, unit=True):
         last = getattr(encoder, f'block{number}').sepconv3.bn2
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
+    for place in WITHOUT_SOURCE:
+        layer = encoder.get_submodule(place)
+        nn.init.dirac_(layer.depthwise.weight, groups=layer.depthwise.groups)
+        nn.init.dirac_(layer.pointwise.weight)
+        identities += [layer.bn1, layer.bn2]
     _calibrate(encoder, identities, inputs)
 
 
@@ -204,24 +232,28 @@ def _copy(layer, source, place):
             own.copy_(other)
 
 
-def _calibrate(encoder, identities, inputs):
+def _norms(network):
+    return [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+
+
+def _calibrate(network, identities, *inputs):
     """Set each batch norm to weight = std, bias = mean of its input, in one forward pass in order."""
-    def become_identity(norm, inputs):
-        variance, mean = torch.var_mean(inputs[0].float(), (0, 2, 3), correction=0)
+    def become_identity(norm, entering):
+        variance, mean = torch.var_mean(entering[0].float(), (0, 2, 3), correction=0)
         norm.weight.copy_((variance + norm.eps).sqrt())
         norm.bias.copy_(mean)
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(variance)
 
-    norms = [layer for layer in encoder.modules() if isinstance(layer, nn.BatchNorm2d)]
+    norms = _norms(network)
     momenta = [norm.momentum for norm in norms]
     hooks = [norm.register_forward_pre_hook(become_identity) for norm in identities]
-    was_training = encoder.training
+    was_training = network.training
     for norm in norms:
         norm.momentum = 0.0   # the copied running statistics stay
     with torch.no_grad():
-        encoder.train()(inputs)
-    encoder.train(was_training)
+        network.train()(*inputs)
+    network.train(was_training)
     for hook in hooks:
         hook.remove()
     for norm, momentum in zip(norms, momenta, strict=True):

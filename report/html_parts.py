@@ -198,7 +198,7 @@ def curve_charts(network, rows):
     """Charts of training loss and validation score. rows : list of dicts as in metrics.jsonl."""
     steps = [row['step'] for row in rows]
     series = {name: [float('nan') if row.get(name) is None else row[name] for row in rows]
-              for name in (*LOSSES, *SCORES) if name in rows[0]}
+              for name in (*LOSSES, *SCORES) if name in rows[-1]}   # the first may be that of the start
     losses = {name: values for name, values in series.items() if name in LOSSES}
     scores = {name: values for name, values in series.items() if name in SCORES}
     drawn = []

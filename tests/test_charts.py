@@ -8,6 +8,7 @@ from PIL import Image
 from engine import figures
 from experiments import line_charts
 from experiments.line_charts import Series
+from report import html_parts
 
 K = [10, 30, 50, 100, 150]
 ONE = Series('enhanced-SN', K, [78.9, 80.2, None, 79.0, 78.7], [75.6, 77.0, None, 75.7, 75.3],
@@ -101,3 +102,15 @@ def test_panels_in_several_formats(tmp_path):
     paths = [tmp_path / 'panel.png', tmp_path / 'panel.pdf']
     figures.panel([('one', [picture])], ['image'], paths)
     assert all(path.stat().st_size > 500 for path in paths)
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('trained', [[], [{'step': 4, 'lr': 1e-4, 'loss': 0.5, 'dice': 0.4, 'JA': 0.8}]])
+def test_a_start_that_was_scored_has_a_place_on_the_curves(monkeypatch, tmp_path, trained):
+    figure, rows = [], [{'step': 0, 'lr': 0.0, 'JA': 0.9}, *trained]
+    monkeypatch.setattr(figures, 'save', lambda found, paths: figure.append(found))
+    figures.curves(rows, 'JA', tmp_path / 'curves.png')
+    left, right = figure[0].axes
+    assert [line.get_label() for line in left.lines] == ['loss', 'dice'] * bool(trained)
+    assert right.lines[0].get_xdata().tolist() == [row['step'] for row in rows]
+    assert ('training loss' in html_parts.curve_charts('CoarseSN', rows)) == bool(trained)

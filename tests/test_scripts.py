@@ -84,7 +84,8 @@ def test_config_holds_settings_inputs_and_versions(chain, network):
     constants = settings.read_constants(REPOSITORY / f'train_{network}.py')
     assert config['settings'].keys() == constants.keys()
     assert config['settings']['INPUT_SIZE'] == 32 and config['settings']['SHIFT'] == [0.0, 0.1]
-    assert config['inputs'].keys() == {'training', 'validation', 'initial_weights'} | INPUTS[network]
+    assert config['inputs'].keys() == {'training', 'validation', 'initial_weights',
+                                       'bn_eps'} | INPUTS[network]
     coarse, mask = (checkpoints.fingerprint(chain.layout.weights(name)) for name in ('CoarseSN', 'MaskCN'))
     assert config['inputs'].get('coarse_masks', f'{coarse} 32 6') == f'{coarse} 32 6'
     assert config['inputs'].get('mask_cn', mask) == mask

@@ -149,6 +149,20 @@ def test_only_what_follows_the_encoder_keeps_its_values(pair):
 
 
 @torch.no_grad()
+def test_a_network_with_timms_epsilon_gets_timms_variances(pair):
+    theirs, ours, _ = pair
+    network = deeplabv3plus(bn_eps=1e-3).eval()
+    weights.load_timm_xception65(network, theirs.state_dict())
+    x = torch.rand(1, 728, 4, 4, generator=torch.Generator().manual_seed(3))
+    place = 'block9.sepconv2'
+    own, reference = (one.backbone.get_submodule(place) for one in (network, ours))
+    norm = theirs.blocks[8].stack.conv2.bn_dw
+    torch.testing.assert_close(own.bn1.running_var, norm.running_var)
+    assert_equal(own(x), reference(x))               # in evaluation the variance may hold it as well
+    trained = F.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+    assert_equal(own.bn1.train()(x), trained)        # in training it could not
+
+
 def test_batch_norms_differ_unless_the_epsilon_moves_into_the_variance(pair, monkeypatch):
     theirs, ours, _ = pair
     reference, name = theirs.blocks[8].stack.conv2.bn_dw, 'backbone.block9.sepconv2.bn1'

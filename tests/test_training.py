@@ -192,6 +192,25 @@ def test_frozen_batch_norms_keep_their_statistics(tmp_path):
     assert not torch.equal(frozen[1].weight, torch.ones(4))   # its parameters are trained
 
 
+@pytest.mark.parametrize('scores, best', [([0.9, 0.5, 0.8], 0), ([0.5, 0.9, 0.8], 4)])
+def test_fine_tuning_keeps_its_start_where_nothing_later_is_better(tmp_path, capsys, scores, best):
+    stage = tiny_stage(scores=scores)
+    begun = {name: tensor.clone() for name, tensor in stage.network.state_dict().items()}
+    train(tmp_path, stage, INITIAL_WEIGHTS='other.pth')
+    rows = rows_of(tmp_path)
+    assert [row['step'] for row in rows] == [0, 4, 8] and [row['JA'] for row in rows] == scores
+    assert rows[0] == {'step': 0, 'lr': 0.0, 'JA': scores[0]} and 'loss' in rows[1]
+    assert f'best JA 0.9000 at step {best}' in capsys.readouterr().out
+    assert same(load(tmp_path, 'CoarseSN.pth'), begun) == (best == 0)
+
+
+def test_scoring_the_start_changes_no_step(tmp_path):
+    train(tmp_path / 'new')
+    train(tmp_path / 'tuned', INITIAL_WEIGHTS='other.pth')
+    assert rows_of(tmp_path / 'tuned')[1:] == rows_of(tmp_path / 'new')
+    assert same(load(tmp_path / 'tuned', 'last.pth')['model'], load(tmp_path / 'new', 'last.pth')['model'])
+
+
 # --- Stopping and resuming
 
 def interrupt_at(step, number=signal.SIGTERM):
@@ -219,10 +238,10 @@ def test_an_interrupted_and_resumed_run_is_the_uninterrupted_one(tmp_path, every
     assert_same_folders(tmp_path / 'whole', tmp_path / 'parts')
 
 
-@pytest.mark.parametrize('saves', range(4))
-def test_a_run_killed_after_any_save_ends_as_the_uninterrupted_one(tmp_path, monkeypatch, saves):
+@pytest.mark.parametrize('start, saves', [*(('', n) for n in range(4)), *(('a.pth', n) for n in range(6))])
+def test_a_run_killed_after_any_save_ends_as_the_uninterrupted_one(tmp_path, monkeypatch, start, saves):
     """Work after the last save is redone; rows of the log that last.pth does not know are dropped."""
-    train(tmp_path / 'whole')
+    train(tmp_path / 'whole', INITIAL_WEIGHTS=start)
     save, left = checkpoints.save, iter(range(saves))
 
     def save_or_die(content, path):
@@ -232,10 +251,10 @@ def test_a_run_killed_after_any_save_ends_as_the_uninterrupted_one(tmp_path, mon
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(checkpoints, 'save', save_or_die)
-        train(tmp_path / 'parts')
+        train(tmp_path / 'parts', INITIAL_WEIGHTS=start)
     with open(tmp_path / 'parts' / 'metrics.jsonl', 'a') as log:
         log.write(json.dumps({'step': 9, 'JA': 0.0}) + '\n')
-    train(tmp_path / 'parts')
+    train(tmp_path / 'parts', INITIAL_WEIGHTS=start)
     assert_same_folders(tmp_path / 'whole', tmp_path / 'parts')
 
 

@@ -269,7 +269,7 @@ def trained(chain, tmp_path_factory):
 def test_every_transfer_is_trained_scored_and_recorded(trained, case):
     layout, printed = trained[case]
     config = checkpoints.read_config(layout.weights('EnhancedSN'))
-    assert config['inputs'].keys() == {'training', 'validation', 'initial_weights'} | READS[case]
+    assert config['inputs'].keys() == {'training', 'validation', 'initial_weights', 'bn_eps'} | READS[case]
     assert config['settings']['TRANSFER'] == {'rgb': 'e-layer'}.get(case, case)
     assert 'coarse-SN' in config['start'] and 'CoarseSN.pth' in config['start']
     result = json.loads((layout.results / 'EnhancedSN_Validation.json').read_text())
@@ -291,7 +291,7 @@ def test_panels_show_what_guides_the_network(trained):
 
 def test_none_is_coarse_sn_trained_on(trained):
     """Same samples, schedule and dropout: the same weights bit for bit."""
-    enhanced, coarse = (torch.load(trained[case][0].weights(network), weights_only=True)
+    enhanced, coarse = (torch.load(trained[case][0].run(network) / 'last.pth', weights_only=True)['model']
                         for case, network in (('none', 'EnhancedSN'), ('again', 'CoarseSN')))
     assert enhanced.keys() == coarse.keys()
     assert all(torch.equal(enhanced[name], coarse[name]) for name in coarse)
@@ -334,7 +334,7 @@ def fine_tune(network, path, **changes):
     if network == 'MaskCN':
         return networks.mask_for_training(cfg)
     build = networks.coarse_for_training if network == 'CoarseSN' else networks.enhanced_for_training
-    return build(cfg, None)
+    return build(cfg, None) if network == 'CoarseSN' else build(cfg, None, None)
 
 
 @pytest.mark.parametrize('network', ['CoarseSN', 'MaskCN', 'EnhancedSN'])

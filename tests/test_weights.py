@@ -231,11 +231,13 @@ def norms_of(network):
     return [layer for layer in network.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
 
 
+OWN = [f'block{b}.sepconv3' for b in (1, 2, 3, 20)] + ['conv4']   # separable convolutions without a source
+
+
 def calibrated(encoder):
-    """The batch norms that the source does not have, in the separable convolutions that it has."""
-    chosen = {f'block{b}.sepconv{k}.bn1' for b in (1, 2, 3, 20) for k in (1, 2)}
-    chosen |= {f'block{b}.sepconv{k}.bn1' for b in range(4, 20) for k in (1, 2, 3)}
-    chosen |= {'conv3.bn1', 'conv5.bn1'}
+    """The batch norms that the source does not have."""
+    chosen = {f'block{b}.sepconv{k}.bn1' for b in range(1, 21) for k in (1, 2, 3)}
+    chosen |= {'conv3.bn1', 'conv4.bn1', 'conv5.bn1', *(f'{place}.bn2' for place in OWN)}
     return {name: layer for name, layer in encoder.named_modules() if name in chosen}
 
 
@@ -256,11 +258,30 @@ def test_transplanted_tensors_are_the_sources(transplant):
             assert torch.equal(state[f'{ours}.{part}'], transplant.source[f'{theirs}.{part}'].float()), ours
 
 
-def test_layers_without_a_source_keep_their_random_weights(transplant):
-    kept = {name for name, tensor in transplant.encoder.state_dict().items()
-            if tensor.dim() >= 2 and torch.equal(tensor, transplant.before[name])}
-    places = [f'block{b}.sepconv3' for b in (1, 2, 3, 20)] + ['conv4']
-    assert kept == {f'{place}.{part}.weight' for place in places for part in ('depthwise', 'pointwise')}
+def test_no_layer_keeps_its_random_weights(transplant):
+    assert not [name for name, tensor in transplant.encoder.state_dict().items()
+                if tensor.dim() >= 2 and torch.equal(tensor, transplant.before[name])]
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_layers_without_a_source_pass_their_input_through(transplant, training):
+    """Rectified, and every second cell of it in the blocks with stride 2."""
+    encoder, met = transplant.encoder, {}
+    hooks = [encoder.get_submodule(place).register_forward_hook(
+        lambda layer, inputs, output, place=place: met.update({place: (layer, inputs[0], output)}))
+        for place in OWN]
+    saved = {name: tensor.clone() for name, tensor in encoder.state_dict().items() if tensor.dim() < 2}
+    with torch.no_grad():
+        encoder.train(training)(transplant.images)
+    for hook in hooks:
+        hook.remove()
+    encoder.eval().load_state_dict(saved, strict=False)
+    assert list(met) == OWN
+    for layer, x, output in met.values():
+        stride = layer.depthwise.stride[0]
+        expected = F.relu(x)[:, :, ::stride, ::stride]
+        assert float((output - expected).abs().max() / expected.abs().max()) < 1e-4
+        assert expected.std() > 0.01
 
 
 def test_calibrated_batch_norms_are_the_identity_on_the_calibration_images(transplant):
@@ -278,10 +299,8 @@ def test_calibrated_batch_norms_are_the_identity_on_the_calibration_images(trans
     for hook in hooks:
         hook.remove()
     encoder.eval().load_state_dict(saved, strict=False)
-    assert len(met) == len(chosen) == 8 + 48 + 2
+    assert len(met) == len(chosen) == 60 + 3 + 5
     assert max(met) < 1e-4
-    others = [norm for name, norm in encoder.named_modules() if name.endswith('.bn1') and name not in chosen]
-    assert others and all((norm.weight == 1).all() and (norm.bias == 0).all() for norm in others)
 
 
 def test_calibrated_batch_norms_are_the_identity_in_evaluation_mode_too(transplant):

@@ -1,0 +1,218 @@
+"""What new networks start from: the E-layer as the identity, and what runs of before are taken for."""
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from dataset.layout import Layout
+from dataset.splits import Segmentation
+from engine import hardware
+from engine.errors import InputError
+from engine.settings import RECIPES, resolved
+from experiments.run_store import REPOSITORY, Library
+from mbdcnn import evaluation, networks
+from mbdcnn.inference import Segmenter
+from net import weights
+from net.models import Xception_dilation, deeplabv3plus, deeplabv3plus_d, deeplabv3plus_en
+from tests.test_predict import awake
+from tests.test_training import train
+
+SIDE = 64   # px
+SCRIPTS = ('train_CoarseSN.py', 'generate_Coarse_mask.py', 'train_MaskCN.py', 'train_EnhancedSN.py',
+           'eval_MaskCN.py', 'eval_EnhancedSN.py', 'reproduce_tables.py')
+ALONE = hardware.Process(0, 1, torch.device('cpu'))
+
+
+def settings(**changes):
+    return SimpleNamespace(**{'INITIAL_WEIGHTS': '', 'TRANSFER': 'e-layer', 'E_LAYER_START': 'identity',
+                              'INPUT_SIZE': SIDE, 'INPUT_SCALING': 'unit', 'NUM_CLASSES': 2,
+                              'DROPOUT': True} | changes)
+
+
+@pytest.fixture(scope='module')
+def pictures():
+    """Twelve smooth random pictures, (N, S, S, 3) uint8, larger than the network's input."""
+    coarse = torch.rand(12, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.interpolate(coarse, (96, 96), mode='bicubic').clamp(0, 1)
+    return (255 * smooth).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory, pictures):
+    """Layout of a root with a coarse-SN whose batch norms know its pictures; the network."""
+    torch.manual_seed(1)
+    layout = Layout(tmp_path_factory.mktemp('start'))
+    coarse = awake(deeplabv3plus(), networks._calibration_inputs(pictures, settings()))
+    with torch.no_grad():   # half of the pixels lesion
+        logits = coarse.eval()(networks._calibration_inputs(pictures, settings()))
+        coarse.cls_conv.bias[1] -= (logits[:, 1] - logits[:, 0]).median()
+    layout.run('CoarseSN').mkdir(parents=True)
+    torch.save(coarse.state_dict(), layout.weights('CoarseSN'))
+    yield layout, coarse
+    layout.weights('CoarseSN').unlink()
+
+
+@pytest.mark.parametrize('start', networks.E_LAYER_STARTS)
+def test_enhanced_sn_begins_with_the_validation_score_of_coarse_sn(trained, pictures, start):
+    layout, coarse = trained
+    enhanced, said = networks.enhanced_for_training(settings(E_LAYER_START=start), layout, pictures)
+    assert ('its E-layer as the identity' in said) == (start == 'identity')
+    rng = np.random.default_rng(2)
+    masks = np.repeat(np.repeat(rng.integers(0, 2, (12, 8, 8), dtype=np.uint8) * 255, 8, 1), 8, 2)
+    shown = np.ascontiguousarray(pictures[:, :SIDE, :SIDE])
+    data = Segmentation(shown, masks, None, list(map(str, range(12))), '')
+
+    def classifier(images, _coarse):
+        return None, torch.rand(len(images), 1, SIDE // 16, SIDE // 16) - 0.5
+
+    found = [evaluation.quick_segmentation(Segmenter(network, 'unit', 'fp32', maps), data, 4, ALONE)['JA']
+             for network, maps in ((coarse, None), (enhanced, classifier))]
+    assert 0.2 < found[0] < 0.8
+    assert (abs(found[0] - found[1]) < 1e-3) == (start == 'identity')
+
+
+def test_the_e_layer_is_the_identity_in_both_modes_and_learns(trained, pictures):
+    _, coarse = trained
+    x = networks._calibration_inputs(pictures, settings())
+    maps = torch.randn(len(x), 1, SIDE // 16, SIDE // 16)
+    enhanced = deeplabv3plus_en()
+    torch.manual_seed(3)   # the dropout with which the batch norm is set
+    weights.load_coarse_into_enhanced(enhanced, coarse.state_dict(), x)
+    state = enhanced.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in coarse.state_dict().items()
+               if not name.endswith('num_batches_tracked'))
+    for training in (False, True):
+        found = []
+        for network, seen in ((coarse, ()), (enhanced, (maps,))):
+            network.load_state_dict({name: state[name] for name in network.state_dict()})
+            torch.manual_seed(3)
+            found.append(network.train(training)(x, *seen))
+        scale = float(found[0].detach().std())
+        assert float((found[0] - found[1]).detach().abs().max()) < 1e-3 * scale, training
+    (found[1][:, 1] - found[1][:, 0]).square().mean().backward()
+    gradient = enhanced.cam_conv[0].weight.grad[:, :, 0, 0]
+    assert (gradient[:, 256] != 0).float().mean() > 0.5   # the map's column, which starts at zero
+    assert (enhanced.cam_conv[0].weight[:, 256] == 0).all()
+
+
+def test_one_picture_is_enough(pictures):
+    enhanced = deeplabv3plus_en()
+    inputs = networks._calibration_inputs(pictures[:1], settings())
+    weights.load_coarse_into_enhanced(enhanced, deeplabv3plus().state_dict(), inputs)
+    assert all(tensor.isfinite().all() for tensor in enhanced.state_dict().values())
+    assert inputs.shape == (2, 3, SIDE, SIDE)
+
+
+def test_the_calibration_sees_pictures_as_training_will(pictures):
+    inputs = networks._calibration_inputs(pictures, settings(INPUT_SCALING='symmetric'))
+    assert inputs.shape == (12, 3, SIDE, SIDE) and inputs.min() < -0.5
+    torch.testing.assert_close(inputs, 2 * networks._calibration_inputs(pictures, settings()) - 1)
+
+
+@pytest.mark.parametrize('recipe, expected', [('default', 0.01), ('paper', 0.01), ('released', 1.0)])
+def test_the_last_convolution_starts_as_the_recipe_says(recipe, expected):
+    values = resolved(REPOSITORY / 'train_CoarseSN.py', {'RECIPE': recipe, 'PRETRAINED': 'none'})
+    network, _ = networks.coarse_for_training(SimpleNamespace(**values | {'NUM_CLASSES': 2}), None)
+    assert float(network.cls_conv.weight.detach().std()) == pytest.approx(expected, rel=0.15)
+
+
+def test_the_released_recipe_starts_as_the_release():
+    enhanced = resolved(REPOSITORY / 'train_EnhancedSN.py', {'RECIPE': 'released'})
+    mask = resolved(REPOSITORY / 'train_MaskCN.py', {'RECIPE': 'released'})
+    assert enhanced['E_LAYER_START'] == 'random' and enhanced['BN_EPS'] == 0   # that of its coarse-SN
+    assert mask['BN_EPS'] == 1e-5 and mask['PRETRAINED_EXIT_FLOW'] is False
+
+
+# --- Epsilon of the batch norms
+
+def epsilons(network):
+    return {layer.eps for layer in network.modules() if isinstance(layer, torch.nn.BatchNorm2d)}
+
+
+@pytest.mark.parametrize('build', [deeplabv3plus, deeplabv3plus_en, deeplabv3plus_d, Xception_dilation])
+def test_one_epsilon_holds_for_the_whole_network(build):
+    with torch.device('meta'):
+        assert epsilons(build()) == {1e-5} and epsilons(build(bn_eps=1e-3)) == {1e-3}
+
+
+def test_the_epsilon_is_that_of_the_first_weights(tmp_path):
+    files = {}
+    for name in ('VOC', 'XCEPTION65', 'XCEPTION'):
+        (tmp_path / name).write_text('')
+        files[f'{name}_WEIGHTS'] = str(tmp_path / name)
+    for choice, expected in (('voc', 1e-5), ('xception65', 1e-3), ('xception', 1e-3), ('none', 1e-5),
+                             ('auto', 1e-5)):
+        cfg = settings(BN_EPS=0.0, PRETRAINED=choice, **files)
+        assert networks.epsilon(cfg) == expected == networks.initial_inputs(cfg)['bn_eps']
+        assert networks.epsilon(settings(**vars(cfg) | {'BN_EPS': 1e-4})) == 1e-4
+    mask = settings(BN_EPS=0.0, PRETRAINED='auto', XCEPTION_WEIGHTS=files['XCEPTION_WEIGHTS'])
+    assert networks.epsilon(mask) == 1e-3
+    layout = Layout(tmp_path)
+    assert networks.epsilon(settings(), layout) == 1e-5   # a coarse-SN without record
+    record(layout, 'CoarseSN', bn_eps=1e-3)
+    assert networks.epsilon(settings(), layout) == 1e-3
+    tuned = settings(INITIAL_WEIGHTS=str(layout.weights('CoarseSN')), PRETRAINED='none')
+    layout.weights('CoarseSN').write_text('')
+    assert networks.epsilon(tuned) == 1e-3
+
+
+def record(layout, network, **inputs):
+    layout.run(network).mkdir(parents=True, exist_ok=True)
+    (layout.run(network) / 'config.json').write_text(json.dumps({'settings': {'SEED': 0}, 'inputs': inputs}))
+
+
+@pytest.mark.parametrize('inputs, expected', [({}, 1e-5), ({'bn_eps': 1e-3}, 1e-3)])
+def test_a_trained_network_is_used_with_its_epsilon(tmp_path, monkeypatch, inputs, expected):
+    layout = Layout(tmp_path)
+    built = {'CoarseSN': deeplabv3plus(), 'MaskCN': Xception_dilation(), 'EnhancedSN': deeplabv3plus_en()}
+    monkeypatch.setattr(networks.checkpoints, 'load_state', lambda path, _: built[path.stem].state_dict())
+    monkeypatch.setattr(networks, 'placed', lambda network, *_: network)   # not folded
+    for name in built:
+        record(layout, name, **inputs)
+    coarse, enhanced = (networks.load_segmenter(layout, name, ALONE.device, 'fp32')
+                        for name in ('CoarseSN', 'EnhancedSN'))
+    for network in (coarse.network, enhanced.network, enhanced.classifier.network):
+        assert epsilons(network) == {expected}
+
+
+@pytest.mark.parametrize('value', [0, -1e-3, 1.0, '1e-3', True, None])
+def test_a_damaged_epsilon_is_refused(tmp_path, value):
+    layout = Layout(tmp_path)
+    record(layout, 'MaskCN', bn_eps=value)
+    with pytest.raises(InputError, match='config.json: bn_eps is'):
+        networks.trained_epsilon(layout.weights('MaskCN'))
+
+
+def test_a_run_goes_on_with_the_epsilon_it_began_with(tmp_path):
+    train(tmp_path / 'new', inputs={'bn_eps': 1e-3})
+    with pytest.raises(InputError, match='bn_eps: 0.001 in .*, 1e-05 now'):
+        train(tmp_path / 'new', inputs={'bn_eps': 1e-5})
+    train(tmp_path / 'new', inputs={'bn_eps': 1e-3}, total=10, BN_EPS=1e-3)   # now said, it was taken over
+    train(tmp_path / 'old')
+    with pytest.raises(InputError, match='bn_eps: 1e-05 in .*, 0.001 now'):
+        train(tmp_path / 'old', inputs={'bn_eps': 1e-3})
+    train(tmp_path / 'old', inputs={'bn_eps': 1e-5}, total=10)
+
+
+# --- Runs of before
+
+def test_a_run_of_before_the_constant_had_a_random_e_layer(tmp_path):
+    made = {'script': 'train_EnhancedSN.py', 'settings': {'SEED': 0, 'E_LAYER_START': 'identity'}}
+    assert not Library.agrees_with(made, {'SEED': 0})
+    assert Library.agrees_with(made | {'settings': {'SEED': 0, 'E_LAYER_START': 'random'}}, {'SEED': 0})
+    assert Library.agrees_with(made, json.loads(json.dumps(made['settings'])))
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_every_recipe_fits_every_script(script):
+    for path in RECIPES.glob('*.toml'):
+        assert resolved(REPOSITORY / script, {'RECIPE': path.stem})['RECIPE'] == path.stem
+
+
+def test_the_long_recipe_trains_on_all_pictures_at_one_side():
+    long = {script: resolved(REPOSITORY / script, {'RECIPE': 'cpu_long'}) for script in SCRIPTS}
+    assert {values.get('INPUT_SIZE', 192) for values in long.values()} == {192}
+    assert not any(values.get('TRAIN_IMAGES') or values.get('CROPS_OF_IMAGES') for values in long.values())
+    assert long['eval_EnhancedSN.py']['SCALES'] == (192, 224)
