@@ -15,10 +15,13 @@ paper's 500 epochs; 0.2 s for each picture of each epoch on two CPU cores with b
 """
 from dataset import folds, splits
 from dataset.layout import Layout
-from engine import cli, hardware, settings, trainer
+from engine import cli, device_samples, hardware, settings, trainer
 from engine.errors import InputError
 from engine.run_folder import Run
-from mbdcnn import networks, stages
+from mbdcnn import evaluation, networks, panels, stages
+from mbdcnn.inference import Segmenter
+from net.inputs import to_input
+from net.loss import hybrid_loss
 
 # --- Experiment
 ROOT = '.'                     # folder that holds dataset/, Coarse_masks/, models/ and results/
@@ -77,14 +80,39 @@ DETERMINISTIC = False          # bit-reproducible algorithms also on GPUs, slowe
 SYNC_BN = True                 # several GPUs: batch norm over the global batch
 
 
+def coarse_task(cfg, process, network, train, validation, steps):
+    """What the training loop needs to know of coarse-SN; both data are dataset.splits.Segmentation."""
+    pictures = stages.pictures(cfg, train.images, {'mask': train.masks})
+    segmenter = Segmenter(network, cfg.INPUT_SCALING, hardware.choose_precision(cfg.AMP, process.device))
+
+    def losses(models, batch):
+        """batch : 'image' (B, 3, S, S) and 'mask' (B, S, S) uint8"""
+        logits = models['CoarseSN'](to_input(batch['image'], cfg.INPUT_SCALING))   # (B, NUM_CLASSES, S, S)
+        loss, dice, rank = hybrid_loss(logits, batch['mask'], cfg.RANK_WEIGHT, cfg.HARD_PIXELS, cfg.MARGIN,
+                                       cfg.DICE_CLASSES, cfg.RANK_PADDED)
+        yield 'CoarseSN', loss, {'dice': dice, 'rank': rank}
+
+    return trainer.Task(
+        networks={'CoarseSN': network},
+        optimizers={'CoarseSN': trainer.adam(network, cfg.LEARNING_RATE, process.device)},
+        stream=lambda first, last: device_samples.batches(pictures, cfg, process, first, last),
+        losses=losses,
+        rate=lambda step: trainer.poly(step, steps),
+        validate=lambda: evaluation.quick_segmentation(segmenter.folded(), validation, cfg.BATCH_SIZE,
+                                                       process),
+        panel=lambda path: panels.segmentation(segmenter, validation, process.device, path),
+        monitor='JA', score_start=bool(cfg.INITIAL_WEIGHTS))
+
+
 def train_one(cfg, process, layout, train, validation):
-    """Train the coarse-SN of `layout` on `train`; both data are dataset.splits.Segmentation."""
+    """Train the coarse-SN of `layout` on `train`."""
     hardware.seed_step(cfg.SEED, 0, 0)
     network, start = networks.coarse_for_training(cfg, train.images)
-    stage = stages.segmentation(cfg, process, network, None, train, validation)
-    epoch = stages.steps_in_epoch(cfg, stage.dataset)
+    epoch = stages.steps_in_epoch(cfg, len(train.images))
+    steps = cfg.EPOCH * epoch
+    task = coarse_task(cfg, process, network, train, validation, steps)
     with open_run(cfg, process, layout, train, validation, start) as run:
-        trainer.fit(stage, cfg, run, process, cfg.EPOCH * epoch, cfg.VALIDATE_EVERY * epoch)
+        trainer.fit(task, cfg, run, process, steps, cfg.VALIDATE_EVERY * epoch)
 
 
 def open_run(cfg, process, layout, train, validation, start):

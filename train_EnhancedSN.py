@@ -15,9 +15,12 @@ tenth more, for mask-CN's forward pass.
 """
 from dataset import splits
 from dataset.layout import Layout
-from engine import cli, hardware, settings, trainer
+from engine import cli, device_samples, hardware, settings, trainer
 from engine.run_folder import Run
-from mbdcnn import networks, stages, transfer
+from mbdcnn import evaluation, networks, panels, stages, transfer
+from mbdcnn.inference import Segmenter
+from net.inputs import to_input
+from net.loss import hybrid_loss
 
 # --- Experiment
 ROOT = '.'                     # folder that holds dataset/, Coarse_masks/, models/ and results/
@@ -74,6 +77,37 @@ DETERMINISTIC = False          # bit-reproducible algorithms also on GPUs, slowe
 SYNC_BN = True                 # several GPUs: batch norm over the global batch
 
 
+def enhanced_task(cfg, process, network, classifier, train, validation, steps):
+    """What the training loop needs to know of enhanced-SN.
+
+    classifier : the trained mask-CN that guides it, None with TRANSFER=mdc or none
+    train, validation : dataset.splits.Segmentation, with coarse masks where mask-CN reads them
+    """
+    planes = {'mask': train.masks} | ({} if train.coarse is None else {'coarse': train.coarse})
+    pictures = stages.pictures(cfg, train.images, planes)
+    segmenter = Segmenter(network, cfg.INPUT_SCALING, hardware.choose_precision(cfg.AMP, process.device),
+                          classifier)
+
+    def losses(models, batch):
+        """batch : 'image' (B, 3, S, S), 'mask' and perhaps 'coarse' (B, S, S), all uint8"""
+        maps = () if classifier is None else (classifier(batch['image'], batch.get('coarse'))[1],)
+        logits = models['EnhancedSN'](to_input(batch['image'], cfg.INPUT_SCALING), *maps)
+        loss, dice, rank = hybrid_loss(logits, batch['mask'], cfg.RANK_WEIGHT, cfg.HARD_PIXELS, cfg.MARGIN,
+                                       cfg.DICE_CLASSES, cfg.RANK_PADDED)
+        yield 'EnhancedSN', loss, {'dice': dice, 'rank': rank}
+
+    return trainer.Task(
+        networks={'EnhancedSN': network},
+        optimizers={'EnhancedSN': trainer.adam(network, cfg.LEARNING_RATE, process.device)},
+        stream=lambda first, last: device_samples.batches(pictures, cfg, process, first, last),
+        losses=losses,
+        rate=lambda step: trainer.poly(step, steps),
+        validate=lambda: evaluation.quick_segmentation(segmenter.folded(), validation, cfg.BATCH_SIZE,
+                                                       process),
+        panel=lambda path: panels.segmentation(segmenter, validation, process.device, path),
+        monitor='JA', score_start=bool(cfg.INITIAL_WEIGHTS))
+
+
 def main():
     cfg = settings.resolve(globals(), choices=stages.SEGMENTATION_CHOICES | {
         'TRANSFER': tuple(networks.ENHANCED), 'E_LAYER_START': networks.E_LAYER_STARTS},
@@ -99,12 +133,13 @@ def main():
     if guided:
         classifier = networks.load_classifier(
             layout, process.device, hardware.choose_precision(cfg.AMP, process.device), cfg.CAM_RELU)
-    stage = stages.segmentation(cfg, process, network, classifier, train, validation)
     inputs |= {'training': train.fingerprint, 'validation': validation.fingerprint,
                **networks.initial_inputs(cfg, layout)}
-    epoch = stages.steps_in_epoch(cfg, stage.dataset)
+    epoch = stages.steps_in_epoch(cfg, len(train.images))
+    steps = cfg.EPOCH * epoch
+    task = enhanced_task(cfg, process, network, classifier, train, validation, steps)
     with Run(layout.run('EnhancedSN'), 'EnhancedSN', cfg, inputs, start, process) as run:
-        trainer.fit(stage, cfg, run, process, cfg.EPOCH * epoch, cfg.VALIDATE_EVERY * epoch)
+        trainer.fit(task, cfg, run, process, steps, cfg.VALIDATE_EVERY * epoch)
     hardware.finish()
 
 

@@ -11,11 +11,15 @@ Writes  models/MaskCN/  MaskCN.pth (best weights), last.pth (to go on from), con
 Run it again after an interruption and it goes on where it stopped. Cost: about 51 PFLOP for the
 paper's 50,001 steps, and 15 TFLOP for every validation of 150 images with 9 crops each.
 """
+from torch.nn.functional import cross_entropy
+
 from dataset import splits
 from dataset.layout import Layout
-from engine import cli, hardware, settings, trainer
+from engine import cli, device_samples, hardware, settings, trainer
 from engine.run_folder import Run
-from mbdcnn import coarse_masks, networks, stages
+from mbdcnn import coarse_masks, evaluation, networks, panels, stages
+from mbdcnn.inference import Classifier
+from net.inputs import to_maskcn_input
 
 # --- Experiment
 ROOT = '.'                     # folder that holds dataset/, Coarse_masks/, models/ and results/
@@ -63,6 +67,29 @@ DETERMINISTIC = False          # bit-reproducible algorithms also on GPUs, slowe
 SYNC_BN = True                 # several GPUs: batch norm over the global batch
 
 
+def mask_task(cfg, process, network, train, validation):
+    """What the training loop needs to know of mask-CN; both data are dataset.splits.Classification."""
+    planes = {'coarse': train.coarse} if cfg.INPUT_CHANNEL == 4 else {}
+    pictures = stages.pictures(cfg, train.images, planes, train.labels)
+    classifier = Classifier(network, cfg.INPUT_SCALING, hardware.choose_precision(cfg.AMP, process.device))
+
+    def losses(models, batch):
+        """batch : 'image' (B, 3, S, S) uint8, perhaps 'coarse' (B, S, S) uint8, and 'label' (B,)"""
+        logits = models['MaskCN'](to_maskcn_input(batch['image'], batch.get('coarse'), cfg.INPUT_SCALING))
+        yield 'MaskCN', cross_entropy(logits.float(), batch['label']), {}   # logits (B, 3)
+
+    return trainer.Task(
+        networks={'MaskCN': network},
+        optimizers={'MaskCN': trainer.adam(network, cfg.LEARNING_RATE, process.device)},
+        stream=lambda first, last: device_samples.batches(pictures, cfg, process, first, last),
+        losses=losses,
+        rate=lambda step: trainer.poly(step, cfg.STEPS),
+        validate=lambda: evaluation.quick_classification(classifier.folded(), validation, cfg.BATCH_SIZE,
+                                                         process),
+        panel=lambda path: panels.classification(classifier, validation, process.device, path),
+        monitor='mean AUC', score_start=bool(cfg.INITIAL_WEIGHTS))
+
+
 def main():
     cfg = settings.resolve(globals(), choices=stages.CLASSIFICATION_CHOICES,
                            positive=stages.CLASSIFICATION_POSITIVE)
@@ -81,11 +108,11 @@ def main():
 
     hardware.seed_step(cfg.SEED, 0, 0)
     network, start = networks.mask_for_training(cfg)
-    stage = stages.classification(cfg, process, network, train, validation)
+    task = mask_task(cfg, process, network, train, validation)
     inputs |= {'training': train.fingerprint, 'validation': validation.fingerprint,
                **networks.initial_inputs(cfg)}
     with Run(layout.run('MaskCN'), 'MaskCN', cfg, inputs, start, process) as run:
-        trainer.fit(stage, cfg, run, process, cfg.STEPS, cfg.VALIDATE_EVERY)
+        trainer.fit(task, cfg, run, process, cfg.STEPS, cfg.VALIDATE_EVERY)
     hardware.finish()
 
 

@@ -34,6 +34,9 @@ from engine import cli, files, hardware, run_folder, settings, trainer
 from mbdcnn import networks, stages
 from mbdcnn.inference import Classifier
 from net.models import Xception_dilation, deeplabv3plus, deeplabv3plus_en
+from train_CoarseSN import coarse_task
+from train_EnhancedSN import enhanced_task
+from train_MaskCN import mask_task
 
 # --- What
 RECIPE = 'default'             # table of recipes/<RECIPE>.toml that replaces constants below
@@ -86,23 +89,23 @@ def drawn(count):
     return [np.stack(part) for part in zip(*pairs, strict=True)]
 
 
-def coarse_stage(cfg, process):
-    return stages.segmentation(cfg, process, deeplabv3plus(), None, *segmentation_data(cfg.IMAGES))
+def coarse(cfg, process):
+    return coarse_task(cfg, process, deeplabv3plus(), *segmentation_data(cfg.IMAGES), cfg.STEPS)
 
 
-def enhanced_stage(cfg, process):
+def enhanced(cfg, process):
     data = segmentation_data(cfg.IMAGES, coarse=True)
     precision = hardware.choose_precision(cfg.AMP, process.device)
     network = networks.placed(Xception_dilation(), process.device, precision)
     classifier = Classifier(network, 'symmetric', precision)
-    return stages.segmentation(cfg, process, deeplabv3plus_en(), classifier, *data)
+    return enhanced_task(cfg, process, deeplabv3plus_en(), classifier, *data, cfg.STEPS)
 
 
-def mask_stage(cfg, process):
+def mask_cn(cfg, process):
     photos, masks = (half(array) for array in drawn(cfg.IMAGES))
     number = np.arange(cfg.IMAGES)
     data = splits.Classification(photos, masks, number % 3, number, list(map(str, number)), 'drawn')
-    return stages.classification(cfg, process, Xception_dilation(), data, data)
+    return mask_task(cfg, process, Xception_dilation(), data, data)
 
 
 def segmentation_data(count, coarse=False):
@@ -118,7 +121,7 @@ def half(array):
     return array[:, ::2, ::2].copy()
 
 
-STAGES = {'coarse-SN': coarse_stage, 'mask-CN': mask_stage, 'enhanced-SN': enhanced_stage}
+STAGES = {'coarse-SN': coarse, 'mask-CN': mask_cn, 'enhanced-SN': enhanced}
 
 
 def measure(name, given, device, folder):
@@ -131,22 +134,22 @@ def measure(name, given, device, folder):
     hardware.seed_step(0, 0, 0)
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
-    stage = STAGES[name](cfg, process)
-    with run_folder.Run(folder, 'CoarseSN', cfg, {}, 'random weights', process) as run:
-        session = trainer.Session(stage, cfg, run, process, 10**6)
+    task = STAGES[name](cfg, process)
+    network, = task.networks
+    with run_folder.Run(folder, network, cfg, {}, 'random weights', process) as run:
+        session = trainer.Session(task, cfg, run, process, cfg.STEPS)
         session.train_mode()
         steps = given.WARM + given.ROUNDS * given.STEPS + 1
-        batches = iter(trainer.batches(stage.dataset, cfg, 0, steps, process,
-                                        trainer.on_device(stage.dataset, cfg, process)))
+        batches = iter(task.stream(0, steps))
         batch = {part: tensor.to(device) for part, tensor in next(batches).items()}
         seconds_of(session, itertools.islice(batches, given.WARM))
         rounds = [(seconds_of(session, itertools.islice(batches, given.STEPS)) / given.STEPS,
                    seconds_of(session, itertools.repeat(batch, given.STEPS)) / given.STEPS)
                   for _ in range(given.ROUNDS)]
         profiled = profile_of(session, batch) if given.PROFILE else None
-        stage.network.eval()
-        stage.validate()
-        validation = timed(stage.validate, device) / cfg.IMAGES
+        task.networks[network].eval()
+        task.validate()
+        validation = timed(task.validate, device) / cfg.IMAGES
         save = timed(session.save, device)
     step, alone = (min(times) for times in zip(*rounds, strict=True))
     total = FULL[name] * step + VALIDATIONS[name] * (SEEN[name] * validation + SAVES * save)
@@ -178,7 +181,7 @@ def seconds_of(session, batches):
     """Seconds of one step for each batch, until the device has finished."""
     def steps():
         for batch in batches:
-            session.step(batch, 1e-4)
+            session.step(batch)
     return timed(steps, session.process.device)
 
 

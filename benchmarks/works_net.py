@@ -11,13 +11,13 @@ from benchmarks import machine, plain, works_data
 from benchmarks.works_data import SIDE, Work, draw, quiet
 from dataset import crops, extraction, isic, splits
 from dataset.layout import Layout
-from engine import device_samples, hardware, images, run_folder, trainer
-from engine.samples import stream
-from mbdcnn import evaluation, stages
+from engine import hardware, images, run_folder, trainer
+from mbdcnn import evaluation
 from mbdcnn.inference import Classifier, Segmenter
 from net import loss
 from net.cam import class_activation_map
 from net.models import Xception_dilation, deeplabv3plus, deeplabv3plus_en
+from train_CoarseSN import coarse_task
 
 BATCH = 16
 SCALES = (224, 256, 288)
@@ -28,7 +28,7 @@ SETTINGS = {'RECIPE': 'bench', 'AMP': 'auto', 'LEARNING_RATE': 1e-4, 'RESUME': F
             'ROTATION': 10.0, 'SHEAR': 0.1, 'SHIFT': (0.0, 0.1), 'ZOOM': (0.9, 1.1), 'FLIPS': True,
             'CENTRE_CROP': (0.5, 1.0), 'CENTRE_CROP_PROBABILITY': 0.5, 'AFFINE_FILTER': 'bilinear',
             'RANK_WEIGHT': 0.05, 'HARD_PIXELS': 30, 'MARGIN': 0.3, 'DICE_CLASSES': 'both',
-            'RANK_PADDED': False}
+            'RANK_PADDED': False, 'INITIAL_WEIGHTS': '', 'STEPS': 10**5}
 
 
 def probabilities(device):
@@ -128,23 +128,23 @@ class CoarseStep(Work):
         return plain.Training(deeplabv3plus().to(self.device), 1e-4, 10**5)
 
     def ours(self):
-        session, dataset = self.session()
-        batch = next(iter(stream(dataset, BATCH, 0, 1)))
+        session = self.session()
+        batch = next(iter(session.task.stream(0, 1)))
         batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
-        return lambda: session.step(batch, 1e-4)
+        return lambda: session.step(batch)
 
     def session(self, **changes):
-        """A training session of the real stage, with drawn pictures, and its dataset."""
+        """A training session of the real task, with drawn pictures."""
         cfg = SimpleNamespace(**SETTINGS | changes)
         process = hardware.Process(device=self.device, **ALONE)
         photos, masks = self.pictures()
         data = splits.Segmentation(photos, masks, None, list(map(str, range(len(photos)))), 'drawn')
         hardware.seed_step(0, 0, 0)
-        stage = stages.segmentation(cfg, process, deeplabv3plus(), None, data, data)
+        task = coarse_task(cfg, process, deeplabv3plus(), data, data, cfg.STEPS)
         run = run_folder.Run(self.folder / 'run', 'CoarseSN', cfg, {}, 'random weights', process)
-        session = trainer.Session(stage, cfg, run, process, 10**5)
+        session = trainer.Session(task, cfg, run, process, cfg.STEPS)
         session.train_mode()
-        return session, stage.dataset
+        return session
 
     def floor(self):
         """Forward, and twice as much backward."""
@@ -172,12 +172,9 @@ class Epoch(CoarseStep):
         return self.source.cached()
 
     def ours(self):
-        session, dataset = self.session()
-        if self.device.type == 'cuda':
-            batches = device_samples.Resident(dataset, self.device).stream(BATCH, 0, works_data.STEPS)
-        else:
-            batches = iter(stream(dataset, BATCH, 0, works_data.STEPS))
-        return lambda: session.step(next(batches), 1e-4)
+        session = self.session()
+        batches = iter(session.task.stream(0, works_data.STEPS))
+        return lambda: session.step(next(batches))
 
 
 class CoarseInference(Work):

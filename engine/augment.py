@@ -58,17 +58,17 @@ def draw(rng, ranges):
     return np.column_stack([backward, -backward @ shift])
 
 
-def warp(array, matrix, size, interpolation):
-    """Apply a geometry and resize in one step; what lies outside the picture becomes 0.
+def warp(array, matrix, size, interpolation, outside=0):
+    """Apply a geometry and resize in one step.
 
     array : (H, W) or (H, W, C) uint8; matrix : (2, 3) from `draw`; size : side of the output
-    interpolation : 'bilinear' or 'nearest'
+    interpolation : 'bilinear' or 'nearest'; outside : value of what lies outside the picture
     Returns (size, size[, C]) uint8.
     """
     height, width = array.shape[:2]
     pixels = _pixel_matrix(matrix, size, width, height)
     options = {'flags': INTERPOLATIONS[interpolation] | cv2.WARP_INVERSE_MAP,
-               'borderMode': cv2.BORDER_CONSTANT, 'borderValue': 0}
+               'borderMode': cv2.BORDER_CONSTANT, 'borderValue': (outside,) * 4}
     if interpolation == 'bilinear' and array.shape[2:] == (3,):
         # OpenCV warps four channels twice as fast as three, to the same values.
         warped = cv2.warpAffine(cv2.cvtColor(array, cv2.COLOR_RGB2RGBA), pixels, (size, size), **options)

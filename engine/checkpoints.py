@@ -67,6 +67,9 @@ def load_state(path, remedy):
     wrappings {'model': ...} and {'state_dict': ...}.
     """
     content = load(path, remedy)
+    networks = content.get('networks') if isinstance(content, dict) else None
+    if isinstance(networks, dict) and len(networks) == 1:   # a last.pth
+        content, = networks.values()
     for wrapping in ('model', 'state_dict', 'net'):
         if isinstance(content, dict) and isinstance(content.get(wrapping), dict):
             content = content[wrapping]

@@ -9,10 +9,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from engine import augment, samples
+from engine import augment, hardware, samples
 
 PICTURES_AT_ONCE = 256    # while moving: so much of the set exists twice on the host
 SHARE_OF_FREE = 0.5       # of a GPU's free memory that the pictures may take; the network needs the rest
+
+
+def batches(pictures, cfg, process, first_step, last_step):
+    """This process's share of the batches of steps first_step .. last_step - 1, an iterable.
+
+    pictures : samples.Pictures; cfg : BATCH_SIZE, NUM_WORKERS and PICTURES_ON, where they lie
+    """
+    resides = cfg.PICTURES_ON == 'device' or (cfg.PICTURES_ON == 'auto' and process.device.type == 'cuda'
+                                              and fits(pictures, process.device))
+    where = 'in its memory' if resides else 'from the host'
+    print(f'{process.device} gets {len(pictures)} training pictures {where}')
+    steps = (cfg.BATCH_SIZE, first_step, last_step, process.rank, process.world)
+    if resides:
+        return Resident(pictures, process.device).stream(*steps)
+    return samples.stream(pictures, *steps, hardware.workers(cfg.NUM_WORKERS, process.device))
 
 
 class Resident:
@@ -21,7 +36,7 @@ class Resident:
     def __init__(self, pictures, device):
         self.pictures, self.device = pictures, device
         self.images = _moved(pictures.images, device)
-        self.masks = {name: _moved(masks, device) for name, masks in pictures.masks.items()}
+        self.planes = {name: _moved(planes, device) for name, planes in pictures.planes.items()}
         self.labels = None if pictures.labels is None else torch.as_tensor(pictures.labels, device=device)
 
     def stream(self, batch_size, first_step, last_step, rank=0, world=1):
@@ -40,8 +55,8 @@ class Resident:
         grid = F.affine_grid(theta, (len(numbers), 1, own.size, own.size), align_corners=False)
         batch = {'image': _warped(self.images[index].permute(0, 3, 1, 2), grid, own.interpolation),
                  'index': index}
-        for name, masks in self.masks.items():
-            batch[name] = _warped(masks[index][:, None], grid, 'nearest')[:, 0] >> 7
+        for name, planes in self.planes.items():
+            batch[name] = _warped(planes[index][:, None], grid, 'nearest', own.outside[name])[:, 0]
         if self.labels is not None:
             batch['label'] = self.labels[index]
         return batch
@@ -49,7 +64,7 @@ class Resident:
 
 def fits(pictures, device):
     """True when the pictures of a samples.Pictures take at most half of a GPU's free memory."""
-    arrays = [pictures.images, *pictures.masks.values()]
+    arrays = [pictures.images, *pictures.planes.values()]
     needed = sum(int(np.prod(array.shape)) for array in arrays)
     return needed <= SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0]
 
@@ -63,7 +78,10 @@ def _moved(pictures, device):
     return whole
 
 
-def _warped(pictures, grid, interpolation):
-    """uint8 (B, C, H, W) under a grid (B, S, S, 2) -> uint8 (B, C, S, S); outside is 0."""
-    warped = F.grid_sample(pictures.float(), grid, interpolation, 'zeros', align_corners=False)
-    return warped.round().to(torch.uint8)
+def _warped(pictures, grid, interpolation, outside=0):
+    """uint8 (B, C, H, W) under a grid (B, S, S, 2) -> uint8 (B, C, S, S); outside : value beyond the edge."""
+    pictures = pictures.float()
+    if outside:   # PyTorch knows zeros alone: `outside` becomes the zero meanwhile, whole numbers stay exact
+        pictures -= outside
+    warped = F.grid_sample(pictures, grid, interpolation, 'zeros', align_corners=False).round()
+    return (warped + outside if outside else warped).to(torch.uint8)

@@ -1,4 +1,6 @@
 """The pictures that a run draws: curves of loss and score, and panels of validation images."""
+import itertools
+
 import cv2
 import numpy as np
 
@@ -9,26 +11,28 @@ TRUTH, PREDICTION = (0, 150, 60), (220, 30, 160)   # contour colours; also told 
 COLUMN_WIDTH = 1.7                                 # inches
 
 
-def curves(rows, monitor, path):
-    """Draw training loss and the monitored score over steps.
+def curves(rows, monitor, path, smaller_is_better=False):
+    """Draw training losses and the monitored score over steps.
 
-    rows : list of dicts as in metrics.jsonl; monitor : name of the score; path : png to write
+    rows : list of dicts as in metrics.jsonl, with what the training logs before the scores
+    monitor : name of the first score, None where there is none to draw; path : png to write
     """
     figure, (left, right) = subplots(1, 2, (9, 3.4))
     steps = [row['step'] for row in rows]
-    losses = [name for name in ('loss', 'dice', 'rank') if name in rows[-1]]   # the start may be scored alone
+    losses = [name for name in itertools.takewhile(lambda name: name != monitor, rows[-1])
+              if name != 'step' and not name.startswith('lr')]   # none where the start alone is scored
     for name in losses:
         left.plot(steps, [row.get(name, np.nan) for row in rows], label=name, marker='.', markersize=3)
     left.set(xlabel='step', ylabel='training loss', ylim=(0, None))
     if losses:
         left.legend()
-    scores = [row[monitor] for row in rows]
+    scores = [row.get(monitor, np.nan) for row in rows]
     right.plot(steps, scores, marker='.', markersize=3, color='tab:green')
     if np.isfinite(scores).any():
-        best = int(np.nanargmax(scores))
+        best = int(np.nanargmin(scores) if smaller_is_better else np.nanargmax(scores))
         right.plot(steps[best], scores[best], 'o', color='black', fillstyle='none', markersize=10)
         right.set_title(f'best {scores[best]:.4f} at step {steps[best]}', fontsize=10)
-    right.set(xlabel='step', ylabel=f'validation {monitor}')
+    right.set(xlabel='step', ylabel=f'validation {monitor or "without a score"}')
     for axes in (left, right):
         axes.grid(alpha=0.3)
     save(figure, path)

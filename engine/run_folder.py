@@ -2,7 +2,10 @@
 import json
 import math
 import platform
+import re
+import subprocess
 import time
+from pathlib import Path
 
 import filelock
 import numpy as np
@@ -18,23 +21,26 @@ MAY_CHANGE = {'ROOT', 'RECIPE', 'NUM_WORKERS', 'RESUME', 'EPOCH', 'STEPS', 'PATI
 BEFORE = {'E_LAYER_START': 'random', 'bn_eps': 1e-5}   # of runs without record, where that is no file top's
 SECONDS_BETWEEN_FIGURES = 60
 GO_ANEW = 'start anew with --RESUME=False'
+REPOSITORY = Path(__file__).resolve().parent.parent
+GIT_MAY_TAKE = 5   # seconds, to say what code this is
 MOST = 1e300   # larger numbers of metrics.jsonl are damage
 
 
 class Run:
     """The folder `models/<network>/` of one training run.
 
-    folder : Path; network : 'CoarseSN', 'MaskCN' or 'EnhancedSN'; cfg : Settings
+    folder : Path; network : name of what is trained; cfg : Settings
     inputs : dict of fingerprints of everything the run reads (data, weights of earlier stages)
     start : what its first weights are, in words
     process : hardware.Process; only its main process writes
+    kept : names of the networks whose weights are written, by default the one of the run's name
     Raises InputError when another process trains in the folder, or when the folder holds a run
     with other settings.
     """
 
-    def __init__(self, folder, network, cfg, inputs, start, process):
-        self.folder, self.network, self.process = folder, network, process
-        self.weights, self.last = folder / f'{network}.pth', folder / 'last.pth'
+    def __init__(self, folder, network, cfg, inputs, start, process, kept=()):
+        self.folder, self.process, self.last = folder, process, folder / 'last.pth'
+        self.kept = {name: folder / f'{name}.pth' for name in kept or (network,)}
         self.config = {'network': network, 'settings': vars(cfg), 'inputs': inputs, 'start': start,
                        'versions': versions(process.device)}
         self.rows, self._board, self._drawn = [], None, 0.0
@@ -58,11 +64,11 @@ class Run:
             self._refuse_other_settings()
             state = checkpoints.load(self.last, GO_ANEW)
             self._read_rows(self._step_of(state))
-            before = checkpoints.read_config(self.weights)
+            before = checkpoints.read_config(self.last)
             self.config['start'], self.was_finished = before.get('start'), 'finished' in before
-        elif resume and self.weights.exists():
+        elif resume and (there := [path for path in self.kept.values() if path.exists()]):
             raise InputError('Trained weights would be overwritten',
-                             [f'{self.weights}: is there, but no last.pth to go on from'],
+                             [f'{path}: is there, but no last.pth to go on from' for path in there],
                              'use another --ROOT, or overwrite them with --RESUME=False')
         hardware.barrier(self.process)   # nobody looks any more at what is cleared now
         if self.process.main and state is None:
@@ -86,7 +92,7 @@ class Run:
         files.write_text(self.folder / 'config.json', json.dumps(self.config, indent=1) + '\n')
 
     def _refuse_other_settings(self):
-        before = checkpoints.read_config(self.weights)
+        before = checkpoints.read_config(self.last)
         faults = []
         for part in ('settings', 'inputs'):
             old, new = before.get(part, {}), json.loads(json.dumps(self.config[part]))
@@ -109,8 +115,9 @@ class Run:
         return step
 
     def _clear(self):
-        for name in (self.weights.name, 'last.pth', 'metrics.jsonl', 'config.json'):
-            (self.folder / name).unlink(missing_ok=True)
+        names = 'last.pth', 'metrics.jsonl', 'config.json'
+        for path in (*self.kept.values(), *(self.folder / name for name in names)):
+            path.unlink(missing_ok=True)
         for events in self.folder.glob('tensorboard/events.*'):
             events.unlink()
 
@@ -149,13 +156,13 @@ class Run:
                 self._board.add_scalar(name, value, row['step'])
         self._board.flush()
 
-    def draw(self, monitor, panel, final=False):
-        """Redraw curves.png, and panel.png by calling panel(path); at most once a minute."""
+    def draw(self, task, final=False):
+        """Redraw curves.png, and panel.png by task.panel(path); at most once a minute."""
         now = time.monotonic()
         if not self.process.main or (not final and now - self._drawn < SECONDS_BETWEEN_FIGURES):
             return
-        figures.curves(self.rows, monitor, self.folder / 'curves.png')
-        panel(self.folder / 'panel.png')
+        figures.curves(self.rows, task.monitor, self.folder / 'curves.png', task.smaller_is_better)
+        task.panel(self.folder / 'panel.png')
         self._drawn = time.monotonic()
 
     def __enter__(self):
@@ -178,7 +185,26 @@ def read_row(line):
 
 
 def versions(device):
-    """What the run ran on: {'python': ..., 'torch': ..., 'device': ...}."""
+    """What the run ran on, and of which code: {'python': ..., 'torch': ..., 'device': ..., 'commit': ...}."""
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.machine()
     return {'python': platform.python_version(), 'torch': torch.__version__, 'numpy': np.__version__,
-            'device': f'{device.type} {name}', 'threads': torch.get_num_threads()}
+            'device': f'{device.type} {name}', 'threads': torch.get_num_threads(), 'host': platform.node(),
+            **code_state(REPOSITORY)}
+
+
+def code_state(folder):
+    """{'commit': id, 'dirty': whether a tracked file differs from it}; None both where git cannot tell.
+
+    A copy without .git of its own may lie within another project's checkout: that commit says nothing.
+    """
+    unknown = {'commit': None, 'dirty': None}
+    if not (folder / '.git').exists():
+        return unknown
+    try:
+        said = subprocess.run(
+            ['git', '--no-optional-locks', '-C', folder, 'status', '--porcelain=v2', '--branch',
+             '--untracked-files=no'], capture_output=True, text=True, check=True, timeout=GIT_MAY_TAKE).stdout
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return unknown
+    found = re.match(r'# branch.oid ([0-9a-f]+)$', said, re.MULTILINE)   # '(initial)' before the first commit
+    return {'commit': found[1], 'dirty': bool(re.search('^[^#]', said, re.MULTILINE))} if found else unknown

@@ -19,16 +19,18 @@ ORDER = 2**63   # keeps the shuffling's random streams apart from the geometries
 class Pictures(Dataset):
     """Augmented training samples from uint8 arrays in memory or memory-mapped.
 
-    images : (N, S, S, 3); masks : dict name -> (N, S', S') uint8 {0, 255}, warped like the image
-    labels : (N,) class numbers, or None
+    images : (N, S, S, 3); planes : dict name -> (N, S', S') uint8 class numbers (a mask's are 0 and 1),
+        warped like the image; labels : (N,) class numbers, or None
     size : side of the samples; ranges : augment.Ranges; interpolation : of the images
-    An item is a dict: 'image' (3, size, size) uint8, each mask (size, size) uint8 {0, 1},
-    'label' int, 'index' int (which picture).
+    outside : dict name -> class number outside the picture (255, to be ignored, say), 0 where not named
+    An item is a dict: 'image' (3, size, size) uint8, each plane (size, size) uint8, 'label' int,
+    'index' int (which picture).
     """
 
-    def __init__(self, images, masks, labels, size, ranges, interpolation='bilinear', seed=0):
-        self.images, self.masks, self.labels = images, masks, labels
+    def __init__(self, images, planes, labels, size, ranges, interpolation='bilinear', seed=0, outside=None):
+        self.images, self.planes, self.labels = images, planes, labels
         self.size, self.ranges, self.interpolation, self.seed = size, ranges, interpolation, seed
+        self.outside = dict.fromkeys(planes, 0) | (outside or {})
         self._order = (-1, None)
 
     def __len__(self):
@@ -39,9 +41,9 @@ class Pictures(Dataset):
         matrix = augment.draw(augment.generator(self.seed, position), self.ranges)
         image = augment.warp(self.images[index], matrix, self.size, self.interpolation)
         item = {'image': torch.from_numpy(image).permute(2, 0, 1), 'index': index}
-        for name, masks in self.masks.items():
-            mask = augment.warp(masks[index], matrix, self.size, 'nearest')
-            item[name] = torch.from_numpy(mask >> 7)
+        for name, planes in self.planes.items():
+            plane = augment.warp(planes[index], matrix, self.size, 'nearest', self.outside[name])
+            item[name] = torch.from_numpy(plane)
         if self.labels is not None:
             item['label'] = int(self.labels[index])
         return item
@@ -65,6 +67,16 @@ def stream(dataset, batch_size, first_step, last_step, rank=0, world=1, workers=
     return DataLoader(dataset, batch_sampler=batches, num_workers=workers,
                       pin_memory=torch.cuda.is_available(), prefetch_factor=4 if workers else None,
                       worker_init_fn=start_worker)
+
+
+def unpaired(**streams):
+    """Streams of several sets as one: their batches side by side, the parts named '<set>_<part>'.
+
+    Each set needs a seed of its own: sets of one size under one seed would come in the same order.
+    """
+    for batches in zip(*streams.values(), strict=True):
+        yield {f'{name}_{part}': tensor for name, batch in zip(streams, batches, strict=True)
+               for part, tensor in batch.items()}
 
 
 def shares(batch_size, first_step, last_step, rank=0, world=1):

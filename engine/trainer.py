@@ -1,13 +1,15 @@
-"""The training loop that the three stages share."""
+"""The one training loop: supervised trainings and GANs, stopped anywhere and resumed to the last bit."""
 import math
 import signal
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from engine import checkpoints, device_samples, hardware, samples
+from engine import checkpoints, hardware
 from engine.cli import Interrupted
 from engine.errors import InputError
 
@@ -18,60 +20,78 @@ GO_ON = ('lower LEARNING_RATE with --RESUME=False, or look at the pictures; last
 GO_ANEW = 'start anew with --RESUME=False'
 
 
-def poly(start, step, total, power=0.9):
-    """Learning rate start * (1 - step / total) ** power, never negative (section 7: a negative base
-    would make it complex)."""
-    return start * max(0.0, 1 - step / total) ** power
+@dataclass
+class Task:
+    """What a script brings to `fit`. A reader of the script sees its losses and its optimisers there.
 
-
-class Stage:
-    """What one stage brings to `fit`: its network, data, loss and validation.
-
-    network : nn.Module; dataset : engine.samples.Pictures
-    loss(model, batch) -> (scalar tensor, {name: scalar tensor}); model is the network, perhaps
-        wrapped for several devices, and batch is on the device
-    validate() -> {name: float}, which holds `monitor`; called in every process
-    panel(path) draws some validation pictures
-    monitor : name of the validation score to select by, larger is better
+    networks : {name: nn.Module}; all go into last.pth, those that Run names are kept as <name>.pth
+    optimizers : {name: optimiser}, each with its own rates; `adam` makes one
+    stream(first, last) : iterable of the batches of steps first .. last - 1, {name: tensor (B, ...)}
+    losses(models, batch) : a generator of (name of an optimiser, its loss, {part: scalar}), once a step for
+        supervised training, D then G for a GAN. Each loss is followed by its optimiser's step before the
+        generator goes on: code behind a `yield` sees the new weights, code behind the last one ends the
+        step (clamp a weight there). models : the networks by name, perhaps wrapped or compiled;
+        batch : on the device
+    validate() : {name: float}, `monitor` first; called in every process. panel(path) draws some pictures
+    rate(step) : factor on the optimisers' own learning rates, 1 to keep them
+    monitor : score that selects the weights to keep; None keeps the last ones
+    score_start : validate before the first step, and keep what the training starts from where nothing
+        later is better
     """
+    networks: dict
+    optimizers: dict
+    stream: Callable
+    losses: Callable
+    validate: Callable
+    panel: Callable
+    rate: Callable
+    monitor: str | None = None
+    smaller_is_better: bool = False
+    score_start: bool = False
 
-    def __init__(self, network, dataset, loss, validate, panel, monitor):
-        self.network, self.dataset, self.loss = network, dataset, loss
-        self.validate, self.panel, self.monitor = validate, panel, monitor
+
+def poly(step, total, power=0.9):
+    """The factor (1 - step / total) ** power on learning rates, never negative (section 7: a negative base
+    would make it complex)."""
+    return max(0.0, 1 - step / total) ** power
 
 
-def fit(stage, cfg, run, process, total_steps, validate_every):
+def adam(network, rate, device, betas=(0.9, 0.999)):
+    """Adam over all parameters of a network, in one fused kernel on devices that have it."""
+    return torch.optim.Adam(network.parameters(), lr=rate, betas=betas, fused=device.type in ('cpu', 'cuda'))
+
+
+def fit(task, cfg, run, process, total_steps, validate_every):
     """Train to total_steps, validating every validate_every steps; resume where the run stopped.
 
-    Writes best weights, last.pth, metrics.jsonl and figures into run.folder. Raises Interrupted
+    cfg : AMP, COMPILE, PATIENCE, RESUME, SEED; FREEZE_BN and SYNC_BN where networks have batch norms
+    Writes kept weights, last.pth, metrics.jsonl and figures into run.folder. Raises Interrupted
     after saving when Ctrl-C or SIGTERM arrives, InputError on a loss that is not finite.
     """
-    session = Session(stage, cfg, run, process, total_steps)
+    session = Session(task, cfg, run, process, total_steps)
     progress = session.progress
     if progress.finished(total_steps, cfg.PATIENCE):
-        print(f'{run.folder}: already trained, {progress.summary(stage.monitor)}; '
+        print(f'{run.folder}: already trained, {progress.summary(task.monitor)}; '
               f'nothing to do (--RESUME=False starts anew)')
         if process.main and not run.was_finished:   # it was killed between its last step and its end
-            _draw_best(stage, run)
+            _draw_kept(task, run)
         run.finish(progress.step, progress.best, progress.best_step)
         return
-    resides = on_device(stage.dataset, cfg, process)
-    loader = batches(stage.dataset, cfg, progress.step, total_steps, process, resides)
-    print(f'training on {process.world} x {process.device}, {session.precision}, pictures '
-          f'{"in its memory" if resides else "from the host"}, steps {progress.step} to {total_steps}')
+    print(f'training on {process.world} x {process.device}, {session.precision}, '
+          f'steps {progress.step} to {total_steps}')
+    stream = task.stream(progress.step, total_steps)
     with Stopping() as stopping, tqdm(total=total_steps, initial=progress.step, unit='step',
                                       disable=not process.main) as bar:
-        if getattr(cfg, 'INITIAL_WEIGHTS', '') and progress.validations == 0:
-            session.validate(0.0)   # what is fine-tuned stays, where training on it makes nothing better
+        if task.score_start and progress.validations == 0:
+            session.validate()
         session.train_mode()
-        for batch in loader:
-            rate = poly(cfg.LEARNING_RATE, progress.step, total_steps)
-            session.step(batch, rate)
+        for batch in stream:
+            session.step(batch)
             bar.update()
             if progress.step % STEPS_BETWEEN_MEANS == 0:
                 bar.set_postfix(progress.shown(), refresh=False)
             if progress.step % validate_every == 0 or progress.step == total_steps:
-                session.validate(rate)
+                session.validate()
                 if progress.finished(total_steps, cfg.PATIENCE):
                     break
                 session.train_mode()
@@ -79,105 +99,122 @@ def fit(stage, cfg, run, process, total_steps, validate_every):
                 session.save()
                 raise Interrupted(stopping.signal or signal.SIGTERM)
     if process.main:
-        _draw_best(stage, run)
-        print(f'{run.folder}: {progress.summary(stage.monitor)}')
+        _draw_kept(task, run)
+        print(f'{run.folder}: {progress.summary(task.monitor)}')
     run.finish(progress.step, progress.best, progress.best_step)
 
 
-def on_device(dataset, cfg, process):
-    """Whether the training pictures are to lie in the device's memory, see PICTURES_ON."""
-    return cfg.PICTURES_ON == 'device' or (cfg.PICTURES_ON == 'auto' and process.device.type == 'cuda'
-                                           and device_samples.fits(dataset, process.device))
-
-
-def batches(dataset, cfg, first_step, last_step, process, resides):
-    """This process's share of the batches of steps first_step .. last_step - 1, an iterable."""
-    steps = (cfg.BATCH_SIZE, first_step, last_step, process.rank, process.world)
-    if resides:
-        return device_samples.Resident(dataset, process.device).stream(*steps)
-    return samples.stream(dataset, *steps, hardware.workers(cfg.NUM_WORKERS, process.device))
-
-
-def _draw_best(stage, run):
+def _draw_kept(task, run):
     """The last curves and panel; the latter shows the weights that are kept."""
-    best = checkpoints.load_state(run.weights, GO_ANEW)
-    checkpoints.apply(checkpoints.load_parameters, stage.network, best, run.weights, GO_ANEW)
-    run.draw(stage.monitor, stage.panel, final=True)
+    for name, path in run.kept.items():
+        state = checkpoints.load_state(path, GO_ANEW)
+        checkpoints.apply(checkpoints.load_parameters, task.networks[name], state, path, GO_ANEW)
+    run.draw(task, final=True)
 
 
 class Session:
     """The moving parts of one call of `fit`, and what is done with them: steps, validations, saves."""
 
-    def __init__(self, stage, cfg, run, process, total_steps):
-        self.stage, self.cfg, self.run, self.process = stage, cfg, run, process
+    def __init__(self, task, cfg, run, process, total_steps):
+        self.task, self.cfg, self.run, self.process = task, cfg, run, process
         self.total_steps = total_steps
+        if process.world > 1 and len(task.optimizers) > 1:   # averaged gradients know of one loss a step
+            raise InputError('Several optimisers train in one process', remedy='start without torchrun')
         self.precision = hardware.choose_precision(cfg.AMP, process.device)
-        stage.network.to(process.device, memory_format=torch.channels_last)
-        self.optimizer = torch.optim.Adam(stage.network.parameters(), lr=cfg.LEARNING_RATE,
-                                          fused=process.device.type in ('cpu', 'cuda'))
+        for network in task.networks.values():
+            network.to(process.device, memory_format=torch.channels_last)
+        # Before last.pth is read: its optimisers hold the rates of the step at which it was saved.
+        self.rates = {name: [group['lr'] for group in optimizer.param_groups]
+                      for name, optimizer in task.optimizers.items()}
         self.scaler = _scaler(self.precision, process.device)
-        self.progress = Progress()
+        self.progress = Progress(task.smaller_is_better)
         state = run.begin(cfg.RESUME)
         if state is not None:
             self._take_up(state)
-            self._complete(checkpoints.on_cpu(state['model']))
-        self.model = _distribute(stage.network, process, cfg.SYNC_BN, cfg.COMPILE)
+            if process.main and self.progress.best_step == self.progress.step and not run.was_finished:
+                self._keep()   # the run may have been killed after last.pth and before them
+        self.models = {name: _distribute(network, process, getattr(cfg, 'SYNC_BN', True), cfg.COMPILE)
+                       for name, network in task.networks.items()}
         self._saved = -math.inf
+
+    def _named(self, what, optimizer):
+        """What a number of an optimiser is called in the log: the bare word where it is the only one."""
+        return what if len(self.task.optimizers) == 1 else f'{what} {optimizer}'
 
     def _take_up(self, state):
         """Go on from last.pth. Raises InputError when it is of another network, or damaged."""
+        networks, optimizers = self.task.networks, self.task.optimizers
         try:
-            checkpoints.load_parameters(self.stage.network, state['model'])
-            for group in state['optimizer']['param_groups']:   # the run may come from another device
-                group['fused'] = self.optimizer.defaults['fused']
-            self.optimizer.load_state_dict(state['optimizer'])
-            if not all(_fit(*pair) for pair in self.optimizer.state.items()):
-                raise ValueError("Adam's moments do not fit the network")
+            if 'model' in state:   # of a version that knew one network and one optimiser
+                state = state | {'networks': dict.fromkeys(networks, state['model']),
+                                 'optimizers': dict.fromkeys(optimizers, state['optimizer'])}
+            if (state['networks'].keys(), state['optimizers'].keys()) != (networks.keys(), optimizers.keys()):
+                raise ValueError('it is of other networks')
+            for name, network in networks.items():
+                checkpoints.load_parameters(network, state['networks'][name])
+            for name, optimizer in optimizers.items():
+                _load_optimizer(optimizer, state['optimizers'][name])
             if state['scaler'] and self.precision == 'fp16':
                 self.scaler.load_state_dict(state['scaler'])
             self.progress.restore(state['progress'])
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise InputError('A checkpoint cannot be used', [f'{self.run.last}: {error}'], GO_ANEW) from None
 
-    def step(self, batch, rate):
-        """One optimisation step at learning rate `rate`."""
-        progress, device = self.progress, self.process.device
-        for group in self.optimizer.param_groups:
-            group['lr'] = rate
+    def step(self, batch):
+        """One step: for each loss in turn its gradient, and its optimiser's step."""
+        task, progress, device = self.task, self.progress, self.process.device
+        for name, optimizer in task.optimizers.items():
+            for group, rate in zip(optimizer.param_groups, self.rates[name], strict=True):
+                group['lr'] = rate * task.rate(progress.step)
+        # Whatever a step draws (dropout, noise) is a function of its number: a resumed run draws the same.
         hardware.seed_step(self.cfg.SEED, progress.step, self.process.rank)
         on_gpu = device.type == 'cuda'   # from pinned memory
         batch = {name: tensor.to(device, non_blocking=on_gpu) for name, tensor in batch.items()}
-        with hardware.autocast(self.precision, device):
-            loss, parts = self.stage.loss(self.model, batch)
-        if device.type == 'cpu' or progress.step % STEPS_BETWEEN_MEANS == 0:
-            _refuse_non_finite(loss, batch, progress.step)   # asking a GPU every time would stall it
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update(None if self.precision == 'fp16' else 1.0)
-        progress.add({'loss': loss, **parts})
+        losses, found = task.losses(self.models, batch), {}
+        while True:
+            # Entered anew for each loss: until it is left, autocast remembers the weights in low precision,
+            # and the optimiser changes them.
+            with hardware.autocast(self.precision, device):
+                name, loss, parts = next(losses, (None, None, None))
+            if name is None:
+                break
+            if device.type == 'cpu' or progress.step % STEPS_BETWEEN_MEANS == 0:
+                _refuse_non_finite(loss, batch, progress.step)   # asking a GPU every time would stall it
+            # A generator's loss runs through the discriminator and leaves gradients there; so each optimiser
+            # begins by dropping what lies in its own networks.
+            task.optimizers[name].zero_grad(set_to_none=True)
+            self.scaler.scale(loss).backward()
+            self.scaler.step(task.optimizers[name])
+            self.scaler.update(None if self.precision == 'fp16' else 1.0)
+            found |= {self._named('loss', name): loss, **parts}
+        progress.add(found)
 
-    def validate(self, rate):
-        """Score the network; save the state to go on from, when the score is the best so far, or the last
+    def validate(self):
+        """Score the networks; save the state to go on from, when the score is the best so far, or the last
         save lies back, or this is the end; keep the best weights."""
-        progress, stage, run = self.progress, self.stage, self.run
+        progress, task, run = self.progress, self.task, self.run
         self.refuse_non_finite()
-        stage.network.eval()
-        hardware.share_buffers(stage.network, self.process)
+        for network in task.networks.values():
+            network.eval()
+            hardware.share_buffers(network, self.process)
         speed = progress.speed()
-        row = {'step': progress.step, 'lr': rate, **progress.take_means(self.process), **stage.validate()}
-        best = progress.note_score(row[stage.monitor])
+        rates = {self._named('lr', name): optimizer.param_groups[0]['lr'] if progress.step else 0.0
+                 for name, optimizer in task.optimizers.items()}
+        row = {'step': progress.step, **rates, **progress.take_means(self.process), **task.validate()}
+        best = progress.note_score(math.nan if task.monitor is None else row[task.monitor])
         if self.process.main:
             run.log(row, speed)
             shown = '  '.join(f'{name} {value:.4g}' for name, value in row.items() if name != 'step')
-            tqdm.write(f'step {progress.step}: {shown}  {speed:.2f} steps/s{"  *" if best else ""}')
+            mark = '  *' if best and task.monitor else ''
+            tqdm.write(f'step {progress.step}: {shown}  {speed:.2f} steps/s{mark}')
         waited = time.monotonic() - self._saved
-        if best or waited >= SECONDS_BETWEEN_SAVES or progress.finished(self.total_steps, self.cfg.PATIENCE):
+        due = waited >= SECONDS_BETWEEN_SAVES or progress.finished(self.total_steps, self.cfg.PATIENCE)
+        if due or (best and task.monitor):
             self.save()
-        if self.process.main and best:   # after last.pth, see _complete
-            checkpoints.save(checkpoints.on_cpu(stage.network.state_dict()), run.weights)
+            if self.process.main and best:   # after last.pth, from which they can be made
+                self._keep()
         if progress.step < self.total_steps:
-            run.draw(stage.monitor, stage.panel)
+            run.draw(task)
         hardware.barrier(self.process)
         progress.restart_clock()
 
@@ -185,40 +222,48 @@ class Session:
         """Write last.pth; never from weights that a loss without a finite value has reached."""
         self.refuse_non_finite()
         if self.process.main:
-            checkpoints.save({'progress': self.progress.state(), 'model': self.stage.network.state_dict(),
-                              'optimizer': self.optimizer.state_dict(),
+            states = {kind: {name: part.state_dict() for name, part in parts.items()} for kind, parts in (
+                ('networks', self.task.networks), ('optimizers', self.task.optimizers))}
+            checkpoints.save({'progress': self.progress.state(), **states,
                               'scaler': self.scaler.state_dict() if self.precision == 'fp16' else {}},
                              self.run.last)
         self._saved = time.monotonic()
 
-    def _complete(self, model):
-        """Save the best weights when the run was killed after last.pth and before them."""
-        if not self.process.main or self.progress.best_step != self.progress.step:
-            return
-        kept = checkpoints.load(self.run.weights, GO_ANEW) if self.run.weights.exists() else {}
-        same = isinstance(kept, dict) and kept.keys() == model.keys() and all(
-            isinstance(kept[name], torch.Tensor) and torch.equal(kept[name], model[name]) for name in model)
-        if not same:
-            checkpoints.save(model, self.run.weights)
+    def _keep(self):
+        for name, path in self.run.kept.items():
+            checkpoints.save(checkpoints.on_cpu(self.task.networks[name].state_dict()), path)
 
     def refuse_non_finite(self):
-        """InputError when a loss or a weight is not finite: nothing is saved of such a network."""
+        """InputError when a loss or a weight is not finite: nothing is saved of such networks."""
         self.progress.refuse_non_finite()
-        state = self.stage.network.state_dict()   # running statistics overflow while the loss is still finite
-        if not bool(torch.stack([tensor.isfinite().all() for tensor in state.values()]).all()):
+        # Running statistics, too: they overflow while the loss is still finite.
+        tensors = [tensor for network in self.task.networks.values()
+                   for tensor in network.state_dict().values()]
+        if not bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all()):
             raise InputError(f'A weight is not finite after step {self.progress.step}', remedy=GO_ON)
 
     def train_mode(self):
         """Training mode; with FREEZE_BN the batch norms keep using their running statistics."""
-        self.model.train()
-        if self.cfg.FREEZE_BN:
-            for layer in self.model.modules():
-                if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
-                    layer.eval()
+        for model in self.models.values():
+            model.train()
+            if getattr(self.cfg, 'FREEZE_BN', False):
+                for layer in model.modules():
+                    if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+                        layer.eval()
+
+
+def _load_optimizer(optimizer, state):
+    """Take up an optimiser's state. Raises ValueError where Adam's moments do not fit the parameters: its
+    fused form does not look itself and would write beyond their ends."""
+    for group in state['param_groups']:   # the run may come from another device
+        group['fused'] = optimizer.defaults.get('fused')
+    optimizer.load_state_dict(state)
+    if isinstance(optimizer, torch.optim.Adam) and not all(_fit(*pair) for pair in optimizer.state.items()):
+        raise ValueError("Adam's moments do not fit the network")
 
 
 def _fit(parameter, moments):
-    """True when Adam can go on with what it kept of a parameter; its fused form does not look itself."""
+    """True when Adam can go on with what it kept of a parameter."""
     shapes = {'exp_avg': parameter.shape, 'exp_avg_sq': parameter.shape, 'step': torch.Size()}
     return moments.keys() == shapes.keys() and all(
         isinstance(moments[name], torch.Tensor) and checkpoints.is_usable(moments[name])
@@ -238,14 +283,15 @@ def _scaler(precision, device):
 def _refuse_non_finite(loss, batch, step):
     """Stop before a loss that is not finite reaches the weights; last.pth holds the last good state."""
     if not math.isfinite(loss.item()):
-        raise InputError(f'The loss of step {step} is {loss.item()}',
-                         [f'pictures (by line of the list, from 0): {batch["index"].tolist()}'], GO_ON)
+        raise InputError(f'The loss of step {step} is {loss.item()}', [
+            f'{name.removesuffix("index")}pictures (by line of the list, from 0): {batch[name].tolist()}'
+            for name in batch if name.endswith('index')], GO_ON)
 
 
 def _distribute(network, process, sync_bn, mode):
     """Wrap for several processes: gradients are averaged; on GPUs batch norm sees the global batch.
 
-    mode : of torch.compile, or 'off'. The stage keeps the network itself, to validate and to save.
+    mode : of torch.compile, or 'off'. The task keeps the network itself, to validate and to save.
     """
     if process.world > 1:
         on_gpu = process.device.type == 'cuda'
@@ -267,9 +313,10 @@ class Progress:
 
     SAVED = ('step', 'best', 'best_step', 'validations', 'best_validation', 'count')
 
-    def __init__(self):
+    def __init__(self, smaller_is_better=False):
         self.step = self.best_step = self.validations = self.best_validation = self.count = 0
-        self.best, self.sums = float('-inf'), {}
+        self.smaller_is_better, self.sums = smaller_is_better, {}
+        self.best = self.worst = math.inf if smaller_is_better else -math.inf
         self.restart_clock()
 
     def state(self):
@@ -321,7 +368,8 @@ class Progress:
         A score that is not defined (NaN: a class is absent) is taken as long as no other is known.
         """
         self.validations += 1
-        best = score > self.best or (math.isnan(score) and self.best == float('-inf'))
+        better = score < self.best if self.smaller_is_better else score > self.best
+        best = better or (math.isnan(score) and self.best == self.worst)
         if best:
             self.best_step, self.best_validation = self.step, self.validations
             self.best = self.best if math.isnan(score) else score
@@ -329,6 +377,8 @@ class Progress:
 
     def summary(self, monitor):
         """'best JA 0.8012 at step 500' for the terminal."""
+        if monitor is None:
+            return f'trained for {self.step} steps'
         score = f'{self.best:.4f}' if math.isfinite(self.best) else 'undefined (a class is absent)'
         return f'best {monitor} {score} at step {self.best_step}'
 

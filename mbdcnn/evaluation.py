@@ -44,6 +44,19 @@ def quick_segmentation(segmenter, data, batch_size, process):
     return dict(zip(metrics.SEGMENTATION, means.tolist(), strict=True))
 
 
+def quick_classification(classifier, data, batch_size, process):
+    """Scores of the images of a split: {'mean AUC': ..., ..., 'accuracy': ...}; shared by all processes.
+
+    data : dataset.splits.Classification. An AUC is NaN where a class is absent.
+    """
+    crops = crop_probabilities(classifier, data, batch_size, process)
+    probabilities, labels = image_probabilities(crops, data)
+    scores = metrics.classification_scores(probabilities, labels)
+    areas = {'mean AUC': scores['mean AUC']} | {f'{task} AUC': scores[task]['AUC'] for task in metrics.TASKS}
+    return {name: float('nan') if area is None else area for name, area in areas.items()} | {
+        'accuracy': float((probabilities.argmax(1) == labels).mean())}
+
+
 def crop_probabilities(classifier, data, batch_size, process, description=''):
     """Class probabilities of every crop of a split: (N, 3) float64; shared by all processes.
 

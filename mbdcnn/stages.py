@@ -1,16 +1,11 @@
-"""What the training stages bring to the shared loop: samples, losses and validation."""
-import torch
-
+"""What the constants of the stages' scripts may be, and the samples that they ask for."""
 from dataset.isic import CLASSES
-from engine import hardware, metrics
+from engine import hardware
 from engine.augment import INTERPOLATIONS, Ranges
 from engine.errors import InputError
 from engine.samples import Pictures
-from engine.trainer import Stage
-from mbdcnn import evaluation, networks, panels
-from mbdcnn.inference import Classifier, Segmenter
-from net.inputs import SCALINGS, to_input, to_maskcn_input
-from net.loss import hybrid_loss
+from mbdcnn import networks
+from net.inputs import SCALINGS
 from net.models import STRIDE
 
 MACHINE_CHOICES = {'DEVICE': hardware.DEVICES, 'AMP': hardware.PRECISIONS}
@@ -61,68 +56,13 @@ def check_numbers(cfg, process):
                          remedy='choose a multiple')
 
 
-def steps_in_epoch(cfg, dataset):
-    """Optimisation steps that see as many samples as there are pictures, at least one."""
-    return max(1, round(len(dataset) / cfg.BATCH_SIZE))
+def pictures(cfg, images, planes, labels=None):
+    """engine.samples.Pictures under a script's constants; mask-CN's crops are files, it crops no more."""
+    ranges = Ranges(cfg.ROTATION, cfg.SHEAR, cfg.SHIFT, cfg.ZOOM, cfg.FLIPS,
+                    getattr(cfg, 'CENTRE_CROP', (1.0, 1.0)), getattr(cfg, 'CENTRE_CROP_PROBABILITY', 0.0))
+    return Pictures(images, planes, labels, cfg.INPUT_SIZE, ranges, cfg.AFFINE_FILTER, cfg.SEED)
 
 
-def ranges(cfg):
-    """The augmentation of a script's constants; mask-CN has no centre crop (its crops are files)."""
-    return Ranges(cfg.ROTATION, cfg.SHEAR, cfg.SHIFT, cfg.ZOOM, cfg.FLIPS,
-                  getattr(cfg, 'CENTRE_CROP', (1.0, 1.0)), getattr(cfg, 'CENTRE_CROP_PROBABILITY', 0.0))
-
-
-def segmentation(cfg, process, network, classifier, train, validation):
-    """Stage of a network that sees no maps (classifier None) or of one with the mask-CN that draws them.
-
-    train, validation : dataset.splits.Segmentation, with coarse masks where mask-CN reads them
-    """
-    masks = {'mask': train.masks} | ({} if train.coarse is None else {'coarse': train.coarse})
-    samples = Pictures(train.images, masks, None, cfg.INPUT_SIZE, ranges(cfg), cfg.AFFINE_FILTER, cfg.SEED)
-    segmenter = Segmenter(network, cfg.INPUT_SCALING,
-                          hardware.choose_precision(cfg.AMP, process.device), classifier)
-
-    def loss(model, batch):
-        extra = () if classifier is None else (classifier(batch['image'], batch.get('coarse'))[1],)
-        logits = model(to_input(batch['image'], cfg.INPUT_SCALING), *extra)
-        total, dice, rank = hybrid_loss(logits, batch['mask'], cfg.RANK_WEIGHT, cfg.HARD_PIXELS,
-                                        cfg.MARGIN, cfg.DICE_CLASSES, cfg.RANK_PADDED)
-        return total, {'dice': dice, 'rank': rank}
-
-    def validate():
-        return evaluation.quick_segmentation(segmenter.folded(), validation, cfg.BATCH_SIZE, process)
-
-    def panel(path):
-        panels.segmentation(segmenter, validation, process.device, path)
-
-    return Stage(network, samples, loss, validate, panel, 'JA')
-
-
-def classification(cfg, process, network, train, validation):
-    """Stage of mask-CN. train, validation : dataset.splits.Classification."""
-    masks = {'coarse': train.coarse} if cfg.INPUT_CHANNEL == 4 else {}
-    samples = Pictures(train.images, masks, train.labels, cfg.INPUT_SIZE, ranges(cfg),
-                       cfg.AFFINE_FILTER, cfg.SEED)
-    classifier = Classifier(network, cfg.INPUT_SCALING,
-                            hardware.choose_precision(cfg.AMP, process.device))
-
-    def loss(model, batch):
-        logits = model(to_maskcn_input(batch['image'], batch.get('coarse'), cfg.INPUT_SCALING))
-        return torch.nn.functional.cross_entropy(logits.float(), batch['label']), {}
-
-    def validate():
-        crops = evaluation.crop_probabilities(classifier.folded(), validation, cfg.BATCH_SIZE, process)
-        probabilities, labels = evaluation.image_probabilities(crops, validation)
-        accuracy = float((probabilities.argmax(1) == labels).mean())
-        scores = metrics.classification_scores(probabilities, labels)
-        areas = {f'{task} AUC': _number(scores[task]['AUC']) for task in metrics.TASKS}
-        return {'mean AUC': _number(scores['mean AUC']), **areas, 'accuracy': accuracy}
-
-    def panel(path):
-        panels.classification(classifier, validation, process.device, path)
-
-    return Stage(network, samples, loss, validate, panel, 'mean AUC')
-
-
-def _number(score):
-    return float('nan') if score is None else score
+def steps_in_epoch(cfg, count):
+    """Optimiser steps that see as many samples as there are pictures, at least one."""
+    return max(1, round(count / cfg.BATCH_SIZE))

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from dataset.splits import crops_of_subset, subset
 from engine import augment
-from engine.samples import Pictures, stream
+from engine.device_samples import Resident
+from engine.samples import Pictures, stream, unpaired
 from net.inputs import to_input, to_maskcn_input
 
 QUICK = settings(max_examples=150, deadline=None)
@@ -153,9 +154,12 @@ def test_a_range_switched_off_leaves_the_other_draws_alone():
 
 # --- Samples as a function of (seed, position)
 
+def masks(count, side):
+    return np.stack([blob(k, side) // 255 for k in range(count)])
+
+
 def pictures(seed=0, count=7, ranges=RANGES):
-    return Pictures(noise(1, count, 24, 24, 3), {'mask': np.stack([blob(k, 24) for k in range(count)]),
-                                                 'coarse': np.stack([blob(k, 16) for k in range(count)])},
+    return Pictures(noise(1, count, 24, 24, 3), {'mask': masks(count, 24), 'coarse': masks(count, 16)},
                     np.arange(count) % 3, 16, ranges, seed=seed)
 
 
@@ -180,22 +184,45 @@ def test_an_item_has_the_documented_form():
 
 def test_image_masks_and_coarse_masks_of_a_sample_share_one_draw():
     """The released code drew anew for the mask: 0 of 200 pairs matched."""
-    masks = np.stack([blob(k, 48) for k in range(5)])
-    data = Pictures(np.stack([masks] * 3, -1), {'mask': masks, 'coarse': masks}, None, 32, RANGES, 'nearest')
+    drawn = masks(5, 48)
+    data = Pictures(np.stack([drawn * 255] * 3, -1), {'mask': drawn, 'coarse': drawn}, None, 32, RANGES, 'nearest')
     for position in range(200):
         item = data[position]
         assert torch.equal(item['image'][0], item['mask'] * 255) and torch.equal(item['mask'], item['coarse'])
-        assert torch.equal(torch.as_tensor(augment.warp(masks[item['index']], geometry(0, position), 32,
-                                                        'nearest')), item['image'][2])
+        assert torch.equal(torch.as_tensor(augment.warp(drawn[item['index']], geometry(0, position), 32,
+                                                        'nearest')), item['mask'])
+
+
+def test_planes_of_many_classes_stay_classes_and_say_what_is_outside():
+    """Each picture shrinks to the middle of its sample."""
+    classes = noise(2, 3, 24, 24) % 7
+    data = Pictures(noise(1, 3, 24, 24, 3), {'seven': classes, 'plain': classes}, None, 16,
+                    augment.Ranges(0, 0, (0, 0), (0.5, 0.5), False), outside={'seven': 255})
+    for batch in (next(iter(stream(data, 3, 0, 1))), Resident(data, torch.device('cpu')).batch(range(3))):
+        expected = np.full((3, 16, 16), 255)
+        expected[:, 4:12, 4:12] = classes[batch['index'], 1::3, 1::3]
+        assert np.array_equal(batch['seven'], expected)
+        assert np.array_equal(batch['plain'], expected * (expected < 255))
+
+
+def test_unpaired_sets_keep_their_own_order_and_resume():
+    def pairs(first):
+        return unpaired(photo=stream(pictures(1, 7), 4, first, 6), drawn=stream(pictures(2, 5), 4, first, 6))
+
+    whole = list(pairs(0))
+    assert whole[0].keys() == {f'{name}_{part}' for name in ('photo', 'drawn')
+                               for part in ('image', 'mask', 'coarse', 'label', 'index')}
+    assert_same(whole[2:], pairs(2))
+    for batch, alone in zip(whole, stream(pictures(2, 5), 4, 0, 6), strict=True):
+        assert same(alone, {name: batch[f'drawn_{name}'] for name in alone})
 
 
 def test_without_augmentation_the_pictures_come_as_they_are():
-    data = Pictures(noise(1, 4, 16, 16, 3), {'mask': np.stack([blob(k, 16) for k in range(4)])}, None, 16,
-                    STILL)
+    data = Pictures(noise(1, 4, 16, 16, 3), {'mask': masks(4, 16)}, None, 16, STILL)
     for position in range(8):
         item = data[position]
         assert np.array_equal(item['image'].permute(1, 2, 0), data.images[item['index']])
-        assert np.array_equal(item['mask'] * 255, data.masks['mask'][item['index']])
+        assert np.array_equal(item['mask'], data.planes['mask'][item['index']])
 
 
 @QUICK

@@ -10,7 +10,7 @@ from benchmarks import bench, full_run, machine, plain, scaling, works, works_da
 from dataset import crops, synthetic
 from dataset.layout import Layout
 from engine import images, metrics
-from mbdcnn import inference, stages
+from mbdcnn import evaluation, inference
 from mbdcnn.evaluation import segment_files
 from net import loss
 from net.cam import class_activation_map
@@ -130,8 +130,8 @@ def test_every_stage_of_a_full_run_is_measured(name, tmp_path, monkeypatch):
     """At 32 px here; validation pictures are half as large as training pictures, as in the scripts."""
     seen = []
     for function in ('quick_segmentation', 'crop_probabilities'):
-        validate = getattr(stages.evaluation, function)
-        monkeypatch.setattr(stages.evaluation, function,
+        validate = getattr(evaluation, function)
+        monkeypatch.setattr(evaluation, function,
                             lambda network, data, *rest, validate=validate: seen.append(data) or validate(
                                 network, data, *rest))
     monkeypatch.setattr(full_run, 'draw', lambda size, *rest: works_data.draw((64, 64), *rest))

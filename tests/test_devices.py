@@ -4,7 +4,7 @@ import torch
 
 from engine import trainer
 from tests import test_training
-from tests.test_training import EVERY, assert_same_folders, load, same, tiny_stage, train
+from tests.test_training import EVERY, assert_same_folders, load, same, tiny_task, train
 
 no_figures = test_training.no_figures
 
@@ -17,9 +17,9 @@ def test_a_run_of_a_device_without_fused_adam_goes_on_fused(tmp_path):
 
     train(tmp_path / 'whole')
     with pytest.raises(RuntimeError, match='gone'):
-        train(tmp_path / 'parts', tiny_stage(fail_late))
+        train(tmp_path / 'parts', tiny_task(fail_late))
     state = load(tmp_path / 'parts', 'last.pth')
-    for group in state['optimizer']['param_groups']:
+    for group in state['optimizers']['Adam']['param_groups']:
         group['fused'] = False   # as on Apple's GPUs
     torch.save(state, tmp_path / 'parts' / 'last.pth')
     train(tmp_path / 'parts')
@@ -43,13 +43,13 @@ def test_steps_without_finite_gradients_are_skipped_and_change_no_scale(tmp_path
     def spoil(step, loss):
         return loss + torch.sqrt(0 * loss) if step < 200 else loss   # its derivative is 0 / 0
 
-    stage = tiny_stage(spoil)
-    before = [parameter.clone() for parameter in stage.network.parameters()]
-    train(tmp_path, stage, total=200, every=200)
+    task = tiny_task(spoil)
+    before = [parameter.clone() for parameter in task.network.parameters()]
+    train(tmp_path, task, total=200, every=200)
     assert as_on_a_gpu[0].get_scale() == 1
-    assert same(before, list(stage.network.parameters()))
-    train(tmp_path / 'more', stage, total=1, every=1)
-    assert not same(before, list(stage.network.parameters()))
+    assert same(before, list(task.network.parameters()))
+    train(tmp_path / 'more', task, total=1, every=1)
+    assert not same(before, list(task.network.parameters()))
 
 
 def test_the_scale_of_one_precision_does_not_reach_another(tmp_path, as_on_a_gpu):

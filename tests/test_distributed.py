@@ -35,7 +35,7 @@ def test_two_processes_train_what_one_trains(sibling, network):
     for row, other in zip(found, expected, strict=True):
         for name in {'loss', 'dice', 'rank'} & row.keys():
             assert row[name] == pytest.approx(other[name], rel=1e-4), name
-    alone, together = (torch.load(layout.run(network) / 'last.pth', weights_only=True)['model']
+    alone, together = (torch.load(layout.run(network) / 'last.pth', weights_only=True)['networks'][network]
                        for layout in (one, two))
     assert alone.keys() == together.keys()
     apart = torch.cat([(together[name] - alone[name]).abs().flatten().double() for name in alone])

@@ -35,7 +35,7 @@ from tests.test_training import (
     assert_same_folders,
     contents,
     load,
-    tiny_stage,
+    tiny_task,
     train,
 )
 
@@ -51,7 +51,7 @@ SMALL_MACHINE = (f'mount -t tmpfs -o size={DISK} tmpfs "$3" && '
 
 def no_figures():
     """Figures cost more than all the steps here."""
-    run_folder.figures.curves = lambda rows, monitor, path: path.write_bytes(b'curve')
+    run_folder.figures.curves = lambda rows, monitor, path, _: path.write_bytes(b'curve')
 
 
 def save_for_ever(path):
@@ -77,7 +77,7 @@ def train_and_wait(folder):
             while handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]:
                 time.sleep(0.005)
         return loss
-    train(Path(folder), tiny_stage(before_loss))
+    train(Path(folder), tiny_task(before_loss))
 
 
 def train_on_a_full_disk(folder):
@@ -87,7 +87,7 @@ def train_on_a_full_disk(folder):
             free = shutil.disk_usage(folder).free
             (Path(folder).parent / 'ballast').write_bytes(bytes(free - 4096))
         return loss
-    train(Path(folder), tiny_stage(before_loss))
+    train(Path(folder), tiny_task(before_loss))
 
 
 def save_what_does_not_fit(path):
@@ -101,9 +101,9 @@ def cache_what_does_not_fit(folder):
 
 
 def train_with_little_shared_memory(folder):
-    stage = tiny_stage()
-    stage.dataset.size = 256
-    train(Path(folder), stage, NUM_WORKERS=1)
+    task = tiny_task()
+    task.pictures.size = 256
+    train(Path(folder), task, NUM_WORKERS=1)
 
 
 def nursery():
@@ -210,7 +210,7 @@ def small(nursed):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(run_folder.figures, 'curves', lambda rows, monitor, path: path.write_bytes(b'curve'))
+    monkeypatch.setattr(run_folder.figures, 'curves', lambda *given: given[2].write_bytes(b'curve'))
 
 
 def inside(nursed, path):

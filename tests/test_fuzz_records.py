@@ -220,7 +220,7 @@ def finished_run(tmp_path_factory):
     """Folder of a small training of eight steps."""
     folder = tmp_path_factory.mktemp('run') / 'CoarseSN'
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_folder.figures, 'curves', lambda rows, monitor, path: None)
+        patch.setattr(run_folder.figures, 'curves', lambda rows, monitor, path, _: None)
         train(folder)
     return folder
 
@@ -229,24 +229,26 @@ def finished_run(tmp_path_factory):
 def spoiled_states(draw, good):
     """Bytes instead of a last.pth: damaged ones, another content, or a part of it that does not fit."""
     state = torch.load(io.BytesIO(good), weights_only=True)
-    part = draw(st.sampled_from(['', 'model', 'progress', 'optimizer', 'bytes', 'moments']))
+    part = draw(st.sampled_from(['', 'networks', 'progress', 'optimizers', 'bytes', 'moments']))
     if part == 'bytes':
         return draw(damaged_bytes(good))
     if part == 'moments':
-        state['optimizer']['state'][0]['exp_avg'] = draw(TENSORS)
-    elif part == 'optimizer':
-        state[part] = draw(JSON)
+        state['optimizers']['Adam']['state'][0]['exp_avg'] = draw(TENSORS)
+    elif part == 'optimizers':
+        state[part] = draw(st.one_of(JSON, st.fixed_dictionaries({'Adam': JSON})))
+    elif part == 'networks':
+        state[part] = {'CoarseSN': draw(damaged(dict(state[part]['CoarseSN']), JSON | TENSORS))}
     elif part:
         state[part] = draw(damaged(dict(state[part]), JSON | TENSORS))
     else:
-        state = draw(st.one_of(JSON, st.just(state['model']), st.just({'progress': state['progress']})))
+        state = draw(st.one_of(JSON, st.just(state['networks']), st.just({'progress': state['progress']})))
     return saved(state)
 
 
 @fuzz(50)
 @given(st.data())
 def test_spoiled_run_folders(tmp_path, finished_run, monkeypatch, data):
-    monkeypatch.setattr(run_folder.figures, 'curves', lambda rows, monitor, path: None)
+    monkeypatch.setattr(run_folder.figures, 'curves', lambda rows, monitor, path, _: None)
     folder = tmp_path / 'CoarseSN'
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(finished_run, folder)
@@ -262,9 +264,9 @@ def test_spoiled_run_folders(tmp_path, finished_run, monkeypatch, data):
     else:
         spoiled = data.draw(st.one_of(damaged_bytes(good), damaged(dict(STATE), JSON | TENSORS).map(saved)))
     (folder / name).write_bytes(spoiled)
-    stage, _ = refused(lambda: train(folder, total=10), folder)
-    if stage:
-        assert all(value.isfinite().all() for value in stage.network.state_dict().values())
+    task, _ = refused(lambda: train(folder, total=10), folder)
+    if task:
+        assert all(value.isfinite().all() for value in task.network.state_dict().values())
         assert json.loads((folder / 'metrics.jsonl').read_text().splitlines()[-1])['step'] >= 8
 
 
@@ -274,7 +276,7 @@ def test_moments_of_another_network_are_refused(tmp_path, finished_run, odd):
     folder = tmp_path / 'CoarseSN'
     shutil.copytree(finished_run, folder)
     state = torch.load(folder / 'last.pth', weights_only=True)
-    state['optimizer']['state'][0]['exp_avg'] = odd
+    state['optimizers']['Adam']['state'][0]['exp_avg'] = odd
     write(folder / 'last.pth', saved(state))
     assert refused(lambda: train(folder, total=10), folder / 'last.pth')[1]
 

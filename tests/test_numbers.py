@@ -13,7 +13,6 @@ from dataset.splits import Classification, Segmentation
 from engine import checkpoints, images, run_folder, trainer
 from engine.errors import InputError
 from engine.run_folder import Run
-from mbdcnn import stages
 from mbdcnn.inference import Classifier
 from tests.test_inference import PixelNetwork, TinyMaskCN
 from tests.test_training import (
@@ -26,14 +25,16 @@ from tests.test_training import (
     rows_of,
     same,
     tiny_network,
-    tiny_stage,
+    tiny_task,
     train,
 )
+from train_EnhancedSN import enhanced_task
+from train_MaskCN import mask_task
 
 
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch):
-    monkeypatch.setattr(run_folder.figures, 'curves', lambda rows, monitor, path: path.write_bytes(b'curve'))
+    monkeypatch.setattr(run_folder.figures, 'curves', lambda *given: given[2].write_bytes(b'curve'))
 
 
 # --- Numbers that are none
@@ -50,22 +51,22 @@ def test_inf_in_a_picture_is_found_before_it_reaches_what_is_kept(tmp_path):
 
     def spoil(call, loss):
         if call == EVERY:
-            stage.dataset.images[bad] = np.inf
+            task.pictures.images[bad] = np.inf
         return loss
 
-    stage = tiny_stage(spoil)
-    stage.dataset.images = stage.dataset.images.astype(np.float32)   # uint8 could not hold it
+    task = tiny_task(spoil)
+    task.pictures.images = task.pictures.images.astype(np.float32)   # uint8 could not hold it
     with pytest.raises(InputError) as error:
-        train(tmp_path / 'parts', stage)
+        train(tmp_path / 'parts', task)
     listed = str(error.value).partition('from 0): ')[2].partition('\n')[0]
     assert 'The loss of step' in str(error.value) and bad in json.loads(listed)
-    assert all(parameter.isfinite().all() for parameter in stage.network.parameters())
+    assert all(parameter.isfinite().all() for parameter in task.network.parameters())
     for name in ('last.pth', 'CoarseSN.pth'):   # batch norms' statistics among them
         assert finite(load(tmp_path / 'parts', name))
     for folder in ('parts', 'whole'):
-        stage = tiny_stage()
-        stage.dataset.images = stage.dataset.images.astype(np.float32)
-        train(tmp_path / folder, stage)
+        task = tiny_task()
+        task.pictures.images = task.pictures.images.astype(np.float32)
+        train(tmp_path / folder, task)
     assert_same_folders(tmp_path / 'parts', tmp_path / 'whole')
 
 
@@ -85,12 +86,13 @@ def one_class(count=6, side=16):
     """Classification data whose images are all nevi."""
     rng = np.random.default_rng(0)
     return Classification(rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8),
-                          rng.integers(0, 2, (count, side, side)).astype(np.uint8) * 255,
+                          rng.integers(0, 2, (count, side, side)).astype(np.uint8),
                           np.zeros(count, int), np.arange(count), list('abcdef'), 'x')
 
 
 STAGE = SETTINGS | {
-    'INPUT_CHANNEL': 4, 'INPUT_SIZE': 16, 'INPUT_SCALING': 'unit', 'AFFINE_FILTER': 'bilinear',
+    'STEPS': TOTAL, 'BATCH_SIZE': 6, 'INPUT_CHANNEL': 4,
+    'INPUT_SIZE': 16, 'INPUT_SCALING': 'unit', 'AFFINE_FILTER': 'bilinear',
     'ROTATION': 10.0, 'SHEAR': 0.1, 'SHIFT': (0.0, 0.1), 'ZOOM': (0.9, 1.1), 'FLIPS': True,
     'RANK_WEIGHT': 0.05, 'HARD_PIXELS': 30, 'MARGIN': 0.3, 'DICE_CLASSES': 'both', 'RANK_PADDED': False}
 
@@ -102,10 +104,10 @@ class Classifying(TinyMaskCN):
 
 def test_a_validation_set_of_one_class_is_trained_on_to_the_end(tmp_path, capsys):
     cfg, data = SimpleNamespace(**STAGE), one_class()
-    stage = stages.classification(cfg, ALONE, Classifying(), data, data)
-    stage.panel = lambda path: path.write_bytes(b'panel')
+    task = mask_task(cfg, ALONE, Classifying(), data, data)
+    task.panel = lambda path: path.write_bytes(b'panel')
     with Run(tmp_path, 'MaskCN', cfg, {}, 'random weights', ALONE) as run:
-        trainer.fit(stage, cfg, run, ALONE, TOTAL, EVERY)
+        trainer.fit(task, cfg, run, ALONE, TOTAL, EVERY)
     assert [row['mean AUC'] for row in rows_of(tmp_path)] == [None, None]
     assert 'best mean AUC undefined (a class is absent) at step' in capsys.readouterr().out
     assert finite(load(tmp_path, 'MaskCN.pth'))
@@ -117,14 +119,14 @@ def test_maps_that_are_negative_everywhere_leave_loss_gradient_and_scores_finite
     network, cfg = PixelNetwork(), SimpleNamespace(**STAGE)
     classifier = Classifier(teacher, 'unit', 'fp32')
     split = Segmentation(data.images, data.coarse, data.coarse, data.names, 'x')
-    stage = stages.segmentation(cfg, ALONE, network, classifier, split, split)
-    batch = torch.utils.data.default_collate([stage.dataset[n] for n in range(6)])
+    task = enhanced_task(cfg, ALONE, network, classifier, split, split, TOTAL)
+    batch, = task.stream(0, 1)
     assert (classifier(batch['image'], batch['coarse'])[1] <= 0).all()
-    loss, parts = stage.loss(network, batch)
+    (_, loss, parts), = task.losses({'EnhancedSN': network}, batch)
     loss.backward()
     assert all(value.isfinite() for value in (loss, *parts.values()))
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
-    assert all(0 <= value <= 1 for value in stage.validate().values())
+    assert all(0 <= value <= 1 for value in task.validate().values())
 
 
 # --- Names and numbers that can be trusted
@@ -146,7 +148,7 @@ def test_a_seed_gives_the_same_bits_with_any_number_of_workers(tmp_path):
         train(tmp_path / name, **changes)
     assert_same_folders(tmp_path / 'one', tmp_path / 'again')
     assert_same_folders(tmp_path / 'one', tmp_path / 'loaded')
-    one, other = (load(tmp_path / name, 'last.pth')['model'] for name in ('one', 'other'))
+    one, other = (load(tmp_path / name, 'last.pth')['networks'] for name in ('one', 'other'))
     assert not same(one, other)
 
 

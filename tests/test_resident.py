@@ -14,7 +14,7 @@ from dataset.splits import Joined
 from engine import augment, device_samples, hardware, samples, trainer
 from engine.cli import Interrupted
 from tests import test_training
-from tests.test_training import assert_same_folders, load, tiny_stage, train
+from tests.test_training import assert_same_folders, load, tiny_task, train
 
 CPU = torch.device('cpu')
 RANGES = augment.Ranges(crop=(0.5, 1.0), crop_probability=0.5)
@@ -34,8 +34,8 @@ def pictures(seed=0, count=7, side=64, size=32, interpolation='bilinear', labels
     """samples.Pictures with images, fine masks and rough ones; labels are optional."""
     rng = np.random.default_rng(seed)
     images = blurred(rng, count, side, side, 3)
-    fine = (blurred(rng, count, side, side) > 127) * np.uint8(255)
-    rough = (blurred(rng, count, size, size) > 127) * np.uint8(255)
+    fine = (blurred(rng, count, side, side) > 127) * np.uint8(1)
+    rough = (blurred(rng, count, size, size) > 127) * np.uint8(1)
     return samples.Pictures(images, {'mask': fine, 'coarse': rough},
                             rng.integers(0, 3, count) if labels else None, size, RANGES, interpolation, seed)
 
@@ -80,7 +80,7 @@ def test_joined_and_memory_mapped_pictures_are_moved_whole(tmp_path, monkeypatch
     np.save(tmp_path / 'images.npy', first.images)
     mapped = np.load(tmp_path / 'images.npy', mmap_mode='r')
     joined = samples.Pictures(Joined(mapped, second.images),
-                              {'mask': Joined(first.masks['mask'], second.masks['mask'])}, None, 32, RANGES)
+                              {'mask': Joined(first.planes['mask'], second.planes['mask'])}, None, 32, RANGES)
     ours = device_samples.Resident(joined, CPU)
     assert np.array_equal(ours.images.numpy(), np.concatenate([first.images, second.images]))
     assert_alike(ours.batch(range(7)), next(iter(samples.stream(joined, 7, 0, 1))))
@@ -106,7 +106,7 @@ def test_training_from_device_memory_is_exact_over_an_interruption(tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(trainer, '_asked_to_stop', lambda *_: next(asked))
         with pytest.raises(Interrupted):
-            train(tmp_path / 'parts', tiny_stage(stop_after), PICTURES_ON='device')
+            train(tmp_path / 'parts', tiny_task(stop_after), PICTURES_ON='device')
     assert len(steps) == 6
     train(tmp_path / 'parts', PICTURES_ON='device')
     assert_same_folders(tmp_path / 'whole', tmp_path / 'parts')
@@ -127,9 +127,9 @@ def test_training_from_device_memory_is_that_of_the_loader(tmp_path):
 def test_a_compiled_network_trains_as_the_plain_one(tmp_path):
     """Names in the files are those of the network itself."""
     for mode in ('off', 'default'):
-        stage = tiny_stage()
-        stage.network[3].p = 0.0   # dropout draws other numbers when compiled
-        train(tmp_path / mode, stage, COMPILE=mode)
+        task = tiny_task()
+        task.network[3].p = 0.0   # dropout draws other numbers when compiled
+        train(tmp_path / mode, task, COMPILE=mode)
     one, other = (load(tmp_path / mode, 'CoarseSN.pth') for mode in ('off', 'default'))
     assert one.keys() == other.keys()
     assert losses(tmp_path / 'default') == pytest.approx(losses(tmp_path / 'off'), rel=1e-4)
@@ -152,17 +152,17 @@ def test_a_step_of_enhanced_sn_never_waits_for_a_gpu(tmp_path, kind):
     """Steps between two looks at the losses, with PyTorch told to raise where the host would wait."""
     device = torch.device(kind)
     process = hardware.Process(0, 1, device)
-    cfg = SimpleNamespace(**works_net.SETTINGS | {'IMAGES': 4, 'INPUT_SIZE': 64, 'BATCH_SIZE': 2})
-    stage = full_run.enhanced_stage(cfg, process)
-    own = device_samples.Resident(stage.dataset, device)
-    with test_training.Run(tmp_path, 'CoarseSN', cfg, {}, 'random weights', process) as run:
-        session = trainer.Session(stage, cfg, run, process, 20)
+    cfg = SimpleNamespace(**works_net.SETTINGS | {
+        'IMAGES': 4, 'INPUT_SIZE': 64, 'BATCH_SIZE': 2, 'PICTURES_ON': 'device'})
+    task = full_run.enhanced(cfg, process)
+    with test_training.Run(tmp_path, 'EnhancedSN', cfg, {}, 'random weights', process) as run:
+        session = trainer.Session(task, cfg, run, process, 20)
         session.train_mode()
         try:
-            for number, batch in enumerate(own.stream(2, 0, 5)):
+            for number, batch in enumerate(task.stream(0, 5)):
                 if kind == 'cuda':
                     torch.cuda.set_sync_debug_mode('error' if number > 2 else 'default')
-                session.step(batch, 1e-4)
+                session.step(batch)
         finally:
             if kind == 'cuda':
                 torch.cuda.set_sync_debug_mode('default')

@@ -46,7 +46,7 @@ def assert_same_run(layout, expected, network):
 @pytest.mark.parametrize('begun', [False, True])
 def test_a_kill_before_or_after_any_save_changes_nothing(tmp_path, monkeypatch, fatal, begun):
     """fatal : number of the save that is the last; begun : it is completed, and then the end comes."""
-    monkeypatch.setattr(run_folder.figures, 'curves', lambda rows, monitor, path: None)
+    monkeypatch.setattr(run_folder.figures, 'curves', lambda rows, monitor, path, _: None)
     train(tmp_path / 'whole')
     save, count = checkpoints.save, itertools.count()
 

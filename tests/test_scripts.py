@@ -69,7 +69,7 @@ def test_metrics_have_a_row_for_each_validation(chain, network, steps, total, st
     assert [row['step'] for row in rows] == steps
     for row in rows:
         assert row.keys() == {'step', 'lr', 'loss'} | scores
-        assert row['lr'] == pytest.approx(poly(start, row['step'] - 1, total))
+        assert row['lr'] == pytest.approx(start * poly(row['step'] - 1, total))
         assert 0 < row['loss'] < 5 and all(0 <= row[name] <= 1 for name in scores - {'rank'})
     monitor = 'mean AUC' if network == 'MaskCN' else 'JA'
     best = max(rows, key=lambda row: row[monitor])

@@ -1,4 +1,5 @@
 """The training loop with a tiny network: schedule, resuming, stopping, refusing; and checkpoints."""
+import functools
 import json
 import multiprocessing
 import os
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from engine import checkpoints, hardware, run_folder, trainer
+from engine import checkpoints, device_samples, hardware, run_folder, trainer
 from engine.augment import Ranges
 from engine.cli import Interrupted
 from engine.errors import InputError
@@ -28,14 +29,14 @@ from net.loss import hybrid_loss
 ALONE = hardware.Process(0, 1, torch.device('cpu'))
 SETTINGS = {'AMP': 'fp32', 'LEARNING_RATE': 0.01, 'RESUME': True, 'PATIENCE': 0, 'BATCH_SIZE': 4,
             'NUM_WORKERS': 0, 'PICTURES_ON': 'auto', 'COMPILE': 'off', 'FREEZE_BN': False, 'SYNC_BN': True,
-            'SEED': 5}
+            'SEED': 5, 'INITIAL_WEIGHTS': ''}
 TOTAL, EVERY = 8, 4   # steps, and steps between validations
 
 
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch):
     """Figures have their own test; a curve costs more than all the steps here."""
-    monkeypatch.setattr(run_folder.figures, 'curves', lambda rows, monitor, path: path.write_bytes(b'curve'))
+    monkeypatch.setattr(run_folder.figures, 'curves', lambda *given: given[2].write_bytes(b'curve'))
 
 
 def tiny_network():
@@ -44,35 +45,43 @@ def tiny_network():
                          nn.Conv2d(4, 2, 1))
 
 
-def tiny_stage(before_loss=lambda step, loss: loss, scores=None):
-    """Stage of six 12 px pictures. before_loss(step, loss) -> loss is called with the number of the call;
-    scores : of the validations in order, default a number from the weights.
+def tiny_task(before_loss=lambda step, loss: loss, scores=None):
+    """Task of six 12 px pictures, which `train` completes; task.network and task.pictures lie beside.
+
+    before_loss(step, loss) -> loss is called with the number of the call; scores : of the validations in
+    order, default a number from the weights
     """
     rng, network, calls = np.random.default_rng(1), tiny_network(), []
     scores = iter(scores) if scores else None
     data = Pictures(rng.integers(0, 256, (6, 12, 12, 3), dtype=np.uint8),
-                    {'mask': rng.integers(0, 2, (6, 12, 12)).astype(np.uint8) * 255}, None, 8,
+                    {'mask': rng.integers(0, 2, (6, 12, 12)).astype(np.uint8)}, None, 8,
                     Ranges(crop=(0.5, 1.0), crop_probability=0.5), seed=5)
 
-    def loss(model, batch):
+    def losses(models, batch):
         calls.append(len(calls))
-        assert model.training
-        total, dice, rank = hybrid_loss(model(to_input(batch['image'], 'unit')), batch['mask'])
-        return before_loss(calls[-1], total), {'dice': dice, 'rank': rank}
+        assert models['CoarseSN'].training
+        loss, dice, rank = hybrid_loss(models['CoarseSN'](to_input(batch['image'], 'unit')), batch['mask'])
+        yield 'Adam', before_loss(calls[-1], loss), {'dice': dice, 'rank': rank}
 
     def validate():
         assert not network.training
         return {'JA': next(scores) if scores else float(network[0].weight.abs().mean().detach())}
 
-    return trainer.Stage(network, data, loss, validate, lambda path: path.write_bytes(b'panel'), 'JA')
+    task = trainer.Task({'CoarseSN': network}, {}, None, losses, validate,
+                        lambda path: path.write_bytes(b'panel'), None, 'JA')
+    task.network, task.pictures = network, data
+    return task
 
 
-def train(folder, stage=None, total=TOTAL, every=EVERY, inputs=None, **changes):
-    """Call `fit` as the scripts do; returns the stage."""
-    stage, cfg = stage or tiny_stage(), SimpleNamespace(**SETTINGS | changes)
+def train(folder, task=None, total=TOTAL, every=EVERY, inputs=None, **changes):
+    """Call `fit` as the scripts do; returns the task."""
+    task, cfg = task or tiny_task(), SimpleNamespace(**SETTINGS | changes)
+    task.optimizers = {'Adam': trainer.adam(task.network, cfg.LEARNING_RATE, ALONE.device)}
+    task.stream = functools.partial(device_samples.batches, task.pictures, cfg, ALONE)
+    task.rate, task.score_start = functools.partial(trainer.poly, total=total), bool(cfg.INITIAL_WEIGHTS)
     with Run(folder, 'CoarseSN', cfg, inputs or {'training': 'a'}, 'random weights', ALONE) as run:
-        trainer.fit(stage, cfg, run, ALONE, total, every)
-    return stage
+        trainer.fit(task, cfg, run, ALONE, total, every)
+    return task
 
 
 def same(a, b):
@@ -103,16 +112,16 @@ def contents(folder):
 
 # --- Schedule and progress
 
-@given(st.floats(0, 1), st.integers(0, 2 * 10**6), st.integers(1, 10**6))
-def test_the_schedule_is_real_and_never_negative(start, step, total):
-    rate, following = trainer.poly(start, step, total), trainer.poly(start, step + 1, total)
-    assert isinstance(rate, float) and 0 <= following <= rate <= start
+@given(st.integers(0, 2 * 10**6), st.integers(1, 10**6))
+def test_the_schedule_is_real_and_never_negative(step, total):
+    rate, following = trainer.poly(step, total), trainer.poly(step + 1, total)
+    assert isinstance(rate, float) and 0 <= following <= rate <= 1
     assert step < total or rate == 0
 
 
 def test_the_schedule_is_poly_with_power_0_9():
-    assert trainer.poly(1e-4, 0, 100) == 1e-4 and trainer.poly(1e-4, 101, 100) == 0
-    assert trainer.poly(1e-4, 50, 100) == pytest.approx(1e-4 * 0.5 ** 0.9)
+    assert trainer.poly(0, 100) == 1 and trainer.poly(101, 100) == 0
+    assert trainer.poly(50, 100) == pytest.approx(0.5 ** 0.9)
 
 
 def test_means_are_taken_over_the_steps_and_processes_since_the_last_call(monkeypatch):
@@ -144,7 +153,7 @@ def test_speed_after_resuming_counts_the_new_steps_only():
     (2, [0.5, 0.6, 0.6, 0.1], 8, 4), (1, [0.5, 0.4], 4, 2), (0, [0.5, 0.4, 0.3, 0.2, 0.1], 10, 2),
     (2, [0.1, 0.2, 0.3, 0.4, 0.5], 10, 10)])
 def test_patience_ends_a_run_without_improvement(tmp_path, capsys, patience, scores, steps, best):
-    train(tmp_path, tiny_stage(scores=scores), total=10, every=2, PATIENCE=patience)
+    train(tmp_path, tiny_task(scores=scores), total=10, every=2, PATIENCE=patience)
     rows = rows_of(tmp_path)
     assert rows[-1]['step'] == steps and [row['JA'] for row in rows] == scores
     assert f'best JA {max(scores):.4f} at step {best}' in capsys.readouterr().out
@@ -159,7 +168,7 @@ def test_a_run_folder_explains_itself(tmp_path):
     for row in rows:
         assert row.keys() == {'step', 'lr', 'loss', 'dice', 'rank', 'JA'}
         assert row['loss'] == pytest.approx(row['dice'] + 0.05 * row['rank'], rel=1e-4)
-        assert row['lr'] == trainer.poly(0.01, row['step'] - 1, 6)
+        assert row['lr'] == 0.01 * trainer.poly(row['step'] - 1, 6)
     config = json.loads((tmp_path / 'config.json').read_text())
     assert config['network'] == 'CoarseSN' and config['settings'] == SETTINGS
     assert config['inputs'] == {'training': 'a'} and config['versions']['torch'] == torch.__version__
@@ -168,18 +177,19 @@ def test_a_run_folder_explains_itself(tmp_path):
 
 
 def test_the_best_weights_are_those_of_the_best_validation(tmp_path):
-    early = train(tmp_path / 'early', tiny_stage(scores=[0.2, 0.9, 0.5, 0.4]), every=2)
-    train(tmp_path / 'late', tiny_stage(scores=[0.2, 0.9, 0.95, 0.99]), every=2)
+    early = train(tmp_path / 'early', tiny_task(scores=[0.2, 0.9, 0.5, 0.4]), every=2)
+    train(tmp_path / 'late', tiny_task(scores=[0.2, 0.9, 0.95, 0.99]), every=2)
     best = load(tmp_path / 'early', 'CoarseSN.pth')
     assert list(best) == list(tiny_network().state_dict()) and best['1.num_batches_tracked'] == 4
     assert same(best, early.network.state_dict())   # what the last panel shows
-    assert same(load(tmp_path / 'early', 'last.pth')['model'], load(tmp_path / 'late', 'CoarseSN.pth'))
+    last = load(tmp_path / 'early', 'last.pth')['networks']['CoarseSN']
+    assert same(last, load(tmp_path / 'late', 'CoarseSN.pth'))
 
 
 def test_undefined_scores_keep_the_newest_weights_until_one_is_defined(tmp_path):
     nan = float('nan')
     for scores, steps in (([nan, nan, nan], 6), ([nan, 0.3, nan], 4)):
-        train(tmp_path / str(steps), tiny_stage(scores=scores), total=6, every=2)
+        train(tmp_path / str(steps), tiny_task(scores=scores), total=6, every=2)
         assert load(tmp_path / str(steps), 'CoarseSN.pth')['1.num_batches_tracked'] == steps
         found = [row['JA'] or nan for row in rows_of(tmp_path / str(steps))]
         assert found == pytest.approx(scores, nan_ok=True)
@@ -194,9 +204,9 @@ def test_frozen_batch_norms_keep_their_statistics(tmp_path):
 
 @pytest.mark.parametrize('scores, best', [([0.9, 0.5, 0.8], 0), ([0.5, 0.9, 0.8], 4)])
 def test_fine_tuning_keeps_its_start_where_nothing_later_is_better(tmp_path, capsys, scores, best):
-    stage = tiny_stage(scores=scores)
-    begun = {name: tensor.clone() for name, tensor in stage.network.state_dict().items()}
-    train(tmp_path, stage, INITIAL_WEIGHTS='other.pth')
+    task = tiny_task(scores=scores)
+    begun = {name: tensor.clone() for name, tensor in task.network.state_dict().items()}
+    train(tmp_path, task, INITIAL_WEIGHTS='other.pth')
     rows = rows_of(tmp_path)
     assert [row['step'] for row in rows] == [0, 4, 8] and [row['JA'] for row in rows] == scores
     assert rows[0] == {'step': 0, 'lr': 0.0, 'JA': scores[0]} and 'loss' in rows[1]
@@ -208,7 +218,8 @@ def test_scoring_the_start_changes_no_step(tmp_path):
     train(tmp_path / 'new')
     train(tmp_path / 'tuned', INITIAL_WEIGHTS='other.pth')
     assert rows_of(tmp_path / 'tuned')[1:] == rows_of(tmp_path / 'new')
-    assert same(load(tmp_path / 'tuned', 'last.pth')['model'], load(tmp_path / 'new', 'last.pth')['model'])
+    assert same(load(tmp_path / 'tuned', 'last.pth')['networks'],
+                load(tmp_path / 'new', 'last.pth')['networks'])
 
 
 # --- Stopping and resuming
@@ -227,7 +238,7 @@ def test_an_interrupted_and_resumed_run_is_the_uninterrupted_one(tmp_path, every
     train(tmp_path / 'whole', every=every)
     handlers = [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(Interrupted) as interruption:
-        train(tmp_path / 'parts', tiny_stage(interrupt_at(steps - 1, number)), every=every)
+        train(tmp_path / 'parts', tiny_task(interrupt_at(steps - 1, number)), every=every)
     assert interruption.value.number == number
     assert [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert load(tmp_path / 'parts', 'last.pth')['progress']['step'] == steps
@@ -261,12 +272,23 @@ def test_a_run_killed_after_any_save_ends_as_the_uninterrupted_one(tmp_path, mon
 def test_a_finished_run_is_left_alone_and_may_be_extended(tmp_path, capsys):
     train(tmp_path)
     before = contents(tmp_path)
-    train(tmp_path, tiny_stage(lambda *_: pytest.fail('trained on')))
+    train(tmp_path, tiny_task(lambda *_: pytest.fail('trained on')))
     after = contents(tmp_path)
     assert 'already trained' in capsys.readouterr().out
     assert all(after[name] == before[name] for name in ('last.pth', 'CoarseSN.pth', 'metrics.jsonl'))
     train(tmp_path, total=TOTAL + 2)
     assert rows_of(tmp_path)[-1]['step'] == TOTAL + 2
+
+
+def test_a_run_of_the_version_that_knew_one_network_goes_on(tmp_path):
+    for folder in ('new', 'old'):
+        train(tmp_path / folder)
+    state = load(tmp_path / 'old', 'last.pth')
+    old = {'model': state['networks']['CoarseSN'], 'optimizer': state['optimizers']['Adam']}
+    torch.save({'progress': state['progress'], 'scaler': {}, **old}, tmp_path / 'old' / 'last.pth')
+    for folder in ('new', 'old'):
+        train(tmp_path / folder, total=TOTAL + 2)
+    assert_same_folders(tmp_path / 'new', tmp_path / 'old')
 
 
 def test_without_resume_a_run_starts_anew(tmp_path):
@@ -291,12 +313,12 @@ def test_a_second_signal_takes_the_usual_way():
 def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(tmp_path, step, value):
     if step:
         train(tmp_path / 'good')
-    stage = tiny_stage(lambda call, loss: loss * value if call == step else loss)
+    task = tiny_task(lambda call, loss: loss * value if call == step else loss)
     with pytest.raises(InputError) as error:
-        train(tmp_path / 'bad', stage)
+        train(tmp_path / 'bad', task)
     assert f'The loss of step {step} is {value}' in str(error.value)
     assert 'pictures (by line of the list, from 0): [' in str(error.value)
-    assert all(parameter.isfinite().all() for parameter in stage.network.parameters())
+    assert all(parameter.isfinite().all() for parameter in task.network.parameters())
     assert ('last.pth' in contents(tmp_path / 'bad')) == (step > EVERY)
     if step:   # goes on from the last good state as if nothing had happened
         train(tmp_path / 'bad')
@@ -414,6 +436,7 @@ def test_equal_content_gives_equal_bytes(tmp_path):
 
 
 @pytest.mark.parametrize('wrap', [lambda state: state, lambda state: {'model': state, 'step': 1},
+                                  lambda state: {'networks': {'CoarseSN': state}, 'optimizers': {}},
                                   lambda state: {'state_dict': {f'module.{k}': v for k, v in state.items()}}])
 def test_common_wrappings_of_network_parameters_are_understood(tmp_path, wrap):
     torch.save(wrap(STATE['model']), tmp_path / 'x.pth')

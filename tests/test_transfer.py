@@ -16,7 +16,7 @@ from mbdcnn.predictor import MBDCNN
 from net import weights
 from net.models import deeplabv3plus, deeplabv3plus_d
 from tests.conftest import STAGES, made_once, run_in_turn
-from tests.test_training import ALONE, tiny_stage, train
+from tests.test_training import ALONE, tiny_task, train
 from tests.test_weights import constants, left_alone, names, untouched
 
 ENHANCED = STAGES['train_EnhancedSN.py']
@@ -291,7 +291,7 @@ def test_panels_show_what_guides_the_network(trained):
 
 def test_none_is_coarse_sn_trained_on(trained):
     """Same samples, schedule and dropout: the same weights bit for bit."""
-    enhanced, coarse = (torch.load(trained[case][0].run(network) / 'last.pth', weights_only=True)['model']
+    enhanced, coarse = (checkpoints.load_state(trained[case][0].run(network) / 'last.pth', '')
                         for case, network in (('none', 'EnhancedSN'), ('again', 'CoarseSN')))
     assert enhanced.keys() == coarse.keys()
     assert all(torch.equal(enhanced[name], coarse[name]) for name in coarse)
@@ -375,12 +375,12 @@ def test_initial_weights_must_fit(chain, trained, network, changes, complaint):
 @pytest.fixture
 def mark(tmp_path, monkeypatch):
     """mark() -> "finished" in the config.json of the run in tmp_path; figures are not drawn."""
-    monkeypatch.setattr(run_folder.figures, 'curves', lambda rows, monitor, path: None)
+    monkeypatch.setattr(run_folder.figures, 'curves', lambda rows, monitor, path, _: None)
     return lambda: checkpoints.read_config(tmp_path / 'CoarseSN.pth').get('finished')
 
 
 def test_a_run_is_marked_when_it_reaches_its_end(tmp_path, mark):
-    train(tmp_path, tiny_stage(scores=[0.5, 0.25]))
+    train(tmp_path, tiny_task(scores=[0.5, 0.25]))
     assert mark() == {'step': 8, 'best': 0.5, 'best_step': 4}
     before = (tmp_path / 'config.json').read_bytes()
     train(tmp_path)   # nothing to do
@@ -393,11 +393,11 @@ def test_a_run_is_marked_when_it_reaches_its_end(tmp_path, mark):
 
 
 def test_a_run_that_goes_on_loses_its_mark_until_the_end(tmp_path, mark):
-    train(tmp_path, tiny_stage(scores=[0.5, 0.25]))
-    stage, seen = tiny_stage(scores=[0.75]), []
-    validate = stage.validate
-    stage.validate = lambda: seen.append(mark()) or validate()
-    train(tmp_path, stage, total=12)
+    train(tmp_path, tiny_task(scores=[0.5, 0.25]))
+    task, seen = tiny_task(scores=[0.75]), []
+    validate = task.validate
+    task.validate = lambda: seen.append(mark()) or validate()
+    train(tmp_path, task, total=12)
     assert seen == [None] and mark() == {'step': 12, 'best': 0.75, 'best_step': 12}
 
 
@@ -408,17 +408,17 @@ def test_a_run_that_is_interrupted_has_no_mark(tmp_path, mark):
         return loss
 
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, tiny_stage(before_loss=stop))
+        train(tmp_path, tiny_task(before_loss=stop))
     assert mark() is None and (tmp_path / 'CoarseSN.pth').exists()
     train(tmp_path)
     assert mark()['step'] == 8
 
 
 def test_patience_ends_in_a_mark_too(tmp_path, mark):
-    train(tmp_path, tiny_stage(scores=[0.5, 0.25]), total=40, PATIENCE=1)
+    train(tmp_path, tiny_task(scores=[0.5, 0.25]), total=40, PATIENCE=1)
     assert mark() == {'step': 8, 'best': 0.5, 'best_step': 4}
 
 
 def test_a_score_that_is_not_defined_is_null(tmp_path, mark):
-    train(tmp_path, tiny_stage(scores=[math.nan, math.nan]))
+    train(tmp_path, tiny_task(scores=[math.nan, math.nan]))
     assert mark() == {'step': 8, 'best': None, 'best_step': 8}
