@@ -185,7 +185,8 @@ def test_an_item_has_the_documented_form():
 def test_image_masks_and_coarse_masks_of_a_sample_share_one_draw():
     """The released code drew anew for the mask: 0 of 200 pairs matched."""
     drawn = masks(5, 48)
-    data = Pictures(np.stack([drawn * 255] * 3, -1), {'mask': drawn, 'coarse': drawn}, None, 32, RANGES, 'nearest')
+    data = Pictures(np.stack([drawn * 255] * 3, -1), {'mask': drawn, 'coarse': drawn}, None, 32, RANGES,
+                    'nearest')
     for position in range(200):
         item = data[position]
         assert torch.equal(item['image'][0], item['mask'] * 255) and torch.equal(item['mask'], item['coarse'])

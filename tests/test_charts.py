@@ -104,6 +104,17 @@ def test_panels_in_several_formats(tmp_path):
     assert all(path.stat().st_size > 500 for path in paths)
 
 
+@pytest.mark.parametrize('monitor, smaller, step', [('JA', False, 3), ('JA', True, 6), (None, False, None)])
+def test_curves_of_a_gan_with_a_score_or_without(monkeypatch, tmp_path, monitor, smaller, step):
+    figure, rows = [], [{'step': k, 'lr D': 1e-4, 'lr G': 1e-4, 'loss D': 0.5, 'loss G': 0.4, 'JA': 1 / k}
+                        for k in (3, 6)]
+    monkeypatch.setattr(figures, 'save', lambda found, paths: figure.append(found))
+    figures.curves(rows, monitor, tmp_path / 'curves.png', smaller)
+    left, right = figure[0].axes
+    assert [line.get_label() for line in left.lines][:2] == ['loss D', 'loss G']
+    assert right.get_title().endswith(f'at step {step}') == (monitor is not None)
+
+
 @pytest.mark.filterwarnings('error')
 @pytest.mark.parametrize('trained', [[], [{'step': 4, 'lr': 1e-4, 'loss': 0.5, 'dice': 0.4, 'JA': 0.8}]])
 def test_a_start_that_was_scored_has_a_place_on_the_curves(monkeypatch, tmp_path, trained):

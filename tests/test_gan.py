@@ -50,8 +50,8 @@ def gan(seen=None, monitor=None, detached=False):
     networks = {'G': Generator(), 'D': nn.Sequential(nn.Conv2d(3, 8, 4, 2), nn.LeakyReLU(0.2),
                                                      nn.Conv2d(8, 1, 4, 2))}
     rng, cfg, flips = np.random.default_rng(1), SimpleNamespace(**SETTINGS), Ranges(0, 0, (0, 0), (1, 1))
-    sets = {name: Pictures(rng.integers(low, low + 128, (count, SIDE, SIDE, 3), dtype=np.uint8), {}, None, SIDE,
-                           flips, seed=seed)
+    sets = {name: Pictures(rng.integers(low, low + 128, (count, SIDE, SIDE, 3), dtype=np.uint8), {}, None,
+                           SIDE, flips, seed=seed)
             for seed, (name, low, count) in enumerate((('dark', 0, 5), ('light', 128, 7)))}
 
     def weights():
@@ -109,7 +109,8 @@ def test_both_networks_train_in_turn_each_at_its_own_rate(tmp_path):
     assert seen[-1][2] == pytest.approx(0.01)   # its loss only grows it; clamped after each step
     rows = rows_of(tmp_path)
     assert [row['step'] for row in rows] == [3, 6, 9, 12]
-    assert all(list(row) == ['step', 'lr D', 'lr G', 'loss D', 'D(real)', 'loss G', 'distance'] for row in rows)
+    names = ['step', 'lr D', 'lr G', 'loss D', 'D(real)', 'loss G', 'distance']
+    assert all(list(row) == names for row in rows)
     assert [row['lr G'] for row in rows] == pytest.approx([0.01, 0.01, 0.01 * 2 / 3, 0.01 / 6])
     assert [row['lr D'] for row in rows] == pytest.approx([2 * row['lr G'] for row in rows])
     for name in KEPT:   # without a score that selects them, the last weights
@@ -145,7 +146,8 @@ def test_a_smaller_score_may_be_the_better_one(tmp_path, monkeypatch, capsys):
         kept.update(step=session.progress.step), keep(session)))
     train(tmp_path, task)
     assert kept == {'step': 6} and 'best distance 0.2000 at step 6' in capsys.readouterr().out
-    assert checkpoints.read_config(tmp_path / 'G.pth')['finished'] == {'step': 12, 'best': 0.2, 'best_step': 6}
+    finished = checkpoints.read_config(tmp_path / 'G.pth')['finished']
+    assert finished == {'step': 12, 'best': 0.2, 'best_step': 6}
 
 
 @pytest.mark.parametrize('spoil', [

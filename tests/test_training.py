@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,8 +173,32 @@ def test_a_run_folder_explains_itself(tmp_path):
     config = json.loads((tmp_path / 'config.json').read_text())
     assert config['network'] == 'CoarseSN' and config['settings'] == SETTINGS
     assert config['inputs'] == {'training': 'a'} and config['versions']['torch'] == torch.__version__
+    assert config['versions'].keys() >= {'host', 'commit', 'dirty'}
     assert (tmp_path / 'curves.png').exists() and (tmp_path / 'panel.png').exists()
     assert list((tmp_path / 'tensorboard').glob('events.*'))
+
+
+@pytest.mark.skipif(not shutil.which('git'), reason='needs git')
+def test_a_run_says_which_code_it_is_of(tmp_path, monkeypatch):
+    def git(*words):
+        who = 'user.name=x', 'user.email=x@example.org', 'commit.gpgsign=false'
+        options = [word for setting in who for word in ('-c', setting)]
+        return subprocess.run(['git', '-C', tmp_path, *options, *words], check=True, capture_output=True,
+                              text=True).stdout.strip()
+
+    unknown = {'commit': None, 'dirty': None}
+    assert run_folder.code_state(tmp_path) == unknown   # no git there
+    git('init')
+    assert run_folder.code_state(tmp_path) == unknown   # and no commit yet
+    (tmp_path / 'code.py').write_text('1')
+    git('add', 'code.py')
+    git('commit', '-m', 'one')
+    (tmp_path / 'data.txt').write_text('not of the code')
+    assert run_folder.code_state(tmp_path) == {'commit': git('rev-parse', 'HEAD'), 'dirty': False}
+    (tmp_path / 'code.py').write_text('2')
+    assert run_folder.code_state(tmp_path) == {'commit': git('rev-parse', 'HEAD'), 'dirty': True}
+    monkeypatch.setenv('PATH', '')
+    assert run_folder.code_state(tmp_path) == unknown   # a machine without git
 
 
 def test_the_best_weights_are_those_of_the_best_validation(tmp_path):
