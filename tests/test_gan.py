@@ -91,7 +91,7 @@ def gan(seen=None, monitor=None, detached=False):
 def train(folder, task=None, total=TOTAL, **changes):
     """Call `fit` as a script would; returns the task."""
     task, cfg = task or gan(), SimpleNamespace(**SETTINGS | changes)
-    with Run(folder, 'toy', cfg, {}, 'random weights', ALONE, KEPT) as run:
+    with Run(folder, 'toy', cfg, {}, 'random weights', ALONE, kept=KEPT) as run:
         trainer.fit(task, cfg, run, ALONE, total, EVERY)
     return task
 
