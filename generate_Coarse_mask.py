@@ -18,7 +18,6 @@ paper's 45,000 crops and pictures, about 9 PFLOP.
 """
 import os
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -27,7 +26,7 @@ from dataset import crops, folds, isic, splits
 from dataset.layout import SPLITS, Layout
 from engine import cache, checkpoints, cli, files, hardware, images, settings
 from engine.samples import start_worker
-from mbdcnn import coarse_masks, networks, stages
+from mbdcnn import coarse_masks, inference, networks, stages
 
 # --- Experiment
 ROOT = '.'                # folder that holds dataset/, Coarse_masks/, models/ and results/
@@ -49,7 +48,7 @@ DETERMINISTIC = False     # bit-reproducible algorithms also on GPUs, slower
 
 
 class Files(Dataset):
-    """Pictures squashed to size x size: (3, size, size) uint8, and their number."""
+    """Pictures squashed to size x size: (size, size, 3) uint8, and their number."""
 
     def __init__(self, paths, size):
         self.paths, self.size = paths, size
@@ -58,8 +57,7 @@ class Files(Dataset):
         return len(self.paths)
 
     def __getitem__(self, number):
-        picture = cache.read_rgb_square(self.paths[number], self.size)
-        return torch.tensor(picture).permute(2, 0, 1), number
+        return torch.from_numpy(cache.read_rgb_square(self.paths[number], self.size)), number
 
 
 def list_tasks(layout, cfg, fold_of):
@@ -108,13 +106,12 @@ def draw_masks(segmenter, pictures, folder, side, cfg, process, by=''):
                         num_workers=hardware.workers(cfg.NUM_WORKERS, process.device),
                         worker_init_fn=start_worker)
     for batch, numbers in tqdm(loader, desc=folder.name, unit='batch', disable=not todo):
-        batch = batch.to(process.device)
-        logits = segmenter.views(batch).sum(0) if cfg.TTA else segmenter(batch)
-        for mask, number in zip((logits > 0).cpu().numpy(), numbers.tolist(), strict=True):
+        masks = inference.draw_coarse(segmenter, batch.numpy(), cfg.TTA)
+        for mask, number in zip(masks, numbers.tolist(), strict=True):
             path = todo[number]
             size = (side, side) if side else images.image_size(path)
             target = folder / f'{path.stem}.png'
-            images.write_png(target, images.resize_mask(mask.astype(np.uint8) * 255, size))
+            images.write_mask(target, images.resize_mask(mask, size))
             os.utime(target, ns=(path.stat().st_mtime_ns,) * 2)
 
 

@@ -148,7 +148,7 @@ COLUMNS = ('file', *CLASSES, 'predicted', 'lesion_px', 'lesion_percent', 'left',
 
 def write_pictures(out, name, prediction, opacity):
     """Write a picture's mask and overlay below `out`, each completely or not at all."""
-    images.write_png(out / 'masks' / f'{name}.png', prediction.mask.astype(np.uint8) * 255)
+    images.write_mask(out / 'masks' / f'{name}.png', prediction.mask)
     drawn = cv2.cvtColor(overlay(prediction, opacity), cv2.COLOR_RGB2BGR)
     data = cv2.imencode('.jpg', drawn, [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
     files.write_bytes(out / 'overlays' / f'{name}.jpg', data.tobytes())

@@ -17,7 +17,7 @@ from dataset import splits
 from dataset.layout import Layout
 from engine import cli, hardware, settings, trainer
 from engine.run_folder import Run
-from mbdcnn import networks, stages, transfer
+from mbdcnn import coarse_masks, networks, stages, transfer
 
 # --- Experiment
 ROOT = '.'                     # folder that holds dataset/, Coarse_masks/, models/ and results/
@@ -103,7 +103,7 @@ def main():
     inputs |= {'training': train.fingerprint, 'validation': validation.fingerprint,
                **networks.initial_inputs(cfg, layout)}
     epoch = stages.steps_in_epoch(cfg, stage.dataset)
-    with Run(layout.run('EnhancedSN'), 'EnhancedSN', cfg, inputs, start, process) as run:
+    with Run(layout.run('EnhancedSN'), 'EnhancedSN', cfg, inputs, start, process, coarse_masks.read_config) as run:
         trainer.fit(stage, cfg, run, process, cfg.EPOCH * epoch, cfg.VALIDATE_EVERY * epoch)
     hardware.finish()
 

@@ -255,8 +255,8 @@ class Evaluation(Work):
             if not coarse.exists():
                 picture, mask = draw((3000, 2000), number)
                 works_data.write_jpg(image, picture)
-                images.write_png(truth, mask)
-                images.write_png(coarse, mask)
+                images.write_mask(truth, mask)
+                images.write_mask(coarse, mask)
 
     def networks(self):
         torch.manual_seed(0)
@@ -322,7 +322,7 @@ class Validation(Work):
             mask = images.resize_mask(draw((1024, 768), 0)[1], (SIDE, SIDE))
             for path, _ in isic.read_classification_list(self.layout, 'Validation'):
                 target = self.layout.coarse_for_classification('Validation') / path.name
-                images.write_png(target, mask)
+                images.write_mask(target, mask)
                 os.utime(target, ns=(0, path.stat().st_mtime_ns))
 
     def plain(self):

@@ -6,9 +6,10 @@ from pathlib import Path
 from dataset.layout import ADDED, Layout
 from engine.errors import InputError
 from engine.images import EXTENSIONS
+from engine.scoring import SUFFIX as MASK_SUFFIX
 
 CLASSES = ('nevus', 'melanoma', 'keratosis')   # index = class number of mask-CN
-MASK_SUFFIX = '_segmentation'
+TASKS = {'melanoma': 1, 'keratosis': 2}        # name: class number; each against the rest
 COLUMNS = ('image_id', 'melanoma', 'seborrheic_keratosis')
 
 

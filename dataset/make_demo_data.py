@@ -200,7 +200,7 @@ def draw_picture(layout, record, part, image_id, number, label):
                            [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     files.write_bytes(image_path, data.tobytes())
     for path in mask_paths:
-        images.write_png(path, mask)
+        images.write_mask(path, mask)
 
 
 def write_tables(layout, record):

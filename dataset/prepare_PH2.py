@@ -186,12 +186,13 @@ def write_pictures(whole, cases, workers):
     """Bring the png copies of all pictures and masks up to date; they take over their sources' times."""
     def write(case):
         written = 0
-        for source, target, decode in zip((case.image, case.mask),
-                                          picture_paths(whole, 'Testing', case.image_id),
-                                          (images.read_rgb, images.read_mask), strict=True):
+        ways = (images.read_rgb, images.write_png), (images.read_mask, images.write_mask)
+        for source, target, (read, write) in zip((case.image, case.mask),
+                                                 picture_paths(whole, 'Testing', case.image_id), ways,
+                                                 strict=True):
             stamp = source.stat().st_mtime_ns
             if not files.is_current(target, stamp):
-                images.write_png(target, decode(source))
+                write(target, read(source))
                 os.utime(target, ns=(stamp, stamp))
                 written += 1
         return written

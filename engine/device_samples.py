@@ -41,7 +41,7 @@ class Resident:
         batch = {'image': _warped(self.images[index].permute(0, 3, 1, 2), grid, own.interpolation),
                  'index': index}
         for name, masks in self.masks.items():
-            batch[name] = _warped(masks[index][:, None], grid, 'nearest')[:, 0] >> 7
+            batch[name] = _warped(masks[index][:, None], grid, 'nearest')[:, 0]
         if self.labels is not None:
             batch['label'] = self.labels[index]
         return batch

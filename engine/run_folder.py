@@ -28,12 +28,14 @@ class Run:
     inputs : dict of fingerprints of everything the run reads (data, weights of earlier stages)
     start : what its first weights are, in words
     process : hardware.Process; only its main process writes
+    read_config : reads the config.json beside a path of weights, where earlier versions wrote it otherwise
     Raises InputError when another process trains in the folder, or when the folder holds a run
     with other settings.
     """
 
-    def __init__(self, folder, network, cfg, inputs, start, process):
+    def __init__(self, folder, network, cfg, inputs, start, process, read_config=checkpoints.read_config):
         self.folder, self.network, self.process = folder, network, process
+        self._read_config = read_config
         self.weights, self.last = folder / f'{network}.pth', folder / 'last.pth'
         self.config = {'network': network, 'settings': vars(cfg), 'inputs': inputs, 'start': start,
                        'versions': versions(process.device)}
@@ -86,7 +88,7 @@ class Run:
         files.write_text(self.folder / 'config.json', json.dumps(self.config, indent=1) + '\n')
 
     def _refuse_other_settings(self):
-        before = checkpoints.read_config(self.weights)
+        before = self._read_config(self.weights)
         faults = []
         for part in ('settings', 'inputs'):
             old, new = before.get(part, {}), json.loads(json.dumps(self.config[part]))

@@ -19,7 +19,7 @@ ORDER = 2**63   # keeps the shuffling's random streams apart from the geometries
 class Pictures(Dataset):
     """Augmented training samples from uint8 arrays in memory or memory-mapped.
 
-    images : (N, S, S, 3); masks : dict name -> (N, S', S') uint8 {0, 255}, warped like the image
+    images : (N, S, S, 3); masks : dict name -> (N, S', S') uint8 {0, 1}, warped like the image
     labels : (N,) class numbers, or None
     size : side of the samples; ranges : augment.Ranges; interpolation : of the images
     An item is a dict: 'image' (3, size, size) uint8, each mask (size, size) uint8 {0, 1},
@@ -41,7 +41,7 @@ class Pictures(Dataset):
         item = {'image': torch.from_numpy(image).permute(2, 0, 1), 'index': index}
         for name, masks in self.masks.items():
             mask = augment.warp(masks[index], matrix, self.size, 'nearest')
-            item[name] = torch.from_numpy(mask >> 7)
+            item[name] = torch.from_numpy(mask)
         if self.labels is not None:
             item['label'] = int(self.labels[index])
         return item

@@ -1,7 +1,7 @@
 """What the training stages bring to the shared loop: samples, losses and validation."""
 import torch
 
-from dataset.isic import CLASSES
+from dataset.isic import CLASSES, TASKS
 from engine import hardware, metrics
 from engine.augment import INTERPOLATIONS, Ranges
 from engine.errors import InputError
@@ -114,8 +114,8 @@ def classification(cfg, process, network, train, validation):
         crops = evaluation.crop_probabilities(classifier.folded(), validation, cfg.BATCH_SIZE, process)
         probabilities, labels = evaluation.image_probabilities(crops, validation)
         accuracy = float((probabilities.argmax(1) == labels).mean())
-        scores = metrics.classification_scores(probabilities, labels)
-        areas = {f'{task} AUC': _number(scores[task]['AUC']) for task in metrics.TASKS}
+        scores = metrics.classification_scores(probabilities, labels, TASKS)
+        areas = {f'{task} AUC': _number(scores[task]['AUC']) for task in TASKS}
         return {'mean AUC': _number(scores['mean AUC']), **areas, 'accuracy': accuracy}
 
     def panel(path):
