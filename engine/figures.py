@@ -41,8 +41,9 @@ def panel(rows, titles, path):
     (H, W) float in [0, 1] or below, drawn as a heat map
     titles : one a column; path : png or pdf to write, or a list
     """
-    figure, grid = subplots(len(rows), len(titles),
-                            (COLUMN_WIDTH * len(titles), COLUMN_WIDTH * len(rows) + 0.3))
+    tallest = max(picture.shape[0] / picture.shape[1] for _, pictures in rows for picture in pictures)
+    figure, grid = subplots(len(rows), len(titles), (
+        COLUMN_WIDTH * len(titles), COLUMN_WIDTH * len(rows) * min(1, tallest) + 0.3))
     grid = np.asarray(grid).reshape(len(rows), len(titles))
     for line, (caption, pictures) in zip(grid, rows, strict=True):
         for axes, picture in zip(line, pictures, strict=True):

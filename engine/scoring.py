@@ -82,14 +82,14 @@ def find_masks(folder, wanted):
     return found, faults + [f'{folder}: has no mask of {name}' for name in wanted if name not in found]
 
 
-def summary(scores):
+def summary(scores, columns=metrics.SEGMENTATION):
     """Means over images and their 95 % intervals: {'JA': mean, ..., 'ci95': {'JA': [low, high], ...}}.
 
-    scores : (N, 5) in [0, 1]
+    scores : (N, len(columns)) in [0, 1]
     """
     means, bounds = scores.mean(0), metrics.interval_of_means(scores)
-    return {**dict(zip(metrics.SEGMENTATION, means.tolist(), strict=True)),
-            'ci95': dict(zip(metrics.SEGMENTATION, bounds.tolist(), strict=True))}
+    return {**dict(zip(columns, means.tolist(), strict=True)),
+            'ci95': dict(zip(columns, bounds.tolist(), strict=True))}
 
 
 def paired_difference(a, b, resamples=10_000, seed=0):

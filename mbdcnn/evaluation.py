@@ -1,7 +1,5 @@
 """Section 8 of the evaluation protocol: per-image scores at full size, and what is written of them."""
 import contextlib
-import csv
-import io
 import json
 
 import filelock
@@ -154,8 +152,9 @@ def report_segmentation(layout, network, split, names, scores, facts):
     chosen = scores.get('tta', scores['plain'])
     stem = layout.results / f'{network}_{split}'
     files.remove_abandoned(layout.results)
-    _write_csv(stem.with_suffix('.csv'), ('image_id', *metrics.SEGMENTATION),
-               [(name, *(f'{value:.6f}' for value in row)) for name, row in zip(names, chosen, strict=True)])
+    files.write_csv(stem.with_suffix('.csv'), [
+        ('image_id', *metrics.SEGMENTATION),
+        *((name, *(f'{value:.6f}' for value in row)) for name, row in zip(names, chosen, strict=True))])
     summary = {'network': network, 'split': split, 'n': len(names), **scoring.summary(chosen),
                'with TTA': scoring.summary(scores['tta']) if 'tta' in scores else None,
                'without TTA': scoring.summary(scores['plain']), **facts}
@@ -207,11 +206,10 @@ def report_classification(layout, split, names, results, labels, facts):
     stem = layout.results / f'MaskCN_{split}'
     files.remove_abandoned(layout.results)
     chosen = results['9-crop']
-    _write_csv(stem.with_suffix('.csv'), ('image_id', *CLASSES),
-               [(name, *(f'{value:.8f}' for value in row)) for name, row in zip(names, chosen, strict=True)])
-    _write_csv(layout.results / f'MaskCN_{split}_challenge.csv',
-               ('image', 'melanoma', 'seborrheic_keratosis'),
-               [(name, f'{row[1]:.8f}', f'{row[2]:.8f}') for name, row in zip(names, chosen, strict=True)])
+    rows = [(name, *(f'{value:.8f}' for value in row)) for name, row in zip(names, chosen, strict=True)]
+    files.write_csv(stem.with_suffix('.csv'), [('image_id', *CLASSES), *rows])
+    files.write_csv(layout.results / f'MaskCN_{split}_challenge.csv', [
+        ('image', 'melanoma', 'seborrheic_keratosis'), *((row[0], *row[2:]) for row in rows)])
     scored = {kind: {**metrics.classification_scores(p, labels, TASKS),
                      'ci95': metrics.intervals_of_areas(p, labels, TASKS)} for kind, p in results.items()}
     summary = {'network': 'MaskCN', 'split': split, 'n': len(names), **scored['9-crop'], **scored, **facts}
@@ -254,12 +252,6 @@ def _print_table(rows, columns):
                 cell += f' [{100 * bounds[row][0]:.1f}, {100 * bounds[row][1]:.1f}]'
             cells.append(cell.rjust(22))
         print(row.ljust(width) + ''.join(cells))
-
-
-def _write_csv(path, header, rows):
-    text = io.StringIO()
-    csv.writer(text, lineterminator='\n').writerows([header, *rows])
-    files.write_text(path, text.getvalue())
 
 
 def provenance(cfg, weight_paths, data_fingerprint):
