@@ -11,7 +11,7 @@ from benchmarks import machine, plain, works_data
 from benchmarks.works_data import SIDE, Work, draw, quiet
 from dataset import crops, extraction, isic, splits
 from dataset.layout import Layout
-from engine import device_samples, hardware, images, run_folder, trainer
+from engine import device_samples, hardware, images, run_folder, scoring, trainer
 from engine.samples import stream
 from mbdcnn import evaluation, stages
 from mbdcnn.inference import Classifier, Segmenter
@@ -278,13 +278,14 @@ class Evaluation(Work):
         classifier = Classifier(mask_cn, 'symmetric', self.precision)
         segmenter = Segmenter(enhanced, 'unit', self.precision, classifier)
         cfg = SimpleNamespace(SCALES=SCALES, BATCH_SIZE=4, TTA=True)
-        pairs, coarse = [triple[:2] for triple in self.triples], [triple[2] for triple in self.triples]
+        pictures, truths, coarse = zip(*self.triples, strict=True)
         target = self.folder / 'masks'
         target.mkdir(exist_ok=True)
 
         def call():
             with quiet():
-                evaluation.evaluate_segmentation(segmenter, pairs, coarse, cfg, self.device, target)
+                found = evaluation.predict_to_disk(segmenter, pictures, coarse, cfg, target)
+                scoring.score_arrays(found, truths)
         return call
 
     def floor(self):

@@ -170,6 +170,14 @@ def enlarged_sum(logits, size):
     return sum(cv2.resize(logit, size, interpolation=cv2.INTER_CUBIC) for logit in logits)
 
 
+def mask_of(views, size):
+    """Lesion mask of one picture of (width, height) px: (H, W) bool.
+
+    views : list of its logits (views, s, s), one a scale; where the sum of all, enlarged, exceeds 0 is lesion
+    """
+    return enlarged_sum([scale.sum(0) for scale in views], size) > 0
+
+
 def draw_coarse(segmenter, squares, tta=True):
     """Coarse-SN's masks of pictures (B, S, S, 3), at its own resolution: (B, S, S) uint8 of {0, 1}.
 
@@ -194,9 +202,9 @@ def segment_files(segmenter, paths, coarse_paths, scales, batch_size, tta=True):
         logits = segment(segmenter, squashed(pictures, used), coarse, tta)
         for number, path in enumerate(paths[batch]):
             size = images.image_size(path)
-            found = {'plain': enlarged_sum([logits[0][0, number]], size) > 0}
+            found = {'plain': mask_of([logits[0][:1, number]], size)}   # the first view is the identity
             if tta:
-                found['tta'] = enlarged_sum([views[:, number].sum(0) for views in logits], size) > 0
+                found['tta'] = mask_of([scale[:, number] for scale in logits], size)
             yield found
 
 

@@ -21,7 +21,7 @@ from dataset.layout import Layout
 from engine import checkpoints, hardware, images
 from engine.errors import InputError
 from mbdcnn import coarse_masks, networks
-from mbdcnn.inference import VIEWS, draw_coarse, enlarged_sum, place, segment, squashed
+from mbdcnn.inference import VIEWS, draw_coarse, enlarged_sum, mask_of, place, segment, squashed
 from net.models import STRIDE
 
 NETWORKS = 'CoarseSN', 'MaskCN', 'EnhancedSN'   # in the order of their training
@@ -63,7 +63,8 @@ class Prediction:
         differ from `label`
     mask_confidence : agreement of the views with the mask, 0 to 1; see the function of that name
     preview : (h, w, 3) uint8, the picture with its long side limited to 1024 px
-    logits : tuple of (s, s) float32, one a scale; enlarged to W x H they sum to the mean lesion logit
+    logits : tuple of (s, s) float32, one a scale, summed over its views
+    views : the number of views at all scales; the logits enlarged to W x H sum to `views` times their mean
     """
     mask: np.ndarray
     coarse_mask: np.ndarray
@@ -73,6 +74,7 @@ class Prediction:
     mask_confidence: float
     preview: np.ndarray
     logits: tuple
+    views: int
 
     @property
     def label(self):
@@ -85,7 +87,7 @@ class Prediction:
 
         Mask = where it exceeds 0.5.
         """
-        return _sigmoid(enlarged_sum(self.logits, self.mask.shape[::-1]))
+        return _sigmoid(enlarged_sum(self.logits, self.mask.shape[::-1]) / self.views)
 
     @property
     def area(self):
@@ -188,13 +190,13 @@ class MBDCNN:
         logits, cams, decided = self._segment(pictures, wholes, tta)
         for number, picture in enumerate(pictures):
             views = [scale[:, number] for scale in logits]   # one (views, s, s) a scale
-            mean = tuple(scale.sum(0) / sum(map(len, views)) for scale in views)
             yield Prediction(
-                mask=enlarged_sum(mean, picture.size) > 0,
+                mask=mask_of(views, picture.size),
                 coarse_mask=images.resize_mask(wholes[number], picture.size) > 0,
                 class_probabilities=dict(zip(CLASSES, probabilities[number].tolist(), strict=True)),
                 cam=cams[number, 0], cam_label=CLASSES[decided[number]],
-                mask_confidence=mask_confidence(views), preview=picture.preview, logits=mean)
+                mask_confidence=mask_confidence(views), preview=picture.preview,
+                logits=tuple(scale.sum(0) for scale in views), views=sum(map(len, views)))
 
     def _draw_coarse(self, squares, tta, batch_size):
         """Coarse masks of (N, S, S, 3) uint8, at coarse-SN's own resolution: (N, S, S) of {0, 1}."""
@@ -247,7 +249,7 @@ def mask_confidence(views):
     """
     side = max(scale.shape[1] for scale in views)
     count = sum(map(len, views))
-    mask = enlarged_sum([scale.sum(0) for scale in views], (side, side)) > 0
+    mask = mask_of(views, (side, side))
     p = enlarged_sum([_sigmoid(scale).sum(0) / count for scale in views], (side, side)).clip(0, 1)
     total = float(p.sum() + mask.sum())
     return 2 * float(p[mask].sum()) / total if total else 0.0

@@ -181,7 +181,8 @@ def test_an_item_has_the_documented_form():
 def test_image_masks_and_coarse_masks_of_a_sample_share_one_draw():
     """The released code drew anew for the mask: 0 of 200 pairs matched."""
     masks = np.stack([blob(k, 48) for k in range(5)])
-    data = Pictures(np.stack([masks] * 3, -1), {'mask': masks, 'coarse': masks}, None, 32, RANGES, 'nearest')
+    binary = {'mask': masks // 255, 'coarse': masks // 255}
+    data = Pictures(np.stack([masks] * 3, -1), binary, None, 32, RANGES, 'nearest')
     for position in range(200):
         item = data[position]
         assert torch.equal(item['image'][0], item['mask'] * 255) and torch.equal(item['mask'], item['coarse'])
@@ -190,12 +191,12 @@ def test_image_masks_and_coarse_masks_of_a_sample_share_one_draw():
 
 
 def test_without_augmentation_the_pictures_come_as_they_are():
-    data = Pictures(noise(1, 4, 16, 16, 3), {'mask': np.stack([blob(k, 16) for k in range(4)])}, None, 16,
-                    STILL)
+    masks = np.stack([blob(k, 16) // 255 for k in range(4)])
+    data = Pictures(noise(1, 4, 16, 16, 3), {'mask': masks}, None, 16, STILL)
     for position in range(8):
         item = data[position]
         assert np.array_equal(item['image'].permute(1, 2, 0), data.images[item['index']])
-        assert np.array_equal(item['mask'] * 255, data.masks['mask'][item['index']])
+        assert np.array_equal(item['mask'], data.masks['mask'][item['index']])
 
 
 @QUICK

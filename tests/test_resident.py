@@ -34,8 +34,8 @@ def pictures(seed=0, count=7, side=64, size=32, interpolation='bilinear', labels
     """samples.Pictures with images, fine masks and rough ones; labels are optional."""
     rng = np.random.default_rng(seed)
     images = blurred(rng, count, side, side, 3)
-    fine = (blurred(rng, count, side, side) > 127) * np.uint8(255)
-    rough = (blurred(rng, count, size, size) > 127) * np.uint8(255)
+    fine = (blurred(rng, count, side, side) > 127).astype(np.uint8)
+    rough = (blurred(rng, count, size, size) > 127).astype(np.uint8)
     return samples.Pictures(images, {'mask': fine, 'coarse': rough},
                             rng.integers(0, 3, count) if labels else None, size, RANGES, interpolation, seed)
 

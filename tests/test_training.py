@@ -51,7 +51,7 @@ def tiny_stage(before_loss=lambda step, loss: loss, scores=None):
     rng, network, calls = np.random.default_rng(1), tiny_network(), []
     scores = iter(scores) if scores else None
     data = Pictures(rng.integers(0, 256, (6, 12, 12, 3), dtype=np.uint8),
-                    {'mask': rng.integers(0, 2, (6, 12, 12)).astype(np.uint8) * 255}, None, 8,
+                    {'mask': rng.integers(0, 2, (6, 12, 12)).astype(np.uint8)}, None, 8,
                     Ranges(crop=(0.5, 1.0), crop_probability=0.5), seed=5)
 
     def loss(model, batch):
