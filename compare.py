@@ -14,7 +14,7 @@ A difference of two methods is tested over the same pictures (paired bootstrap, 
 succeed by chance: p (Holm) is corrected for the number of pairs, for each score by itself. Masks that are
 missing, too many, no masks or of another size are all named before anything is written.
 
-Cost: 0.1 s a picture and method on one core for 6 megapixels, and no GPU.
+Cost: 0.06 s for each mask of 6 megapixels on one core, the true ones included.
 """
 import itertools
 import json

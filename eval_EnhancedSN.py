@@ -1,7 +1,7 @@
-"""Step 6b: score enhanced-SN (or coarse-SN) on the validation or test pictures at full size.
+"""Stage 6b: score enhanced-SN (or coarse-SN) on the validation or test pictures at full size.
 
-Reads   dataset/ISIC/<split>_seg.txt and its pictures (step 1); models/EnhancedSN/, models/MaskCN/
-        and Coarse_masks/<split>_EnhancedSN/ (steps 3 to 5), the latter two as far as enhanced-SN was
+Reads   dataset/ISIC/<split>_seg.txt and its pictures (stage 1); models/EnhancedSN/, models/MaskCN/
+        and Coarse_masks/<split>_EnhancedSN/ (stages 3 to 5), the latter two as far as enhanced-SN was
         trained to see them; or models/CoarseSN/ alone
 Writes  results/<network>_<split>.csv   JA, DI, pixel-AC, pixel-SE, pixel-SP of each picture
         results/<network>_<split>.json  their means with 95 % intervals, with and without TTA

@@ -1,6 +1,6 @@
-"""Step 3: draw coarse-SN's masks, which later stages read as an additional channel.
+"""Stage 3: draw coarse-SN's masks, which later stages read as an additional channel.
 
-Reads   models/CoarseSN/CoarseSN.pth (step 2), the lists of step 1 and the pictures they name
+Reads   models/CoarseSN/CoarseSN.pth (stage 2), the lists of stage 1 and the pictures they name
         with CROSS_FIT=5 also models/CoarseSN_fold1/ to CoarseSN_fold5/ (train_CoarseSN.py --CROSS_FIT=5)
 Writes  Coarse_masks/{Training,Validation,Testing}_MaskCN/      a 224 px mask for each crop
         Coarse_masks/{Training,Validation,Testing}_EnhancedSN/  a mask of the picture's own size
@@ -36,8 +36,8 @@ RECIPE = 'default'        # default (this file), or of recipes/: paper, released
 INPUT_SIZE = 224          # px, side of coarse-SN's input, a multiple of 16 (paper)
 TTA = True                # sum the logits of 6 views: identity, 3 rotations, 2 flips (released)
 CROPS_OF_IMAGES = 0       # draw for the crops of this many training images only; 0 = all
-SEED = 0                  # which ones: train_MaskCN's TRAIN_IMAGES under this SEED; the folds keep step 2's
-CROSS_FIT = 0             # 2 or more: training masks by those coarse-SNs of step 2 that did not see the image
+SEED = 0                  # which ones: train_MaskCN's TRAIN_IMAGES under this SEED; the folds keep stage 2's
+CROSS_FIT = 0             # 2 or more: training masks by the coarse-SNs of stage 2 that did not see the image
 BATCH_SIZE = 16           # pictures at a time, each in all views; memory and speed only
 
 # --- Machine
@@ -64,7 +64,7 @@ def list_tasks(layout, cfg, fold_of):
     """What is to be drawn: [(mask folder, side of the masks, {network: pictures})].
 
     side : see `draw_masks`; network : 0 for models/CoarseSN, else the number of the fold it did not see
-    fold_of : {image id: fold number} of training images. Raises InputError when step 1 left no list.
+    fold_of : {image id: fold number} of training images. Raises InputError when stage 1 left no list.
     """
     tasks = []
     for split in SPLITS:

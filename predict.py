@@ -1,7 +1,7 @@
 """Segment and classify your own pictures with the trained networks.
 
 Reads   pictures (jpg, png, bmp of any size): files, and folders with all that is below them;
-        models/CoarseSN/, models/MaskCN/ and models/EnhancedSN/ (steps 2 to 5)
+        models/CoarseSN/, models/MaskCN/ and models/EnhancedSN/ (stages 2 to 5)
 Writes  predictions/predictions.csv        a row a picture: class probabilities, lesion, confidence
         predictions/index.html             a page to leaf through
         predictions/masks/<name>.png       the lesion, {0, 255}, at the picture's own size

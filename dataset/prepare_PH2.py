@@ -1,4 +1,4 @@
-"""Prepare PH2 for testing and for cross-validated fine-tuning, step 1 included.
+"""Prepare PH2 for testing and for cross-validated fine-tuning, stage 1 included.
 
 Reads   the unpacked download of PH2 (SOURCE; dataset/ph2.py shows its layout), and ISIC-2017's
         validation split below dataset/data/
@@ -6,11 +6,11 @@ Writes  PH2/all/        an experiment root with all of PH2 as test split, for IS
         PH2/fold_<k>/   an experiment root for each fold: it is the test split, the other folds are
                         the training split, ISIC-2017's validation split is the validation split
         PH2/folds.csv   image_id, diagnosis, fold; written last
-        dataset/cls_data/Validation_resize_crop9_cls/, where step 1 has not made it
+        dataset/cls_data/Validation_resize_crop9_cls/, where stage 1 has not made it
 
     python dataset/prepare_PH2.py
 
-Pictures lie in PH2/all/, the folds link to them; crops and lists are those of step 1. Common and
+Pictures lie in PH2/all/, the folds link to them; crops and lists are those of stage 1. Common and
 atypical nevi are one class, but each fold has its share of all three diagnoses.
 
 Costs   90 s of processor time for 200 pictures of 768x560 px (2 minutes on two busy cores), and

@@ -1,4 +1,4 @@
-"""Which coarse-SN made the masks of step 3, so that later stages refuse those of another."""
+"""Which coarse-SN made the masks of stage 3, so that later stages refuse those of another."""
 import json
 
 from dataset import folds, isic, splits

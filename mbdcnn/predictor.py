@@ -112,7 +112,7 @@ class MBDCNN:
     coarse, enhanced : mbdcnn.inference.Segmenter; device : torch.device
     classifier : mbdcnn.inference.Classifier; default: the one that draws enhanced-SN's maps
     sides : {'CoarseSN': px, 'MaskCN': px, 'EnhancedSN': px}, input sides; coarse-SN's is that of step 3
-    coarse_tta : step 3 drew its masks from six views
+    coarse_tta : stage 3 drew its masks from six views
     """
 
     def __init__(self, coarse, enhanced, sides, device, coarse_tta=True, classifier=None):
@@ -159,7 +159,7 @@ class MBDCNN:
         return found
 
     def prepare(self, image, preview=PREVIEW):
-        """Read a picture and cut what the networks need of it, as step 1 of the README does.
+        """Read a picture and cut what the networks need of it, as stage 1 of the README does.
 
         image : path of a jpg, png or bmp (EXIF orientation applied), PIL image, or (H, W, 3) uint8 RGB
         preview : px, long side of the picture that the result keeps
@@ -206,7 +206,7 @@ class MBDCNN:
 
     def _classify(self, cut, tta, batch_size):
         """Class probabilities of crops (N, 224, 224, 3), each with the coarse mask drawn from the crop
-        itself, which step 3 stores at the crop's size: (N, 3) float64."""
+        itself, which stage 3 stores at the crop's size: (N, 3) float64."""
         side, coarse, rows = self.sides['MaskCN'], None, []
         if self.classifier.uses_masks:
             seen, = squashed(cut, [self.sides['CoarseSN']])
@@ -267,7 +267,7 @@ def _require_weights(layout):
                for name in NETWORKS if not layout.weights(name).is_file()]
     if missing:
         raise InputError(f'{layout.models} does not hold the three trained networks', missing,
-                         'run these scripts (steps 2 to 5 of the README), or point at the models of '
+                         'run these scripts (stages 2 to 5 of the README), or point at the models of '
                          "another root, for instance the demo's: --MODELS=demo/models on the command "
                          "line, MBDCNN.load('demo/models') in Python")
 

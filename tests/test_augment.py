@@ -154,9 +154,9 @@ def test_a_range_switched_off_leaves_the_other_draws_alone():
 # --- Samples as a function of (seed, position)
 
 def pictures(seed=0, count=7, ranges=RANGES):
-    return Pictures(noise(1, count, 24, 24, 3), {'mask': np.stack([blob(k, 24) for k in range(count)]),
-                                                 'coarse': np.stack([blob(k, 16) for k in range(count)])},
-                    np.arange(count) % 3, 16, ranges, seed=seed)
+    masks = {name: np.stack([blob(k, side) // 255 for k in range(count)])
+             for name, side in (('mask', 24), ('coarse', 16))}
+    return Pictures(noise(1, count, 24, 24, 3), masks, np.arange(count) % 3, 16, ranges, seed=seed)
 
 
 def same(a, b):

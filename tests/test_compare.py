@@ -186,7 +186,8 @@ def test_it_agrees_with_the_evaluation(chain):
 
 def test_what_cannot_be_compared_is_refused(root):
     refused = {(): 'MASKS must say whose masks', ('--MASKS=folder',): "'folder': must be name=folder",
-               ('--MASKS=a|b=x',): 'must be name=folder', ('--MASKS=a=x,a=y',): 'the name a must be given once',
+               ('--MASKS=a|b=x',): 'must be name=folder',
+               ('--MASKS=a=x,a=y',): 'the name a must be given once',
                ('--MASKS=a=x', '--THRESHOLD=1.5'): 'must be from 0 to 1',
                ('--MASKS=a=x', '--SPLIT=Training'): 'must be one of',
                ('--MASKS=a=x', '--RESAMPLES=0'): 'must be greater than zero',

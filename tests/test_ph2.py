@@ -373,7 +373,7 @@ def test_faults_of_ph2_and_of_the_validation_split_are_listed_together(tmp_path)
     for fault in ('PH2Dataset/PH2 Dataset images: is missing', 'PH2Dataset/PH2_dataset.txt: is missing',
                   'ISIC-2017_Validation_Data/Images: is missing'):
         assert text.count(fault) == 1, text
-    assert 'Remedy: unpack the download anew' in text and 'step 0 of the README' in text
+    assert 'Remedy: unpack the download anew' in text and 'stage 0 of the README' in text
     assert not (tmp_path / 'root').exists()
 
 
