@@ -36,31 +36,32 @@ def score_folders(folders, truths, workers=0):
         faults += found
 
     def score(image_id):
-        """({name: counts}, faults) of one image; the truth is decoded once for all methods."""
-        rows, found = {}, []
-        try:
-            truth = images.read_mask(truths[image_id]) > 0
-        except InputError as error:
-            return rows, error.faults
-        for name in folders:
-            path = masks[name].get(image_id)
-            try:
-                mask = path and images.read_mask(path) > 0
-            except InputError as error:
-                found += error.faults
-                continue
-            if path and mask.shape != truth.shape:
-                (height, width), (rows_there, columns_there) = mask.shape, truth.shape
-                found.append(f'{path}: is {width}x{height} but the truth is {columns_there}x{rows_there}')
-            elif path:
-                rows[name] = metrics.confusion(mask, truth)
-        return rows, found
+        return _score_one(truths[image_id], {name: paths[image_id] for name, paths in masks.items()
+                                             if image_id in paths})
 
     scored = files.for_all(score, truths, 'scoring', workers)
     faults += [fault for _, found in scored for fault in found]
     if faults:
         raise InputError('Masks cannot be scored', faults, REMEDY)
-    return {name: metrics.segmentation_scores([rows[name] for rows, _ in scored]) for name in folders}
+    return {name: metrics.segmentation_scores([counts[name] for counts, _ in scored]) for name in folders}
+
+
+def _score_one(truth_path, paths):
+    """({name: pixel counts}, list of faults) of one image; the truth is decoded once for all methods."""
+    read, faults = {}, []
+    for name, path in {None: truth_path, **paths}.items():
+        try:
+            read[name] = images.read_mask(path) > 0
+        except InputError as error:
+            faults += error.faults
+    truth, counts = read.pop(None, None), {}
+    for name, mask in read.items() if truth is not None else ():
+        if mask.shape == truth.shape:
+            counts[name] = metrics.confusion(mask, truth)
+        else:
+            sizes = [f'{array.shape[1]}x{array.shape[0]}' for array in (mask, truth)]
+            faults.append(f'{paths[name]}: is {sizes[0]} but the truth is {sizes[1]}')
+    return counts, faults
 
 
 def find_masks(folder, wanted):

@@ -26,17 +26,11 @@ def quick_segmentation(segmenter, data, batch_size, process):
     segmenter : Segmenter; data : dataset.splits.Segmentation
     batch_size : pictures at a time; on a CPU no more than PICTURES_ON_A_CORE for each core
     """
-    if process.device.type == 'cpu':
-        batch_size = min(batch_size, PICTURES_ON_A_CORE)
-
     def score(batch):
         picture, coarse = place(data.images, data.coarse, process.device, batch)
-        truth = to_device(data.masks[batch], process.device)
-        return counts_on_device(segmenter(picture, coarse), truth)
+        return counts_on_device(segmenter(picture, coarse), to_device(data.masks[batch], process.device))
 
-    mine = range(process.rank, len(data.images), process.world)
-    found = list(hardware.on_each_core(score, _batches(mine, batch_size), process.device))
-    counts = [count for _, count in sorted(hardware.merge(_numbered(mine, found), process))]
+    counts = _all_rows(score, len(data.images), batch_size, PICTURES_ON_A_CORE, process)
     means = metrics.segmentation_scores(counts).mean(0)
     return dict(zip(metrics.SEGMENTATION, means.tolist(), strict=True))
 
@@ -47,22 +41,25 @@ def crop_probabilities(classifier, data, batch_size, process, description=''):
     data : dataset.splits.Classification; description : of the progress bar, none without
     batch_size : crops at a time; on a CPU no more than CROPS_ON_A_CORE for each core
     """
-    if process.device.type == 'cpu':
-        batch_size = min(batch_size, CROPS_ON_A_CORE)
-
     def classify(batch):
         return classifier.probabilities(*place(data.images, data.coarse, process.device, batch))
 
-    mine = range(process.rank, len(data.images), process.world)
-    batches = _batches(mine, batch_size)
-    found = list(tqdm(hardware.on_each_core(classify, batches, process.device), total=len(batches),
+    return np.array(_all_rows(classify, len(data.images), batch_size, CROPS_ON_A_CORE, process, description))
+
+
+def _all_rows(work, count, batch_size, on_a_core, process, description=''):
+    """A row (list of numbers) for each of `count` pictures, in order; the work is shared by all processes.
+
+    work : list of numbers -> tensor (B, columns) on the device; on_a_core : most pictures at a time on a CPU
+    """
+    if process.device.type == 'cpu':
+        batch_size = min(batch_size, on_a_core)
+    mine = range(process.rank, count, process.world)
+    batches = [list(mine[start:start + batch_size]) for start in range(0, len(mine), batch_size)]
+    found = list(tqdm(hardware.on_each_core(work, batches, process.device), total=len(batches),
                       desc=description, unit='batch', disable=not (description and process.main)))
-    return np.array([row for _, row in sorted(hardware.merge(_numbered(mine, found), process))])
-
-
-def _numbered(numbers, found):
-    """[(number, row as list)] of the batches' rows; a GPU is waited for once, not after every batch."""
-    return list(zip(numbers, torch.cat(found).tolist() if found else [], strict=True))
+    rows = torch.cat(found).tolist() if found else []   # a GPU is waited for once, not after every batch
+    return [row for _, row in sorted(hardware.merge(list(zip(mine, rows, strict=True)), process))]
 
 
 def image_probabilities(crops, data):
@@ -77,11 +74,6 @@ def image_probabilities(crops, data):
 def whole_image_probabilities(crops, data):
     """Probabilities from each image's first crop alone, the whole image: (images, 3)."""
     return crops[np.unique(data.owners, return_index=True)[1]]
-
-
-def _batches(numbers, size):
-    numbers = list(numbers)
-    return [numbers[start:start + size] for start in range(0, len(numbers), size)]
 
 
 # --- Full evaluation of a segmentation network

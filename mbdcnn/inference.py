@@ -173,8 +173,10 @@ def enlarged_sum(logits, size):
 def mask_of(views, size):
     """Lesion mask of one picture of (width, height) px: (H, W) bool.
 
-    views : list of its logits (views, s, s), one a scale; where the sum of all, enlarged, exceeds 0 is lesion
+    views : list of its logits (views, s, s), one a scale; lesion is where their enlarged sum exceeds 0
     """
+    # Logits, not probabilities: a view that is certain counts for more than one that wavers. Summed before
+    # they are enlarged, which is the same (both are linear) and costs one full-size map a scale, not six.
     return enlarged_sum([scale.sum(0) for scale in views], size) > 0
 
 
@@ -197,6 +199,7 @@ def segment_files(segmenter, paths, coarse_paths, scales, batch_size, tta=True):
     used = scales if tta else scales[:1]
     for start in range(0, len(paths), batch_size):
         batch = slice(start, start + batch_size)
+        # A jpg is decoded at a fraction of its size, yet twice the largest input: squashing hides the rest.
         pictures = (images.read_rgb(path, cover=2 * max(scales)) for path in paths[batch])
         coarse = None if coarse_paths is None else squashed(map(images.read_mask, coarse_paths[batch]), used)
         logits = segment(segmenter, squashed(pictures, used), coarse, tta)
