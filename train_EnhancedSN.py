@@ -104,7 +104,7 @@ def main():
                **networks.initial_inputs(cfg, layout)}
     epoch = stages.steps_in_epoch(cfg, stage.dataset)
     with Run(layout.run('EnhancedSN'), 'EnhancedSN', cfg, inputs, start, process,
-             coarse_masks.read_config) as run:
+             read_config=coarse_masks.read_config) as run:
         trainer.fit(stage, cfg, run, process, cfg.EPOCH * epoch, cfg.VALIDATE_EVERY * epoch)
     hardware.finish()
 

@@ -84,7 +84,8 @@ def main():
     stage = stages.classification(cfg, process, network, train, validation)
     inputs |= {'training': train.fingerprint, 'validation': validation.fingerprint,
                **networks.initial_inputs(cfg)}
-    with Run(layout.run('MaskCN'), 'MaskCN', cfg, inputs, start, process, coarse_masks.read_config) as run:
+    with Run(layout.run('MaskCN'), 'MaskCN', cfg, inputs, start, process,
+             read_config=coarse_masks.read_config) as run:
         trainer.fit(stage, cfg, run, process, cfg.STEPS, cfg.VALIDATE_EVERY)
     hardware.finish()
 

@@ -36,7 +36,8 @@ def test_a_training_begun_before_goes_on_and_others_do_not(tmp_path, stored):
     write_config(tmp_path / 'MaskCN.pth', stored)
     cfg = SimpleNamespace(SEED=0)
     for made, fits in ((MADE, True), (MADE | {'input_size': 256}, False), (SPLIT_UP, False)):
-        with Run(tmp_path, 'MaskCN', cfg, {'coarse_masks': made}, '', ALONE, coarse_masks.read_config) as run:
+        with Run(tmp_path, 'MaskCN', cfg, {'coarse_masks': made}, '', ALONE,
+                 read_config=coarse_masks.read_config) as run:
             if fits:
                 run._refuse_other_settings()
             else:
