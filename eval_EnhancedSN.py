@@ -1,7 +1,7 @@
-"""Step 6b: score enhanced-SN (or coarse-SN) on the validation or test pictures at full size.
+"""Stage 6b: score enhanced-SN (or coarse-SN) on the validation or test pictures at full size.
 
-Reads   dataset/ISIC/<split>_seg.txt and its pictures (step 1); models/EnhancedSN/, models/MaskCN/
-        and Coarse_masks/<split>_EnhancedSN/ (steps 3 to 5), the latter two as far as enhanced-SN was
+Reads   dataset/ISIC/<split>_seg.txt and its pictures (stage 1); models/EnhancedSN/, models/MaskCN/
+        and Coarse_masks/<split>_EnhancedSN/ (stages 3 to 5), the latter two as far as enhanced-SN was
         trained to see them; or models/CoarseSN/ alone
 Writes  results/<network>_<split>.csv   JA, DI, pixel-AC, pixel-SE, pixel-SP of each picture
         results/<network>_<split>.json  their means with 95 % intervals, with and without TTA
@@ -16,7 +16,7 @@ Cost: 18 forward passes for each picture, 2.3 s on two CPU cores with bf16 instr
 """
 from dataset import isic, splits
 from dataset.layout import Layout
-from engine import checkpoints, cli, hardware, settings
+from engine import checkpoints, cli, hardware, scoring, settings
 from mbdcnn import evaluation, networks, panels, stages, transfer
 from report import page as report
 
@@ -47,25 +47,28 @@ def main():
     stages.check_sides(cfg.SCALES)
     layout = Layout(cfg.ROOT)
     pairs = isic.read_segmentation_list(layout, cfg.SPLIT)
+    pictures, truths = map(list, zip(*pairs, strict=True))
     used, coarse_paths = [layout.weights(cfg.NETWORK)], None
     evaluation.require_equal_sizes(pairs)
     if cfg.NETWORK == 'EnhancedSN' and (kind := networks.trained_transfer(layout)) in networks.GUIDED:
         folder = layout.coarse_for_segmentation(cfg.SPLIT)
         if 'coarse_masks' in transfer.require(layout, kind, [folder], ('MaskCN', 'EnhancedSN')):
-            coarse_paths = splits.coarse_paths(layout, folder, [image for image, _ in pairs])
+            coarse_paths = splits.coarse_paths(layout, folder, pictures)
         used.append(layout.weights('MaskCN'))
     networks.warn_of_other_size(used[0], cfg.SCALES[0])
     segmenter = networks.load_segmenter(layout, cfg.NETWORK, process.device,
                                         hardware.choose_precision(cfg.AMP, process.device))
     masks = layout.results / f'{cfg.NETWORK}_{cfg.SPLIT}_masks'
-    names, scores = evaluation.evaluate_segmentation(segmenter, pairs, coarse_paths, cfg, process.device,
-                                                     masks)
+    found = evaluation.predict_to_disk(segmenter, pictures, coarse_paths, cfg, masks)
+    scores = scoring.score_arrays(found, truths)   # each picture's masks pass by, plain and with TTA
+    names = [picture.stem for picture in pictures]
     facts = evaluation.provenance(cfg, used, checkpoints.fingerprint_of_files(
         [path for pair in pairs for path in pair]))
     evaluation.report_segmentation(layout, cfg.NETWORK, cfg.SPLIT, names, scores, facts)
     panel = layout.results / f'{cfg.NETWORK}_{cfg.SPLIT}_panel.png'
-    panels.evaluation_panel(segmenter, pairs, coarse_paths, scores['tta' if cfg.TTA else 'plain'],
-                            evaluation.predicted_paths(masks, names), cfg.PANEL_IMAGES, process.device, panel)
+    panels.evaluation_panel(segmenter, pairs, coarse_paths, cfg.SCALES[0],
+                            scores['tta' if cfg.TTA else 'plain'], evaluation.predicted_paths(masks, names),
+                            cfg.PANEL_IMAGES, panel)
     print(f'predicted masks: {masks}/   panel: {panel}')
     print(f'report: {report.write(layout)}')
 

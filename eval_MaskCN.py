@@ -1,7 +1,7 @@
-"""Step 6a: score mask-CN on the validation or test images, from one crop and from nine.
+"""Stage 6a: score mask-CN on the validation or test images, from one crop and from nine.
 
-Reads   dataset/ISIC/<split>_crop9_cls.txt and its crops (step 1), Coarse_masks/<split>_MaskCN/
-        (step 3), models/MaskCN/ (step 4)
+Reads   dataset/ISIC/<split>_crop9_cls.txt and its crops (stage 1), Coarse_masks/<split>_MaskCN/
+        (stage 3), models/MaskCN/ (stage 4)
 Writes  results/MaskCN_<split>.csv   the three class probabilities of each image
         results/MaskCN_<split>.json  AUC, AP, AC, SE, SP of melanoma and of keratosis against the rest,
                                      mean AUC and 95 % intervals, from 9 crops and from 1

@@ -1,6 +1,6 @@
-"""Step 3: draw coarse-SN's masks, which later stages read as an additional channel.
+"""Stage 3: draw coarse-SN's masks, which later stages read as an additional channel.
 
-Reads   models/CoarseSN/CoarseSN.pth (step 2), the lists of step 1 and the pictures they name
+Reads   models/CoarseSN/CoarseSN.pth (stage 2), the lists of stage 1 and the pictures they name
         with CROSS_FIT=5 also models/CoarseSN_fold1/ to CoarseSN_fold5/ (train_CoarseSN.py --CROSS_FIT=5)
 Writes  Coarse_masks/{Training,Validation,Testing}_MaskCN/      a 224 px mask for each crop
         Coarse_masks/{Training,Validation,Testing}_EnhancedSN/  a mask of the picture's own size
@@ -18,7 +18,6 @@ paper's 45,000 crops and pictures, about 9 PFLOP.
 """
 import os
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -27,7 +26,7 @@ from dataset import crops, folds, isic, splits
 from dataset.layout import SPLITS, Layout
 from engine import cache, checkpoints, cli, files, hardware, images, settings
 from engine.samples import start_worker
-from mbdcnn import coarse_masks, networks, stages
+from mbdcnn import coarse_masks, inference, networks, stages
 
 # --- Experiment
 ROOT = '.'                # folder that holds dataset/, Coarse_masks/, models/ and results/
@@ -37,8 +36,8 @@ RECIPE = 'default'        # default (this file), or of recipes/: paper, released
 INPUT_SIZE = 224          # px, side of coarse-SN's input, a multiple of 16 (paper)
 TTA = True                # sum the logits of 6 views: identity, 3 rotations, 2 flips (released)
 CROPS_OF_IMAGES = 0       # draw for the crops of this many training images only; 0 = all
-SEED = 0                  # which ones: train_MaskCN's TRAIN_IMAGES under this SEED; the folds keep step 2's
-CROSS_FIT = 0             # 2 or more: training masks by those coarse-SNs of step 2 that did not see the image
+SEED = 0                  # which ones: train_MaskCN's TRAIN_IMAGES under this SEED; the folds keep stage 2's
+CROSS_FIT = 0             # 2 or more: training masks by the coarse-SNs of stage 2 that did not see the image
 BATCH_SIZE = 16           # pictures at a time, each in all views; memory and speed only
 
 # --- Machine
@@ -49,7 +48,7 @@ DETERMINISTIC = False     # bit-reproducible algorithms also on GPUs, slower
 
 
 class Files(Dataset):
-    """Pictures squashed to size x size: (3, size, size) uint8, and their number."""
+    """Pictures squashed to size x size: (size, size, 3) uint8, and their number."""
 
     def __init__(self, paths, size):
         self.paths, self.size = paths, size
@@ -58,15 +57,14 @@ class Files(Dataset):
         return len(self.paths)
 
     def __getitem__(self, number):
-        picture = cache.read_rgb_square(self.paths[number], self.size)
-        return torch.tensor(picture).permute(2, 0, 1), number
+        return torch.from_numpy(cache.read_rgb_square(self.paths[number], self.size)), number
 
 
 def list_tasks(layout, cfg, fold_of):
     """What is to be drawn: [(mask folder, side of the masks, {network: pictures})].
 
     side : see `draw_masks`; network : 0 for models/CoarseSN, else the number of the fold it did not see
-    fold_of : {image id: fold number} of training images. Raises InputError when step 1 left no list.
+    fold_of : {image id: fold number} of training images. Raises InputError when stage 1 left no list.
     """
     tasks = []
     for split in SPLITS:
@@ -108,13 +106,12 @@ def draw_masks(segmenter, pictures, folder, side, cfg, process, by=''):
                         num_workers=hardware.workers(cfg.NUM_WORKERS, process.device),
                         worker_init_fn=start_worker)
     for batch, numbers in tqdm(loader, desc=folder.name, unit='batch', disable=not todo):
-        batch = batch.to(process.device)
-        logits = segmenter.views(batch).sum(0) if cfg.TTA else segmenter(batch)
-        for mask, number in zip((logits > 0).cpu().numpy(), numbers.tolist(), strict=True):
+        masks = inference.draw_coarse(segmenter, batch.numpy(), cfg.TTA)
+        for mask, number in zip(masks, numbers.tolist(), strict=True):
             path = todo[number]
             size = (side, side) if side else images.image_size(path)
             target = folder / f'{path.stem}.png'
-            images.write_png(target, images.resize_mask(mask.astype(np.uint8) * 255, size))
+            images.write_mask(target, images.resize_mask(mask, size))
             os.utime(target, ns=(path.stat().st_mtime_ns,) * 2)
 
 

@@ -1,7 +1,7 @@
 """Segment and classify your own pictures with the trained networks.
 
 Reads   pictures (jpg, png, bmp of any size): files, and folders with all that is below them;
-        models/CoarseSN/, models/MaskCN/ and models/EnhancedSN/ (steps 2 to 5)
+        models/CoarseSN/, models/MaskCN/ and models/EnhancedSN/ (stages 2 to 5)
 Writes  predictions/predictions.csv        a row a picture: class probabilities, lesion, confidence
         predictions/index.html             a page to leaf through
         predictions/masks/<name>.png       the lesion, {0, 255}, at the picture's own size
@@ -16,9 +16,7 @@ medical device.
 Cost: 106 forward passes for each picture, 22 with --TTA=False: about 9 and 1.5 s of one CPU core at
 224 px, 3 and 0.7 s with the demo's networks.
 """
-import csv
 import html
-import io
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -148,7 +146,7 @@ COLUMNS = ('file', *CLASSES, 'predicted', 'lesion_px', 'lesion_percent', 'left',
 
 def write_pictures(out, name, prediction, opacity):
     """Write a picture's mask and overlay below `out`, each completely or not at all."""
-    images.write_png(out / 'masks' / f'{name}.png', prediction.mask.astype(np.uint8) * 255)
+    images.write_mask(out / 'masks' / f'{name}.png', prediction.mask)
     drawn = cv2.cvtColor(overlay(prediction, opacity), cv2.COLOR_RGB2BGR)
     data = cv2.imencode('.jpg', drawn, [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
     files.write_bytes(out / 'overlays' / f'{name}.jpg', data.tobytes())
@@ -174,11 +172,7 @@ def overlay(prediction, opacity):
 
 def write_table(path, rows):
     """Write predictions.csv, complete or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write_text(path, text.getvalue())
+    files.write_csv(path, [COLUMNS, *(row.values() for row in rows)])
 
 
 def write_page(path, rows, faults):

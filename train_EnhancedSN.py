@@ -17,7 +17,7 @@ from dataset import splits
 from dataset.layout import Layout
 from engine import cli, device_samples, hardware, settings, trainer
 from engine.run_folder import Run
-from mbdcnn import evaluation, networks, panels, stages, transfer
+from mbdcnn import coarse_masks, evaluation, networks, panels, stages, transfer
 from mbdcnn.inference import Segmenter
 from net.inputs import to_input
 from net.loss import hybrid_loss
@@ -138,7 +138,8 @@ def main():
     epoch = stages.steps_in_epoch(cfg, len(train.images))
     steps = cfg.EPOCH * epoch
     task = enhanced_task(cfg, process, network, classifier, train, validation, steps)
-    with Run(layout.run('EnhancedSN'), 'EnhancedSN', cfg, inputs, start, process) as run:
+    with Run(layout.run('EnhancedSN'), 'EnhancedSN', cfg, inputs, start, process,
+             read_config=coarse_masks.read_config) as run:
         trainer.fit(task, cfg, run, process, steps, cfg.VALIDATE_EVERY * epoch)
     hardware.finish()
 

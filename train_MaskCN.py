@@ -111,7 +111,8 @@ def main():
     task = mask_task(cfg, process, network, train, validation)
     inputs |= {'training': train.fingerprint, 'validation': validation.fingerprint,
                **networks.initial_inputs(cfg)}
-    with Run(layout.run('MaskCN'), 'MaskCN', cfg, inputs, start, process) as run:
+    with Run(layout.run('MaskCN'), 'MaskCN', cfg, inputs, start, process,
+             read_config=coarse_masks.read_config) as run:
         trainer.fit(task, cfg, run, process, cfg.STEPS, cfg.VALIDATE_EVERY)
     hardware.finish()
 

@@ -129,8 +129,9 @@ class Samples(Work):
                       for number in range(self.units)]
         for number, paths in enumerate(self.pairs):
             if not paths[1].exists():
-                for path, array in zip(paths, draw(self.size, number), strict=True):
-                    images.write_png(path, array)
+                picture, mask = draw(self.size, number)
+                images.write_png(paths[0], picture)
+                images.write_mask(paths[1], mask)
 
     def plain(self):
         return lambda: torch.utils.data.default_collate([plain.training_sample(*pair) for pair in self.pairs])

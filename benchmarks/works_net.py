@@ -11,7 +11,7 @@ from benchmarks import machine, plain, works_data
 from benchmarks.works_data import SIDE, Work, draw, quiet
 from dataset import crops, extraction, isic, splits
 from dataset.layout import Layout
-from engine import hardware, images, run_folder, trainer
+from engine import hardware, images, run_folder, scoring, trainer
 from mbdcnn import evaluation
 from mbdcnn.inference import Classifier, Segmenter
 from net import loss
@@ -252,8 +252,8 @@ class Evaluation(Work):
             if not coarse.exists():
                 picture, mask = draw((3000, 2000), number)
                 works_data.write_jpg(image, picture)
-                images.write_png(truth, mask)
-                images.write_png(coarse, mask)
+                images.write_mask(truth, mask)
+                images.write_mask(coarse, mask)
 
     def networks(self):
         torch.manual_seed(0)
@@ -275,13 +275,14 @@ class Evaluation(Work):
         classifier = Classifier(mask_cn, 'symmetric', self.precision)
         segmenter = Segmenter(enhanced, 'unit', self.precision, classifier)
         cfg = SimpleNamespace(SCALES=SCALES, BATCH_SIZE=4, TTA=True)
-        pairs, coarse = [triple[:2] for triple in self.triples], [triple[2] for triple in self.triples]
+        pictures, truths, coarse = zip(*self.triples, strict=True)
         target = self.folder / 'masks'
         target.mkdir(exist_ok=True)
 
         def call():
             with quiet():
-                evaluation.evaluate_segmentation(segmenter, pairs, coarse, cfg, self.device, target)
+                found = evaluation.predict_to_disk(segmenter, pictures, coarse, cfg, target)
+                scoring.score_arrays(found, truths)
         return call
 
     def floor(self):
@@ -319,7 +320,7 @@ class Validation(Work):
             mask = images.resize_mask(draw((1024, 768), 0)[1], (SIDE, SIDE))
             for path, _ in isic.read_classification_list(self.layout, 'Validation'):
                 target = self.layout.coarse_for_classification('Validation') / path.name
-                images.write_png(target, mask)
+                images.write_mask(target, mask)
                 os.utime(target, ns=(0, path.stat().st_mtime_ns))
 
     def plain(self):

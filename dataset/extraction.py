@@ -1,4 +1,4 @@
-"""Step 1's shared work: cut the classification crops, limit the segmentation pictures, list both.
+"""Stage 1's shared work: cut the classification crops, limit the segmentation pictures, list both.
 
 Every output takes over the modification time of the picture it was made from, and its folder keeps
 a record of the settings. A later run therefore redoes what is missing, what has another time than
@@ -132,17 +132,17 @@ def _limit(folder, image, mask, size, target):
     """Write one prepared picture and mask where they are not up to date. Returns (written, all)."""
     names = prepared_names(image, mask, target != size)
     written = 0
-    readers = (_resized_image, _resized_mask)
-    for source, name, reader in zip((image, mask), names, readers, strict=True):
+    ways = (_resized_image, images.write_png), (_resized_mask, images.write_mask)
+    for source, name, (read, write) in zip((image, mask), names, ways, strict=True):
         stamp = _modified(source)
         if files.is_current(folder / name, stamp):
             continue
-        pixels = reader(source, target)   # also what is copied is decoded: damage must not pass
+        pixels = read(source, target)   # also what is copied is decoded: damage must not pass
         if target == size:
             with files.replacing(folder / name) as temporary:
                 shutil.copyfile(source, temporary)
         else:
-            images.write_png(folder / name, pixels)
+            write(folder / name, pixels)
         os.utime(folder / name, ns=(stamp, stamp))
         written += 1
     return written, 2

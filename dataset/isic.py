@@ -6,9 +6,10 @@ from pathlib import Path
 from dataset.layout import ADDED, Layout
 from engine.errors import InputError
 from engine.images import EXTENSIONS
+from engine.scoring import SUFFIX as MASK_SUFFIX
 
 CLASSES = ('nevus', 'melanoma', 'keratosis')   # index = class number of mask-CN
-MASK_SUFFIX = '_segmentation'
+TASKS = {'melanoma': 1, 'keratosis': 2}        # name: class number; each against the rest
 COLUMNS = ('image_id', 'melanoma', 'seborrheic_keratosis')
 
 
@@ -31,7 +32,7 @@ def find_masks(folder):
 def _sound(folder, found, faults):
     if faults:
         raise InputError(f'{folder} cannot be used', faults,
-                         'one file for each id; step 0 of the README says where the data go')
+                         'one file for each id; stage 0 of the README says where the data go')
     return found
 
 
@@ -69,7 +70,7 @@ def read_labels(path):
     labels, faults = scan_labels(path)
     if faults:
         raise InputError('A label file cannot be used', faults,
-                         f'the file (README, step 0) needs the columns {", ".join(COLUMNS)}, '
+                         f'the file (README, stage 0) needs the columns {", ".join(COLUMNS)}, '
                          'with 0 or 1 in the last two')
     return labels
 
@@ -179,7 +180,7 @@ def unpaired(folder, images, masks):
 
 
 def read_list(path, folder):
-    """Read a list file of step 1: [(path, second word)], paths below `folder`.
+    """Read a list file of stage 1: [(path, second word)], paths below `folder`.
 
     The second word is text: a class number, or the mask's path relative to `folder`.
     Raises InputError for a missing or empty list and for each malformed line or missing file.
@@ -189,7 +190,7 @@ def read_list(path, folder):
     here = root.root == Path.cwd()
     remedy = f'make the list anew: {(Layout(".") if here else root).command(script)}'
     if not path.is_file():
-        raise InputError('A list of step 1 is missing', [f'{path}: is missing'], remedy)
+        raise InputError('A list of stage 1 is missing', [f'{path}: is missing'], remedy)
     entries, faults = [], []
     text = path.read_text(encoding='utf-8-sig', errors='replace')
     for number, line in enumerate(text.splitlines(), start=1):
@@ -203,7 +204,7 @@ def read_list(path, folder):
     if not entries and not faults:
         faults.append(f'{path}: is empty')
     if faults:
-        raise InputError('A list of step 1 cannot be used', faults, remedy)
+        raise InputError('A list of stage 1 cannot be used', faults, remedy)
     return entries
 
 
@@ -224,7 +225,7 @@ def read_classification_list(layout, split):
     faults = [f'{path}: {crop.name} has the class {label!r}, not 0, 1 or 2'
               for crop, label in entries if label not in ('0', '1', '2')]
     if faults:
-        raise InputError('A list of step 1 cannot be used', faults, layout.command('dataset/list_cls.py'))
+        raise InputError('A list of stage 1 cannot be used', faults, layout.command('dataset/list_cls.py'))
     return [(crop, int(label)) for crop, label in entries]
 
 

@@ -171,7 +171,7 @@ def claim(layout, record):
     if previous != record:
         for path in own:
             path.unlink(missing_ok=True)
-        # Step 1 asks for the extra pictures wherever their folder is there.
+        # Stage 1 asks for the extra pictures wherever their folder is there.
         with contextlib.suppress(OSError):   # absent, or not empty
             (layout.originals(ADDED) / 'Images').rmdir()
             layout.originals(ADDED).rmdir()
@@ -200,7 +200,7 @@ def draw_picture(layout, record, part, image_id, number, label):
                            [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     files.write_bytes(image_path, data.tobytes())
     for path in mask_paths:
-        images.write_png(path, mask)
+        images.write_mask(path, mask)
 
 
 def write_tables(layout, record):

@@ -1,4 +1,4 @@
-"""Prepare PH2 for testing and for cross-validated fine-tuning, step 1 included.
+"""Prepare PH2 for testing and for cross-validated fine-tuning, stage 1 included.
 
 Reads   the unpacked download of PH2 (SOURCE; dataset/ph2.py shows its layout), and ISIC-2017's
         validation split below dataset/data/
@@ -6,11 +6,11 @@ Writes  PH2/all/        an experiment root with all of PH2 as test split, for IS
         PH2/fold_<k>/   an experiment root for each fold: it is the test split, the other folds are
                         the training split, ISIC-2017's validation split is the validation split
         PH2/folds.csv   image_id, diagnosis, fold; written last
-        dataset/cls_data/Validation_resize_crop9_cls/, where step 1 has not made it
+        dataset/cls_data/Validation_resize_crop9_cls/, where stage 1 has not made it
 
     python dataset/prepare_PH2.py
 
-Pictures lie in PH2/all/, the folds link to them; crops and lists are those of step 1. Common and
+Pictures lie in PH2/all/, the folds link to them; crops and lists are those of stage 1. Common and
 atypical nevi are one class, but each fold has its share of all three diagnoses.
 
 Costs   90 s of processor time for 200 pictures of 768x560 px (2 minutes on two busy cores), and
@@ -186,12 +186,13 @@ def write_pictures(whole, cases, workers):
     """Bring the png copies of all pictures and masks up to date; they take over their sources' times."""
     def write(case):
         written = 0
-        for source, target, decode in zip((case.image, case.mask),
-                                          picture_paths(whole, 'Testing', case.image_id),
-                                          (images.read_rgb, images.read_mask), strict=True):
+        ways = (images.read_rgb, images.write_png), (images.read_mask, images.write_mask)
+        for source, target, (read, write) in zip((case.image, case.mask),
+                                                 picture_paths(whole, 'Testing', case.image_id), ways,
+                                                 strict=True):
             stamp = source.stat().st_mtime_ns
             if not files.is_current(target, stamp):
-                images.write_png(target, decode(source))
+                write(target, read(source))
                 os.utime(target, ns=(stamp, stamp))
                 written += 1
         return written

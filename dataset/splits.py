@@ -12,7 +12,7 @@ from engine.errors import InputError
 
 @dataclass(frozen=True)
 class Segmentation:
-    """images : (N, S, S, 3) uint8; masks, coarse : (N, S, S) uint8 {0, 255}, coarse may be None
+    """images : (N, S, S, 3) uint8; masks, coarse : (N, S, S) uint8 {0, 1}, coarse may be None
     names : image ids; fingerprint : text that changes with any pixel
     """
     images: np.ndarray
@@ -40,7 +40,7 @@ class Classification:
 class Unmasked:
     """Training images without a pixel mask, as mask-CN and as a segmentation network see them.
 
-    crops : (N, s, s, 3) uint8, the whole images; coarse : (N, s, s) uint8 {0, 255}, their masks, or None
+    crops : (N, s, s, 3) uint8, the whole images; coarse : (N, s, s) uint8 {0, 1}, their masks, or None
     pictures : (N, S, S, 3) uint8; names : image ids; fingerprint : text that changes with any pixel
     """
     crops: np.ndarray

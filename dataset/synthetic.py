@@ -46,7 +46,7 @@ def draw(rng, label, max_side=LONGEST):
     rng : numpy Generator    the only source of variation
     label : int              class number: 0 nevus, 1 melanoma, 2 keratosis
     max_side : int, pixels   long side of the largest of the sizes; the others shrink with it
-    Returns (H, W, 3) uint8 RGB and (H, W) uint8 of {0, 255}.
+    Returns (H, W, 3) uint8 RGB and (H, W) uint8 of {0, 1}.
     """
     width, height = (round(side * max_side / LONGEST) for side in SIZES[rng.integers(len(SIZES))])
     shape, unit = (height, width), min(width, height)
@@ -152,7 +152,7 @@ def _skin(rng, shape):
 
 
 def _lesion_mask(rng, shape, label):
-    """One closed outline, filled: (H, W) uint8 of {0, 255}, and its mean radius in pixels."""
+    """One closed outline, filled: (H, W) uint8 of {0, 1}, and its mean radius in pixels."""
     angle = np.linspace(0, 2 * np.pi, CORNERS, endpoint=False)
     radii = np.exp(_radius_harmonics(rng, angle, *OUTLINES[label]))
     radii /= np.sqrt(np.mean(radii ** 2))   # the outline's area is now pi
@@ -165,7 +165,7 @@ def _lesion_mask(rng, shape, label):
     slack = np.minimum(0.97 * size - radius * extent, 2 * OFF_CENTRE * size) / 2
     outline = size / 2 + radius * (outline - middle) + rng.uniform(-1, 1, 2) * slack
     mask = np.zeros(shape, np.uint8)
-    cv2.fillPoly(mask, [np.round(outline * 16).astype(np.int32)], 255, cv2.LINE_8, 4)
+    cv2.fillPoly(mask, [np.round(outline * 16).astype(np.int32)], 1, cv2.LINE_8, 4)
     return mask, float(radius)
 
 
@@ -186,7 +186,7 @@ def _radius_harmonics(rng, angle, slow, fast, notches):
 def _depth(mask, radius):
     """Signed distance to the border in mean radii, positive inside. (H, W) float32."""
     inside = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
-    outside = cv2.distanceTransform(255 - mask, cv2.DIST_L2, 3)
+    outside = cv2.distanceTransform(1 - mask, cv2.DIST_L2, 3)
     return (inside - outside) / np.float32(radius)
 
 

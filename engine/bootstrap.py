@@ -4,13 +4,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dataset.isic import CLASSES
+from dataset.isic import CLASSES, TASKS
 from engine import metrics
 from engine.errors import InputError
 
 COLUMNS = {
     'segmentation': metrics.SEGMENTATION,
-    'classification': ('mean AUC', *(f'{task} {name}' for task in metrics.TASKS
+    'classification': ('mean AUC', *(f'{task} {name}' for task in TASKS
                                      for name in metrics.CLASSIFICATION)),
 }
 HEADERS = {('image_id', *metrics.SEGMENTATION): 'segmentation', ('image_id', *CLASSES): 'classification'}
@@ -203,7 +203,7 @@ def _weights(result, seed):
         cells = draws + count * np.arange(metrics.RESAMPLES)[:, None]
         drawn = np.bincount(cells.ravel(), minlength=draws.size).reshape(draws.shape).astype(np.float64)
         weights.append(drawn)
-        for number in metrics.TASKS.values() if result.kind == 'classification' else ():
+        for number in TASKS.values() if result.kind == 'classification' else ():
             truth = part.labels == number
             if _both(truth):
                 kept &= drawn[:, truth].any(1) & drawn[:, ~truth].any(1)
@@ -225,7 +225,7 @@ def _under(result, column, weights):
 def _tasks(column):
     """Class numbers of the tasks that a classification column is made of."""
     task = column.split()[0]
-    return [number for name, number in metrics.TASKS.items() if task in (name, 'mean')]
+    return [number for name, number in TASKS.items() if task in (name, 'mean')]
 
 
 def _task_score(part, number, name, weights):

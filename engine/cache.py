@@ -13,7 +13,7 @@ import numpy as np
 
 from engine import files, images
 
-VERSION = 1   # raise when the way of reading changes
+VERSION = 2   # raise when the way of reading changes
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def load(folder, name, paths, size, kind, workers=0):
     """Open the cache of `paths` squashed to size x size, building it where it is missing or stale.
 
     folder, name : where the cache lies, and the first part of its file names
-    kind : 'rgb' (bicubic, antialiased) or 'mask' (nearest, values {0, 255})
+    kind : 'rgb' (bicubic, antialiased) or 'mask' (nearest, values {0, 1})
     Returns Cache. Raises InputError naming every picture that cannot be read.
     """
     stem = f'{name}-{_source_key(paths, size, kind)}'
@@ -75,7 +75,8 @@ def _build(target, paths, size, kind, workers):
                       summary='Pictures that cannot be read', remedy='python dataset/check_data.py')
         digest = hashlib.sha256()
         for picture in pixels:
-            digest.update(picture.tobytes())
+            # Of masks as their files hold them, {0, 255}: a training begun when caches did so too goes on.
+            digest.update((picture if kind == 'rgb' else 255 * picture).tobytes())
         pixels.flush()
     return digest.hexdigest()[:16]
 
@@ -89,11 +90,9 @@ def _reserve(path, size):
 
 def read_rgb_square(path, size):
     """A picture squashed to (size, size, 3) uint8, bicubic and antialiased."""
-    image = images.read_rgb(path, cover=2 * size)
-    return image if image.shape[:2] == (size, size) else images.resize_rgb(image, (size, size))
+    return images.resize_rgb(images.read_rgb(path, cover=2 * size), (size, size))
 
 
 def read_mask_square(path, size):
-    """A mask squashed to (size, size) uint8 of {0, 255}, nearest neighbour."""
-    mask = images.read_mask(path)
-    return mask if mask.shape == (size, size) else images.resize_mask(mask, (size, size))
+    """A mask squashed to (size, size) uint8 of {0, 1}, nearest neighbour."""
+    return images.resize_mask(images.read_mask(path), (size, size))

@@ -41,17 +41,18 @@ def curves(rows, monitor, path, smaller_is_better=False):
 def panel(rows, titles, path):
     """Draw a grid of pictures, one row an image.
 
-    rows : list of (caption, [pictures]); a picture is (H, W, 3) or (H, W) uint8, or (H, W) float in
-    [0, 1] or below, drawn as a heat map; titles : one a column; path : png or pdf to write, or a list
+    rows : list of (caption, [pictures]); a picture is (H, W, 3) uint8, a mask (H, W) uint8 of {0, 1}, or
+    (H, W) float in [0, 1] or below, drawn as a heat map
+    titles : one a column; path : png or pdf to write, or a list
     """
-    figure, grid = subplots(len(rows), len(titles),
-                            (COLUMN_WIDTH * len(titles), COLUMN_WIDTH * len(rows) + 0.3))
+    tallest = max(picture.shape[0] / picture.shape[1] for _, pictures in rows for picture in pictures)
+    figure, grid = subplots(len(rows), len(titles), (
+        COLUMN_WIDTH * len(titles), COLUMN_WIDTH * len(rows) * min(1, tallest) + 0.3))
     grid = np.asarray(grid).reshape(len(rows), len(titles))
     for line, (caption, pictures) in zip(grid, rows, strict=True):
         for axes, picture in zip(line, pictures, strict=True):
             if picture.ndim == 2:
-                heat = picture.dtype != np.uint8
-                axes.imshow(picture, cmap='inferno' if heat else 'gray', vmin=0, vmax=1 if heat else 255)
+                axes.imshow(picture, cmap='gray' if picture.dtype == np.uint8 else 'inferno', vmin=0, vmax=1)
             else:
                 axes.imshow(picture)
             axes.set(xticks=[], yticks=[])

@@ -1,6 +1,8 @@
 """Files that are either complete or absent, and work on many files at once."""
 import contextlib
+import csv
 import errno
+import io
 import json
 import os
 import secrets
@@ -91,6 +93,13 @@ def write_text(path, text):
     """Write `text` (str) to `path` as UTF-8, completely or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding='utf-8', newline='\n')
+
+
+def write_csv(path, rows):
+    """Write rows (the first one the header) as a csv file, completely or not at all."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator='\n').writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def write_bytes(path, data):

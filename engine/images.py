@@ -1,4 +1,7 @@
-"""Reading and writing pictures: RGB images, binary masks, and the faults that they can have."""
+"""Reading and writing pictures: RGB images, binary masks, and the faults that they can have.
+
+A mask is {0, 1} in memory; only its png file holds {0, 255}.
+"""
 import warnings
 
 import cv2
@@ -66,17 +69,15 @@ def read_rgb(path, cover=0):
 
 
 def read_mask(path):
-    """Decode a binary mask. Returns (H, W) uint8 of {0, 255}; InputError when it is not binary."""
+    """Decode a binary mask, {0, 255} in the file. Returns (H, W) uint8 of {0, 1}.
+
+    Raises InputError when the file holds other values.
+    """
     with open_image(path) as image:
-        mask = np.array(_decoded(image, path).convert('L'))
-    if not is_binary(mask):
+        stored = np.array(_decoded(image, path).convert('L'))
+    if cv2.countNonZero(stored) != np.count_nonzero(stored == 255):
         raise _fault(path, 'is not a binary mask: it holds values other than 0 and 255')
-    return mask
-
-
-def is_binary(mask):
-    """True when an (H, W) uint8 array holds only 0 and 255."""
-    return cv2.countNonZero(mask) == np.count_nonzero(mask == 255)
+    return stored & 1
 
 
 def _decoded(image, path):
@@ -160,6 +161,11 @@ def write_png(path, array):
     if not done:
         raise ValueError(f'{path}: cannot encode an array of shape {array.shape}')
     files.write_bytes(path, data.tobytes())
+
+
+def write_mask(path, mask):
+    """Write a mask (H, W), bool or uint8 of {0, 1}, as png of {0, 255}, completely or not at all."""
+    write_png(path, (mask > 0).astype(np.uint8) * 255)
 
 
 def _fault(path, reason):

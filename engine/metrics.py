@@ -3,7 +3,6 @@ import numpy as np
 
 SEGMENTATION = ('JA', 'DI', 'pixel-AC', 'pixel-SE', 'pixel-SP')
 CLASSIFICATION = ('AUC', 'AP', 'AC', 'SE', 'SP')
-TASKS = {'melanoma': 1, 'keratosis': 2}   # task -> class number; each against the rest
 RESAMPLES = 1000
 
 
@@ -30,18 +29,19 @@ def _ratio(numerator, denominator):
     return np.where(denominator > 0, numerator / np.maximum(denominator, 1), 1.0)
 
 
-def classification_scores(probabilities, labels):
-    """Scores of both tasks at the arg-max and at 0.5 (the challenge's rule).
+def classification_scores(probabilities, labels, tasks):
+    """Scores of each task, a class against the rest, at the arg-max and at 0.5 (the challenge's rule).
 
-    probabilities : (N, 3) class probabilities; labels : (N,) class numbers
-    Returns {'melanoma': {'AUC', 'AP', 'AC', 'SE', 'SP', 'AC at 0.5', ...}, 'keratosis': {...},
-    'mean AUC'}. AUC and AP are None (and so is the mean) where one class is absent.
+    probabilities : (N, C) class probabilities; labels : (N,) class numbers
+    tasks : {name: class number}
+    Returns {name: {'AUC', 'AP', 'AC', 'SE', 'SP', 'AC at 0.5', ...}, ..., 'mean AUC'}. AUC and AP are None
+    (and so is the mean) where one class is absent.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score  # slow to import
     probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
     decided = probabilities.argmax(1)
     scores = {}
-    for task, number in TASKS.items():
+    for task, number in tasks.items():
         truth, p = labels == number, probabilities[:, number]
         both = truth.any() and not truth.all()
         scores[task] = {'AUC': float(roc_auc_score(truth, p)) if both else None,
@@ -49,7 +49,7 @@ def classification_scores(probabilities, labels):
                         **_decision_scores(decided == number, truth),
                         **{f'{name} at 0.5': value
                            for name, value in _decision_scores(p > 0.5, truth).items()}}
-    areas = [scores[task]['AUC'] for task in TASKS]
+    areas = [scores[task]['AUC'] for task in tasks]
     scores['mean AUC'] = None if None in areas else float(np.mean(areas))
     return scores
 
@@ -57,12 +57,6 @@ def classification_scores(probabilities, labels):
 def _decision_scores(prediction, truth):
     row = segmentation_scores(confusion(prediction, truth))[0]
     return {name: float(row[SEGMENTATION.index(f'pixel-{name}')]) for name in ('AC', 'SE', 'SP')}
-
-
-def ranking_score(probabilities, labels):
-    """Mean AUC of both tasks, NaN where a task has only one class: what mask-CN is selected by."""
-    mean = classification_scores(probabilities, labels)['mean AUC']
-    return float('nan') if mean is None else mean
 
 
 def interval_of_means(values, seed=0):
@@ -76,8 +70,8 @@ def interval_of_means(values, seed=0):
     return np.percentile(means, [2.5, 97.5], axis=0).T
 
 
-def intervals_of_areas(probabilities, labels, seed=0):
-    """Bootstrap 95 % intervals over images of the AUCs: {'melanoma AUC': [low, high], ..., 'mean AUC'}.
+def intervals_of_areas(probabilities, labels, tasks, seed=0):
+    """Bootstrap 95 % intervals over images of the AUCs: {'<task> AUC': [low, high], ..., 'mean AUC'}.
 
     Resamples in which a task has one class are skipped; None where that leaves none.
     """
@@ -87,12 +81,12 @@ def intervals_of_areas(probabilities, labels, seed=0):
     rows = []
     for _ in range(RESAMPLES):
         draw = rng.integers(0, len(labels), len(labels))
-        truth = [labels[draw] == number for number in TASKS.values()]
+        truth = [labels[draw] == number for number in tasks.values()]
         if all(t.any() and not t.all() for t in truth):
             areas = [roc_auc_score(t, probabilities[draw, number])
-                     for t, number in zip(truth, TASKS.values(), strict=True)]
+                     for t, number in zip(truth, tasks.values(), strict=True)]
             rows.append([*areas, np.mean(areas)])
-    names = [f'{task} AUC' for task in TASKS] + ['mean AUC']
+    names = [f'{task} AUC' for task in tasks] + ['mean AUC']
     if not rows:
         return dict.fromkeys(names)
     low, high = np.percentile(rows, [2.5, 97.5], axis=0)

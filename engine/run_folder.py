@@ -34,13 +34,16 @@ class Run:
     start : what its first weights are, in words
     process : hardware.Process; only its main process writes
     kept : names of the networks whose weights are written, by default the one of the run's name
+    read_config : reads the config.json beside a path of weights, where earlier versions wrote it otherwise
     Raises InputError when another process trains in the folder, or when the folder holds a run
     with other settings.
     """
 
-    def __init__(self, folder, network, cfg, inputs, start, process, kept=()):
+    def __init__(self, folder, network, cfg, inputs, start, process, kept=(),
+                 read_config=checkpoints.read_config):
         self.folder, self.process, self.last = folder, process, folder / 'last.pth'
         self.kept = {name: folder / f'{name}.pth' for name in kept or (network,)}
+        self._read_config = read_config
         self.config = {'network': network, 'settings': vars(cfg), 'inputs': inputs, 'start': start,
                        'versions': versions(process.device)}
         self.rows, self._board, self._drawn = [], None, 0.0
@@ -92,7 +95,7 @@ class Run:
         files.write_text(self.folder / 'config.json', json.dumps(self.config, indent=1) + '\n')
 
     def _refuse_other_settings(self):
-        before = checkpoints.read_config(self.last)
+        before = self._read_config(self.last)
         faults = []
         for part in ('settings', 'inputs'):
             old, new = before.get(part, {}), json.loads(json.dumps(self.config[part]))

@@ -4,10 +4,11 @@ from pathlib import Path
 import numpy as np
 
 from dataset import isic, splits
-from engine import bootstrap, cache, figures, hardware, metrics
+from engine import bootstrap, figures, hardware, metrics
 from experiments import line_charts, tables
 from experiments.declarations import points, split_of
 from mbdcnn import evaluation, networks, panels
+from mbdcnn.inference import maps_of_files
 
 ROMAN = {str(number): roman for number, roman in enumerate('I II III IV V VI VII VIII IX X'.split(), 1)}
 ROWS = 8   # of a figure of pictures
@@ -154,27 +155,21 @@ class Exhibits:
         device = hardware.choose_device(machine.get('DEVICE', 'auto'))
         classifier = networks.load_classifier(
             layout, device, hardware.choose_precision(machine.get('AMP', 'auto'), device))
-        found = []
-        for start in range(0, len(pairs), 16):
-            batch = range(start, min(start + 16, len(pairs)))
-            squares = np.stack([cache.read_rgb_square(pairs[number][0], side) for number in batch])
-            masks = None
-            if classifier.uses_masks:
-                masks = np.stack([cache.read_mask_square(coarse[number], side) for number in batch])
-            found += list(classifier(*evaluation.place(squares, masks, device))[1][:, 0].cpu().numpy())
-        return found
+        return maps_of_files(classifier, [image for image, _ in pairs],
+                             coarse if classifier.uses_masks else None, side)
 
     def _row(self, columns, number, pairs, coarse, maps, scoring, split):
-        image = cache.read_rgb_square(pairs[number][0], panels.SIDE)
-        pictures = {'image': image, 'truth': cache.read_mask_square(pairs[number][1], panels.SIDE)}
-        pictures |= {key: found[number] for key, found in maps.items()}
-        caption = pairs[number][0].stem
+        path, caption = pairs[number][0], pairs[number][0].stem
+        masks = {'truth': pairs[number][1]}
         if coarse is not None:
-            pictures['coarse mask'] = cache.read_mask_square(coarse[number], panels.SIDE)
+            masks['coarse mask'] = coarse[number]
         if scoring is not None:
             results = self.library.layout(scoring).results
-            path = evaluation.predicted_paths(results / f'EnhancedSN_{split}_masks', [caption])[0]
-            pictures['enhanced mask'] = cache.read_mask_square(path, panels.SIDE)
+            masks['enhanced mask'], = evaluation.predicted_paths(results / f'EnhancedSN_{split}_masks',
+                                                                 [caption])
+        image, found = panels.shown(path, masks.values())
+        pictures = {'image': image, **dict(zip(masks, found, strict=True))}
+        pictures |= {key: panels.stretched(found[number], image) for key, found in maps.items()}
         pictures['contours'] = figures.outlined(image, pictures['truth'],
                                                 pictures.get('enhanced mask', pictures.get('coarse mask')))
         return caption, [pictures[column] for column in columns]

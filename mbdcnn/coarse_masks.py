@@ -1,4 +1,4 @@
-"""Which coarse-SN made the masks of step 3, so that later stages refuse those of another."""
+"""Which coarse-SN made the masks of stage 3, so that later stages refuse those of another."""
 import json
 
 from dataset import folds, isic, splits
@@ -39,8 +39,8 @@ def finish(folder, facts, count, cfg):
 def require(layout, folders):
     """Check that coarse masks are complete, and made alike by models/CoarseSN/CoarseSN.pth.
 
-    Returns how they were made as one text: fingerprint of that coarse-SN, input side, views, and with
-    CROSS_FIT the fingerprints of the fold networks, which need not be there any more.
+    Returns how they were made: {'coarse_sn': fingerprint, 'input_size': px, 'views': 1 or 6} and with
+    CROSS_FIT 'fold_networks', whose files need not be there any more.
     Raises InputError naming each folder at fault.
     """
     weights = layout.weights('CoarseSN')
@@ -60,12 +60,27 @@ def require(layout, folders):
         elif not record.get('complete'):
             faults.append(f'{folder}: was not finished')
         else:
-            made[folder] = ' '.join(str(value) for value in record['facts'].values())
-    if len(set(made.values())) > 1:
+            made[folder] = record['facts']
+    if any(how != next(iter(made.values())) for how in made.values()):
         faults += [f'{folder}: made as {how}, unlike the others' for folder, how in made.items()]
     if faults:
         raise InputError('Coarse masks cannot be used', faults, layout.command(SCRIPT, *options))
     return next(iter(made.values()))
+
+
+def read_config(weights_path):
+    """As checkpoints.read_config; how masks were made is a dict also where it was written as a text.
+
+    Earlier versions joined the values by spaces: 'fingerprint side views [fold networks]'.
+    """
+    config = checkpoints.read_config(weights_path)
+    made = config.get('inputs', {}).get('coarse_masks')
+    words = made.split() if isinstance(made, str) else []
+    if len(words) in (3, 4) and all(word.isdecimal() and len(word) < 6 for word in words[1:3]):
+        values = words[0], int(words[1]), int(words[2]), *words[3:]
+        config['inputs']['coarse_masks'] = dict(zip(('coarse_sn', 'input_size', 'views', FOLDS), values,
+                                                    strict=False))
+    return config
 
 
 def cross_fit(layout, k):
@@ -141,7 +156,7 @@ def require_chain(layout, names, made):
     mask_cn = checkpoints.fingerprint_or_refuse(layout.weights('MaskCN'), layout.command('train_MaskCN.py'))
     for name in names:
         path, redo = layout.weights(name), layout.command(f'train_{name}.py', '--RESUME=False')
-        inputs = checkpoints.read_config(path).get('inputs', {})
+        inputs = read_config(path).get('inputs', {})
         faults = []
         if inputs.get('coarse_masks', made) != made:
             faults.append(f'{path}: was trained on masks of another coarse-SN or drawing '

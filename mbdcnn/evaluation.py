@@ -1,21 +1,18 @@
 """Section 8 of the evaluation protocol: per-image scores at full size, and what is written of them."""
 import contextlib
-import csv
-import io
 import json
 
-import cv2
 import filelock
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataset.isic import CLASSES, MASK_SUFFIX
-from engine import cache, checkpoints, files, hardware, images, metrics
+from dataset.isic import CLASSES, MASK_SUFFIX, TASKS
+from engine import checkpoints, files, hardware, images, metrics, scoring
 from engine.errors import InputError
 from engine.samples import to_device
 from mbdcnn import paper_scores
-from mbdcnn.inference import counts_on_device
+from mbdcnn.inference import counts_on_device, place, segment_files
 
 # What a core of a CPU takes at a time; feature maps of more leave its cache (32 crops: a sixth slower).
 CROPS_ON_A_CORE, PICTURES_ON_A_CORE = 8, 4
@@ -29,17 +26,11 @@ def quick_segmentation(segmenter, data, batch_size, process):
     segmenter : Segmenter; data : dataset.splits.Segmentation
     batch_size : pictures at a time; on a CPU no more than PICTURES_ON_A_CORE for each core
     """
-    if process.device.type == 'cpu':
-        batch_size = min(batch_size, PICTURES_ON_A_CORE)
-
     def score(batch):
-        picture, coarse = place(data.images[batch], at(data.coarse, batch), process.device)
-        truth = to_device(data.masks[batch] >> 7, process.device)
-        return counts_on_device(segmenter(picture, coarse), truth)
+        picture, coarse = place(data.images, data.coarse, process.device, batch)
+        return counts_on_device(segmenter(picture, coarse), to_device(data.masks[batch], process.device))
 
-    mine = range(process.rank, len(data.images), process.world)
-    found = list(hardware.on_each_core(score, _batches(mine, batch_size), process.device))
-    counts = [count for _, count in sorted(hardware.merge(_numbered(mine, found), process))]
+    counts = _all_rows(score, len(data.images), batch_size, PICTURES_ON_A_CORE, process)
     means = metrics.segmentation_scores(counts).mean(0)
     return dict(zip(metrics.SEGMENTATION, means.tolist(), strict=True))
 
@@ -51,8 +42,8 @@ def quick_classification(classifier, data, batch_size, process):
     """
     crops = crop_probabilities(classifier, data, batch_size, process)
     probabilities, labels = image_probabilities(crops, data)
-    scores = metrics.classification_scores(probabilities, labels)
-    areas = {'mean AUC': scores['mean AUC']} | {f'{task} AUC': scores[task]['AUC'] for task in metrics.TASKS}
+    scores = metrics.classification_scores(probabilities, labels, TASKS)
+    areas = {'mean AUC': scores['mean AUC']} | {f'{task} AUC': scores[task]['AUC'] for task in TASKS}
     return {name: float('nan') if area is None else area for name, area in areas.items()} | {
         'accuracy': float((probabilities.argmax(1) == labels).mean())}
 
@@ -63,22 +54,25 @@ def crop_probabilities(classifier, data, batch_size, process, description=''):
     data : dataset.splits.Classification; description : of the progress bar, none without
     batch_size : crops at a time; on a CPU no more than CROPS_ON_A_CORE for each core
     """
-    if process.device.type == 'cpu':
-        batch_size = min(batch_size, CROPS_ON_A_CORE)
-
     def classify(batch):
-        return classifier.probabilities(*place(data.images[batch], at(data.coarse, batch), process.device))
+        return classifier.probabilities(*place(data.images, data.coarse, process.device, batch))
 
-    mine = range(process.rank, len(data.images), process.world)
-    batches = _batches(mine, batch_size)
-    found = list(tqdm(hardware.on_each_core(classify, batches, process.device), total=len(batches),
+    return np.array(_all_rows(classify, len(data.images), batch_size, CROPS_ON_A_CORE, process, description))
+
+
+def _all_rows(work, count, batch_size, on_a_core, process, description=''):
+    """A row (list of numbers) for each of `count` pictures, in order; the work is shared by all processes.
+
+    work : list of numbers -> tensor (B, columns) on the device; on_a_core : most pictures at a time on a CPU
+    """
+    if process.device.type == 'cpu':
+        batch_size = min(batch_size, on_a_core)
+    mine = range(process.rank, count, process.world)
+    batches = [list(mine[start:start + batch_size]) for start in range(0, len(mine), batch_size)]
+    found = list(tqdm(hardware.on_each_core(work, batches, process.device), total=len(batches),
                       desc=description, unit='batch', disable=not (description and process.main)))
-    return np.array([row for _, row in sorted(hardware.merge(_numbered(mine, found), process))])
-
-
-def _numbered(numbers, found):
-    """[(number, row as list)] of the batches' rows; a GPU is waited for once, not after every batch."""
-    return list(zip(numbers, torch.cat(found).tolist() if found else [], strict=True))
+    rows = torch.cat(found).tolist() if found else []   # a GPU is waited for once, not after every batch
+    return [row for _, row in sorted(hardware.merge(list(zip(mine, rows, strict=True)), process))]
 
 
 def image_probabilities(crops, data):
@@ -95,67 +89,7 @@ def whole_image_probabilities(crops, data):
     return crops[np.unique(data.owners, return_index=True)[1]]
 
 
-def _batches(numbers, size):
-    numbers = list(numbers)
-    return [numbers[start:start + size] for start in range(0, len(numbers), size)]
-
-
-def at(array, batch):
-    """array[batch], or None where there is no array."""
-    return None if array is None else array[batch]
-
-
-def place(pictures, coarse, device):
-    """uint8 (B, S, S, 3) and coarse masks {0, 255} -> tensors (B, 3, S, S) and {0, 1} on the device."""
-    pictures = to_device(pictures, device).permute(0, 3, 1, 2)
-    return pictures, None if coarse is None else to_device(coarse >> 7, device)
-
-
 # --- Full evaluation of a segmentation network
-
-
-def segment_files(segmenter, paths, coarse_paths, scales, batch_size, device, tta=True):
-    """Segment pictures at their full size; a generator over them, in order.
-
-    paths : of the pictures; coarse_paths : their coarse masks, or None
-    scales : input sides; the first one is also used alone, without views ("plain")
-    Yields {'plain': (H, W) bool, 'tta': (H, W) bool}; 'tta' sums the logits of six views at every
-    scale, resized bicubically to full size. Pictures share batches, full-size maps do not pile up.
-    """
-    for batch in _batches(range(len(paths)), batch_size):
-        coarse = None if coarse_paths is None else [coarse_paths[number] for number in batch]
-        pictures = [images.read_rgb(paths[number], cover=2 * max(scales)) for number in batch]
-        logits = [view_logits(segmenter, *_squares(pictures, coarse, scale), device, tta)
-                  for scale in (scales if tta else scales[:1])]   # one (views, B, scale, scale) a scale
-        for place_in_batch, number in enumerate(batch):
-            size = images.image_size(paths[number])
-            found = {'plain': enlarged_sum([logits[0][0, place_in_batch]], size) > 0}
-            if tta:
-                found['tta'] = enlarged_sum([views[:, place_in_batch].sum(0) for views in logits], size) > 0
-            yield found
-
-
-def _squares(pictures, coarse_paths, scale):
-    """A batch at one scale: pictures (B, scale, scale, 3), coarse masks (B, scale, scale) or None."""
-    squashed = np.stack([images.resize_rgb(picture, (scale, scale)) for picture in pictures])
-    if coarse_paths is None:
-        return squashed, None
-    return squashed, np.stack([cache.read_mask_square(path, scale) for path in coarse_paths])
-
-
-def view_logits(segmenter, pictures, coarse, device, tta=True):
-    """Lesion logits of a batch under the six views, or plainly: (6 or 1, B, S, S) float32 on the host.
-
-    pictures : (B, S, S, 3) uint8; coarse : masks (B, S, S) of {0, 255}, or None
-    """
-    picture, coarse = place(pictures, coarse, device)
-    logits = segmenter.views(picture, coarse) if tta else segmenter(picture, coarse)[None]
-    return logits.cpu().numpy()
-
-
-def enlarged_sum(logits, size):
-    """Sum of square logit maps, each resized bicubically to (width, height): (H, W) float32."""
-    return sum(cv2.resize(logit, size, interpolation=cv2.INTER_CUBIC) for logit in logits)
 
 
 def require_equal_sizes(pairs):
@@ -169,26 +103,21 @@ def require_equal_sizes(pairs):
         raise InputError('Masks and images differ in size', faults, 'python dataset/check_data.py')
 
 
-def evaluate_segmentation(segmenter, pairs, coarse_paths, cfg, device, mask_folder):
-    """Score a segmentation network on a split and export its masks (original size, png).
+def predict_to_disk(segmenter, paths, coarse_paths, cfg, folder):
+    """Write the masks of pictures (original size, png, named as the challenge wants) while they are found.
 
-    Returns (image ids, {'plain': (N, 5) scores, 'tta': (N, 5) scores}); 'tta' only with cfg.TTA.
-    Reads cfg.SCALES, BATCH_SIZE, TTA. Raises InputError when another process writes to the folder.
+    cfg : SCALES, BATCH_SIZE, TTA; coarse_paths : of the pictures, or None
+    A generator of what `inference.segment_files` yields, in order: the mask with TTA, where there is one, is
+    the one that is written, and the plain one need not be, since scoring takes arrays.
+    Raises InputError when another process writes to the folder.
     """
-    paths = [image for image, _ in pairs]
-    names = [path.stem for path in paths]
-    targets = predicted_paths(mask_folder, names)
-    segmented = segment_files(segmenter, paths, coarse_paths, cfg.SCALES, cfg.BATCH_SIZE, device, cfg.TTA)
-    counts = {}
-    with _alone_in(mask_folder, targets):
-        for found, (_, truth_path), target in zip(
-                tqdm(segmented, total=len(pairs), desc='segmenting', unit='image'), pairs,
-                targets, strict=True):
-            truth = images.read_mask(truth_path) > 0
-            for kind, prediction in found.items():
-                counts.setdefault(kind, []).append(metrics.confusion(prediction, truth))
-            images.write_png(target, found['tta' if cfg.TTA else 'plain'].astype(np.uint8) * 255)
-    return names, {kind: metrics.segmentation_scores(rows) for kind, rows in counts.items()}
+    targets = predicted_paths(folder, [path.stem for path in paths])
+    segmented = segment_files(segmenter, paths, coarse_paths, cfg.SCALES, cfg.BATCH_SIZE, cfg.TTA)
+    with _alone_in(folder, targets):
+        for found, target in zip(tqdm(segmented, total=len(paths), desc='segmenting', unit='image'), targets,
+                                 strict=True):
+            images.write_mask(target, found.get('tta', found['plain']))
+            yield found
 
 
 @contextlib.contextmanager
@@ -228,11 +157,12 @@ def report_segmentation(layout, network, split, names, scores, facts):
     chosen = scores.get('tta', scores['plain'])
     stem = layout.results / f'{network}_{split}'
     files.remove_abandoned(layout.results)
-    _write_csv(stem.with_suffix('.csv'), ('image_id', *metrics.SEGMENTATION),
-               [(name, *(f'{value:.6f}' for value in row)) for name, row in zip(names, chosen, strict=True)])
-    summary = {'network': network, 'split': split, 'n': len(names), **_means(chosen),
-               'with TTA': _means(scores['tta']) if 'tta' in scores else None,
-               'without TTA': _means(scores['plain']), **facts}
+    files.write_csv(stem.with_suffix('.csv'), [
+        ('image_id', *metrics.SEGMENTATION),
+        *((name, *(f'{value:.6f}' for value in row)) for name, row in zip(names, chosen, strict=True))])
+    summary = {'network': network, 'split': split, 'n': len(names), **scoring.summary(chosen),
+               'with TTA': scoring.summary(scores['tta']) if 'tta' in scores else None,
+               'without TTA': scoring.summary(scores['plain']), **facts}
     files.write_text(stem.with_suffix('.json'), json.dumps(summary, indent=1) + '\n')
     columns = [('paper', paper_scores.SEGMENTATION.get((network, split), {}), None)]
     columns += [(name, summary[key], summary[key]['ci95']) for name, key in
@@ -261,8 +191,8 @@ def read_summary(text):
 def _are_scores(scores):
     """True for a dict of numbers, with pairs of numbers in 'ci95', and dicts of numbers for the tasks."""
     bounds = scores.get('ci95') or {}
-    tasks = [scores[task] for task in metrics.TASKS if task in scores]
-    plain = [value for name, value in scores.items() if name not in ('ci95', *metrics.TASKS)]
+    tasks = [scores[task] for task in TASKS if task in scores]
+    plain = [value for name, value in scores.items() if name not in ('ci95', *TASKS)]
     return (isinstance(bounds, dict) and all(isinstance(task, dict) for task in tasks)
             and all(pair is None or isinstance(pair, list) and len(pair) == 2 and all(map(_is_score, pair))
                     for pair in bounds.values())
@@ -273,12 +203,6 @@ def _is_score(value):
     return value is None or type(value) in (int, float) and not abs(value) > 1.001
 
 
-def _means(scores):
-    means, bounds = scores.mean(0), metrics.interval_of_means(scores)
-    return {**dict(zip(metrics.SEGMENTATION, means.tolist(), strict=True)),
-            'ci95': dict(zip(metrics.SEGMENTATION, bounds.tolist(), strict=True))}
-
-
 def report_classification(layout, split, names, results, labels, facts):
     """Write results/MaskCN_<split>.{csv,json}, the challenge's csv, and print the table.
 
@@ -287,23 +211,22 @@ def report_classification(layout, split, names, results, labels, facts):
     stem = layout.results / f'MaskCN_{split}'
     files.remove_abandoned(layout.results)
     chosen = results['9-crop']
-    _write_csv(stem.with_suffix('.csv'), ('image_id', *CLASSES),
-               [(name, *(f'{value:.8f}' for value in row)) for name, row in zip(names, chosen, strict=True)])
-    _write_csv(layout.results / f'MaskCN_{split}_challenge.csv',
-               ('image', 'melanoma', 'seborrheic_keratosis'),
-               [(name, f'{row[1]:.8f}', f'{row[2]:.8f}') for name, row in zip(names, chosen, strict=True)])
-    scored = {kind: {**metrics.classification_scores(p, labels),
-                     'ci95': metrics.intervals_of_areas(p, labels)} for kind, p in results.items()}
+    rows = [(name, *(f'{value:.8f}' for value in row)) for name, row in zip(names, chosen, strict=True)]
+    files.write_csv(stem.with_suffix('.csv'), [('image_id', *CLASSES), *rows])
+    files.write_csv(layout.results / f'MaskCN_{split}_challenge.csv', [
+        ('image', 'melanoma', 'seborrheic_keratosis'), *((row[0], *row[2:]) for row in rows)])
+    scored = {kind: {**metrics.classification_scores(p, labels, TASKS),
+                     'ci95': metrics.intervals_of_areas(p, labels, TASKS)} for kind, p in results.items()}
     summary = {'network': 'MaskCN', 'split': split, 'n': len(names), **scored['9-crop'], **scored, **facts}
     files.write_text(stem.with_suffix('.json'), json.dumps(summary, indent=1) + '\n')
     _print_heading(summary)
-    rows = [f'{task} {name}' for task in metrics.TASKS for name in metrics.CLASSIFICATION] + ['mean AUC']
+    rows = [f'{task} {name}' for task in TASKS for name in metrics.CLASSIFICATION] + ['mean AUC']
     printed = paper_scores.CLASSIFICATION.get(split, {})
-    columns = [('paper', {f'{task} AUC': printed.get(task) for task in metrics.TASKS}
+    columns = [('paper', {f'{task} AUC': printed.get(task) for task in TASKS}
                 | {'mean AUC': printed.get('mean AUC')}, None)]
     columns += [(kind, _flat(scored[kind]), scored[kind]['ci95']) for kind in results]
     _print_table(rows, columns)
-    absent = [task for task in metrics.TASKS if scored['9-crop'][task]['AUC'] is None]
+    absent = [task for task in TASKS if scored['9-crop'][task]['AUC'] is None]
     if absent:
         print(f'AUC and AP of {" and ".join(absent)} are undefined: the split holds one class only')
     print(f'written: {stem}.csv, {stem}.json, {stem}_challenge.csv')
@@ -311,7 +234,7 @@ def report_classification(layout, split, names, results, labels, facts):
 
 
 def _flat(scores):
-    flat = {f'{task} {name}': scores[task][name] for task in metrics.TASKS
+    flat = {f'{task} {name}': scores[task][name] for task in TASKS
             for name in metrics.CLASSIFICATION}
     return {**flat, 'mean AUC': scores['mean AUC']}
 
@@ -334,12 +257,6 @@ def _print_table(rows, columns):
                 cell += f' [{100 * bounds[row][0]:.1f}, {100 * bounds[row][1]:.1f}]'
             cells.append(cell.rjust(22))
         print(row.ljust(width) + ''.join(cells))
-
-
-def _write_csv(path, header, rows):
-    text = io.StringIO()
-    csv.writer(text, lineterminator='\n').writerows([header, *rows])
-    files.write_text(path, text.getvalue())
 
 
 def provenance(cfg, weight_paths, data_fingerprint):

@@ -1,9 +1,16 @@
-"""Trained networks at work: views for test-time augmentation, lesion logits, CAMs, probabilities."""
+"""Trained networks at work: the one path from pictures to lesion masks, localisation maps and classes.
+
+Whoever draws a mask (stage 3, the evaluation, panels, predict.py) squashes the picture and its coarse mask to
+the network's square input, sums the lesion logits of the views, enlarges and cuts at zero; here is how.
+"""
 import copy
 
+import cv2
+import numpy as np
 import torch
 
-from engine import hardware
+from engine import cache, hardware, images
+from engine.samples import to_device
 from net.cam import class_activation_map
 from net.fold import fold_batch_norms, store_convolutions
 from net.inputs import to_input, to_maskcn_input
@@ -31,6 +38,11 @@ class Classifier:
         self.network = network.eval()
         self.scaling, self.precision, self.cam_relu = scaling, precision, cam_relu
         self.uses_masks = network.conv1.in_channels == 4
+
+    @property
+    def device(self):
+        """Where the network lies."""
+        return self.network.cls.weight.device
 
     def folded(self):
         """The same with a copy of the network whose batch norms are folded: faster over many pictures."""
@@ -68,6 +80,11 @@ class Segmenter:
     def __init__(self, network, scaling, precision, classifier=None):
         self.network = network.eval()
         self.scaling, self.precision, self.classifier = scaling, precision, classifier
+
+    @property
+    def device(self):
+        """Where the network lies."""
+        return next(self.network.parameters()).device
 
     def folded(self):
         """See Classifier.folded; the classifier stays as it is."""
@@ -111,3 +128,99 @@ def counts_on_device(logit, truth):
     total = truth.shape[1] * truth.shape[2]
     return torch.stack([tp, positives - tp, actual - tp, total - positives - actual + tp], 1)
 
+
+# --- From pictures to masks
+
+
+def squashed(arrays, sides):
+    """Pictures (H, W, 3) or masks (H, W) as square inputs: a list of (B, s, s, 3) or (B, s, s), one a side.
+
+    arrays : an iterable of uint8 arrays of any sizes, which need not be in memory together
+    """
+    rows = [[(images.resize_rgb if array.ndim == 3 else images.resize_mask)(array, (side, side))
+             for side in sides] for array in arrays]
+    return [np.stack(column) for column in zip(*rows, strict=True)]
+
+
+def place(pictures, coarse, device, batch=slice(None)):
+    """Some of the pictures (N, S, S, 3) and coarse masks (N, S, S), or None, as the networks take them.
+
+    batch : which of them. Returns uint8 tensors (B, 3, S, S) and (B, S, S), or None, on the device.
+    """
+    pictures = to_device(pictures[batch], device).permute(0, 3, 1, 2)
+    return pictures, None if coarse is None else to_device(coarse[batch], device)
+
+
+def segment(segmenter, squares, coarse=None, tta=True):
+    """Lesion logits of a batch of pictures: a list of (views, B, s, s) float32 on the host, one a scale.
+
+    squares, coarse : what `squashed` makes of the pictures and of their coarse masks (or None)
+    tta : six views, turned back, at every scale; else the identity at the first scale
+    """
+    found = []
+    for number, pictures in enumerate(squares if tta else squares[:1]):
+        placed = place(pictures, coarse and coarse[number], segmenter.device)
+        logits = segmenter.views(*placed) if tta else segmenter(*placed)[None]
+        found.append(logits.cpu().numpy())
+    return found
+
+
+def enlarged_sum(logits, size):
+    """Sum of square logit maps (s, s), each resized bicubically to (width, height): (H, W) float32."""
+    return sum(cv2.resize(logit, size, interpolation=cv2.INTER_CUBIC) for logit in logits)
+
+
+def mask_of(views, size):
+    """Lesion mask of one picture of (width, height) px: (H, W) bool.
+
+    views : list of its logits (views, s, s), one a scale; lesion is where their enlarged sum exceeds 0
+    """
+    # Logits, not probabilities: a view that is certain counts for more than one that wavers. Summed before
+    # they are enlarged, which is the same (both are linear) and costs one full-size map a scale, not six.
+    return enlarged_sum([scale.sum(0) for scale in views], size) > 0
+
+
+def draw_coarse(segmenter, squares, tta=True):
+    """Coarse-SN's masks of pictures (B, S, S, 3), at its own resolution: (B, S, S) uint8 of {0, 1}.
+
+    Later networks see them enlarged by nearest neighbour: `images.resize_mask`.
+    """
+    return (segment(segmenter, [squares], tta=tta)[0].sum(0) > 0).astype(np.uint8)
+
+
+def segment_files(segmenter, paths, coarse_paths, scales, batch_size, tta=True):
+    """Segment pictures at their full size; a generator over them, in order.
+
+    paths : of the pictures; coarse_paths : their coarse masks, or None
+    scales : input sides; the first one is also used alone, without views ("plain")
+    Yields {'plain': (H, W) bool, 'tta': (H, W) bool}; 'tta' sums the logits of six views at every
+    scale, resized bicubically to full size. Pictures share batches, full-size maps do not pile up.
+    """
+    used = scales if tta else scales[:1]
+    for start in range(0, len(paths), batch_size):
+        batch = slice(start, start + batch_size)
+        # A jpg is decoded at a fraction of its size, yet twice the largest input: squashing hides the rest.
+        pictures = (images.read_rgb(path, cover=2 * max(scales)) for path in paths[batch])
+        coarse = None if coarse_paths is None else squashed(map(images.read_mask, coarse_paths[batch]), used)
+        logits = segment(segmenter, squashed(pictures, used), coarse, tta)
+        for number, path in enumerate(paths[batch]):
+            size = images.image_size(path)
+            found = {'plain': mask_of([logits[0][:1, number]], size)}   # the first view is the identity
+            if tta:
+                found['tta'] = mask_of([scale[:, number] for scale in logits], size)
+            yield found
+
+
+def maps_of_files(classifier, paths, coarse_paths, side, batch_size=16):
+    """Mask-CN's localisation map of each picture squashed to `side` px: a list of (h, w) float32.
+
+    coarse_paths : the pictures' coarse masks; None where mask-CN sees RGB alone
+    """
+    found = []
+    for start in range(0, len(paths), batch_size):
+        batch = slice(start, start + batch_size)
+        pictures = np.stack([cache.read_rgb_square(path, side) for path in paths[batch]])
+        masks = None if coarse_paths is None else np.stack(
+            [cache.read_mask_square(path, side) for path in coarse_paths[batch]])
+        found += list(classifier(*place(pictures, masks, classifier.device))[1][:, 0].cpu().numpy())
+    return found

@@ -7,7 +7,6 @@
 A research tool, not a medical device.
 """
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +20,8 @@ from dataset.isic import CLASSES
 from dataset.layout import Layout
 from engine import checkpoints, hardware, images
 from engine.errors import InputError
-from mbdcnn import coarse_masks, evaluation, networks
-from mbdcnn.inference import VIEWS
+from mbdcnn import coarse_masks, networks
+from mbdcnn.inference import VIEWS, draw_coarse, enlarged_sum, mask_of, place, segment, squashed
 from net.models import STRIDE
 
 NETWORKS = 'CoarseSN', 'MaskCN', 'EnhancedSN'   # in the order of their training
@@ -30,6 +29,7 @@ INPUT_SIZE = 224          # px, of networks without a config.json (the released 
 SCALES = 1, 8 / 7, 9 / 7  # of enhanced-SN's input side: 224, 256, 288 (released code)
 PREVIEW = 1024            # px, long side of the picture that a result keeps
 BATCH_SIZE = 8            # pictures or crops at a time, each in all views
+LARGEST = 10**5           # px, of sides in records; a damaged one must not fill the memory
 DAMAGED = 'restore the file, or train again'
 DEEP_GREY = ('I;16', 'I;16B', 'I;16L', 'I;16N')   # Pillow clips these to 8 bits instead of scaling
 
@@ -63,7 +63,8 @@ class Prediction:
         differ from `label`
     mask_confidence : agreement of the views with the mask, 0 to 1; see the function of that name
     preview : (h, w, 3) uint8, the picture with its long side limited to 1024 px
-    logits : tuple of (s, s) float32, one a scale; enlarged to W x H they sum to the mean lesion logit
+    logits : tuple of (s, s) float32, one a scale, summed over its views
+    views : the number of views at all scales; the logits enlarged to W x H sum to `views` times their mean
     """
     mask: np.ndarray
     coarse_mask: np.ndarray
@@ -73,6 +74,7 @@ class Prediction:
     mask_confidence: float
     preview: np.ndarray
     logits: tuple
+    views: int
 
     @property
     def label(self):
@@ -85,7 +87,7 @@ class Prediction:
 
         Mask = where it exceeds 0.5.
         """
-        return _sigmoid(evaluation.enlarged_sum(self.logits, self.mask.shape[::-1]))
+        return _sigmoid(enlarged_sum(self.logits, self.mask.shape[::-1]) / self.views)
 
     @property
     def area(self):
@@ -110,7 +112,7 @@ class MBDCNN:
     coarse, enhanced : mbdcnn.inference.Segmenter; device : torch.device
     classifier : mbdcnn.inference.Classifier; default: the one that draws enhanced-SN's maps
     sides : {'CoarseSN': px, 'MaskCN': px, 'EnhancedSN': px}, input sides; coarse-SN's is that of step 3
-    coarse_tta : step 3 drew its masks from six views
+    coarse_tta : stage 3 drew its masks from six views
     """
 
     def __init__(self, coarse, enhanced, sides, device, coarse_tta=True, classifier=None):
@@ -157,7 +159,7 @@ class MBDCNN:
         return found
 
     def prepare(self, image, preview=PREVIEW):
-        """Read a picture and cut what the networks need of it, as step 1 of the README does.
+        """Read a picture and cut what the networks need of it, as stage 1 of the README does.
 
         image : path of a jpg, png or bmp (EXIF orientation applied), PIL image, or (H, W, 3) uint8 RGB
         preview : px, long side of the picture that the result keeps
@@ -169,8 +171,8 @@ class MBDCNN:
         cut = [images.resize_rgb(pixels, (crops.SIDE, crops.SIDE), [edge / divisor for edge in box])
                for box in boxes]
         return Picture(size, images.resize_rgb(pixels, extraction.limited(pixels.shape[1::-1], preview)),
-                       _square(pixels, self.sides['CoarseSN']), np.stack(cut),
-                       tuple(_square(pixels, scale) for scale in self.scales))
+                       images.resize_rgb(pixels, (self.sides['CoarseSN'],) * 2), np.stack(cut),
+                       tuple(images.resize_rgb(pixels, (scale, scale)) for scale in self.scales))
 
     def predict(self, pictures, tta=True, batch_size=BATCH_SIZE):
         """Run the chain on prepared pictures; a generator of Predictions, in order.
@@ -188,34 +190,32 @@ class MBDCNN:
         logits, cams, decided = self._segment(pictures, wholes, tta)
         for number, picture in enumerate(pictures):
             views = [scale[:, number] for scale in logits]   # one (views, s, s) a scale
-            mean = tuple(scale.sum(0) / sum(map(len, views)) for scale in views)
             yield Prediction(
-                mask=evaluation.enlarged_sum(mean, picture.size) > 0,
+                mask=mask_of(views, picture.size),
                 coarse_mask=images.resize_mask(wholes[number], picture.size) > 0,
                 class_probabilities=dict(zip(CLASSES, probabilities[number].tolist(), strict=True)),
                 cam=cams[number, 0], cam_label=CLASSES[decided[number]],
-                mask_confidence=mask_confidence(views), preview=picture.preview, logits=mean)
+                mask_confidence=mask_confidence(views), preview=picture.preview,
+                logits=tuple(scale.sum(0) for scale in views), views=sum(map(len, views)))
 
     def _draw_coarse(self, squares, tta, batch_size):
-        """Coarse masks of (N, S, S, 3) uint8, at coarse-SN's own resolution: (N, S, S) of {0, 255}."""
-        masks = [evaluation.view_logits(self.coarse, squares[start:start + batch_size], None, self.device,
-                                        tta and self.coarse_tta).sum(0) > 0
-                 for start in range(0, len(squares), batch_size)]
-        return np.concatenate(masks).astype(np.uint8) * 255
+        """Coarse masks of (N, S, S, 3) uint8, at coarse-SN's own resolution: (N, S, S) of {0, 1}."""
+        return np.concatenate([
+            draw_coarse(self.coarse, squares[start:start + batch_size], tta and self.coarse_tta)
+            for start in range(0, len(squares), batch_size)])
 
     def _classify(self, cut, tta, batch_size):
         """Class probabilities of crops (N, 224, 224, 3), each with the coarse mask drawn from the crop
-        itself, which step 3 stores at the crop's size: (N, 3) float64."""
+        itself, which stage 3 stores at the crop's size: (N, 3) float64."""
         side, coarse, rows = self.sides['MaskCN'], None, []
         if self.classifier.uses_masks:
-            seen = np.stack([_square(crop, self.sides['CoarseSN']) for crop in cut])
-            coarse = np.stack([_mask_square(_mask_square(mask, crops.SIDE), side)
-                               for mask in self._draw_coarse(seen, tta, batch_size)])
-        cut = np.stack([_square(crop, side) for crop in cut])
+            seen, = squashed(cut, [self.sides['CoarseSN']])
+            stored, = squashed(self._draw_coarse(seen, tta, batch_size), [crops.SIDE])
+            coarse, = squashed(stored, [side])
+        cut, = squashed(cut, [side])
         for start in range(0, len(cut), batch_size):
             batch = slice(start, start + batch_size)
-            placed = evaluation.place(cut[batch], evaluation.at(coarse, batch), self.device)
-            rows += self.classifier(*placed)[0].tolist()
+            rows += self.classifier.probabilities(*place(cut, coarse, self.device, batch)).tolist()
         return np.array(rows)
 
     def _segment(self, pictures, wholes, tta):
@@ -224,16 +224,12 @@ class MBDCNN:
         Returns a list of logits (views, B, s, s), one a scale; the activation maps (B, 1, h, w) at the
         first scale; and the numbers of their classes (B,).
         """
-        scales = self.scales if tta else self.scales[:1]
-        coarse = [[] for _ in scales]
-        for picture, whole in zip(pictures, wholes, strict=True):
-            full = images.resize_mask(whole, picture.size)
-            for masks, scale in zip(coarse, scales, strict=True):
-                masks.append(_mask_square(full, scale))
-        inputs = [(np.stack([picture.squares[number] for picture in pictures]), np.stack(masks))
-                  for number, masks in enumerate(coarse)]
-        logits = [evaluation.view_logits(self.enhanced, *pair, self.device, tta) for pair in inputs]
-        probabilities, cams = self.classifier(*evaluation.place(*inputs[0], self.device))
+        full = (images.resize_mask(whole, picture.size)
+                for picture, whole in zip(pictures, wholes, strict=True))
+        coarse = squashed(full, self.scales)
+        squares = [np.stack(scale) for scale in zip(*(picture.squares for picture in pictures), strict=True)]
+        logits = segment(self.enhanced, squares, coarse, tta)
+        probabilities, cams = self.classifier(*place(squares[0], coarse[0], self.device))
         return logits, cams.cpu().numpy(), probabilities.argmax(1).tolist()
 
 
@@ -253,24 +249,14 @@ def mask_confidence(views):
     """
     side = max(scale.shape[1] for scale in views)
     count = sum(map(len, views))
-    mask = evaluation.enlarged_sum([scale.sum(0) for scale in views], (side, side)) > 0
-    p = evaluation.enlarged_sum([_sigmoid(scale).sum(0) / count for scale in views], (side, side)).clip(0, 1)
+    mask = mask_of(views, (side, side))
+    p = enlarged_sum([_sigmoid(scale).sum(0) / count for scale in views], (side, side)).clip(0, 1)
     total = float(p.sum() + mask.sum())
     return 2 * float(p[mask].sum()) / total if total else 0.0
 
 
 def _sigmoid(logit):
     return torch.from_numpy(logit).sigmoid().numpy()
-
-
-def _square(image, side):
-    """(H, W, 3) squashed to (side, side, 3), bicubic; untouched where it has that size."""
-    return image if image.shape[:2] == (side, side) else images.resize_rgb(image, (side, side))
-
-
-def _mask_square(mask, side):
-    """(H, W) squashed to (side, side), nearest neighbour; untouched where it has that size."""
-    return mask if mask.shape == (side, side) else images.resize_mask(mask, (side, side))
 
 
 # --- Weights
@@ -281,7 +267,7 @@ def _require_weights(layout):
                for name in NETWORKS if not layout.weights(name).is_file()]
     if missing:
         raise InputError(f'{layout.models} does not hold the three trained networks', missing,
-                         'run these scripts (steps 2 to 5 of the README), or point at the models of '
+                         'run these scripts (stages 2 to 5 of the README), or point at the models of '
                          "another root, for instance the demo's: --MODELS=demo/models on the command "
                          "line, MBDCNN.load('demo/models') in Python")
 
@@ -294,15 +280,16 @@ def _drawing(layout):
     """
     weights = layout.weights('CoarseSN')
     present = checkpoints.fingerprint(weights)
-    records = [checkpoints.read_config(layout.weights(name)).get('inputs', {}).get('coarse_masks')
+    records = [coarse_masks.read_config(layout.weights(name)).get('inputs', {}).get('coarse_masks')
                for name in NETWORKS[1:]]
-    made = next((record for record in records if record), f'{present} {_trained_side(weights)} {len(VIEWS)}')
+    made = next(filter(None, records), {'coarse_sn': present, 'input_size': _trained_side(weights),
+                                        'views': len(VIEWS)})
     coarse_masks.require_chain(layout, NETWORKS[1:], made)
-    words = str(made).split()   # fold networks may follow; new pictures are not theirs
-    if len(words) < 3 or not re.fullmatch(r'[1-9]\d{0,4} [1-9]\d{0,4}', ' '.join(words[1:3])):
+    maker, side, views = (made.get(name) if isinstance(made, dict) else None
+                          for name in ('coarse_sn', 'input_size', 'views'))
+    if not all(type(number) is int and 0 < number < LARGEST for number in (side, views)):
         raise InputError('A run folder is damaged', [
             f'{layout.models}: a config.json has coarse_masks = {made!r}'], DAMAGED)
-    maker, side, views = words[0], int(words[1]), int(words[2])
     if maker != present:
         raise InputError('The networks do not belong together',
                          [f'{layout.weights("MaskCN")}: was trained on masks of another coarse-SN ({maker}) '

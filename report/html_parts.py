@@ -9,6 +9,7 @@ from html import escape
 import cv2
 import numpy as np
 
+from dataset.isic import TASKS
 from engine import figures, images, metrics
 
 CHART = 4.4, 3.1    # inches; about a phone's width, so that the lettering keeps its size there
@@ -234,13 +235,13 @@ def _curve_chart(network, steps, series, ylabel, best=None):
 def roc_chart(split, probabilities, labels):
     """ROC curves of both tasks, with the point that the arg-max decision reaches."""
     from sklearn.metrics import roc_curve
-    scores = metrics.classification_scores(probabilities, labels)
-    areas = {task: scores[task]['AUC'] for task in metrics.TASKS if scores[task]['AUC'] is not None}
+    scores = metrics.classification_scores(probabilities, labels, TASKS)
+    areas = {task: scores[task]['AUC'] for task in TASKS if scores[task]['AUC'] is not None}
 
     def draw(figure):
         axes = figure.subplots()
         for style, (task, area) in zip(STYLES, areas.items(), strict=False):
-            number = metrics.TASKS[task]
+            number = TASKS[task]
             false, true, _ = roc_curve(labels == number, probabilities[:, number])
             axes.plot(false, true, label=f'{task}, AUC {100 * area:.1f} %',
                       markevery=max(1, len(false) // 12), **style)

@@ -246,7 +246,7 @@ def classification_scores(found):
         printed = paper_scores.CLASSIFICATION.get(split, {})
         kinds = {kind: item.summary[kind] for kind in ('9-crop', '1-crop') if item.summary.get(kind)}
         rows = []
-        for task in metrics.TASKS:
+        for task in isic.TASKS:
             of_task = [{**scores.get(task, {}), 'ci95': scores.get('ci95')} for scores in kinds.values()]
             rows += [[f'{task} {name}', percent(printed.get(task) if name == 'AUC' else None),
                       *(score(scores, name, f'{task} {name}') for scores in of_task)]
@@ -274,8 +274,8 @@ def curves(found):
 def roc_curves(found):
     """ROC curves of melanoma and keratosis, one chart a split."""
     def draw(split, item):
-        scores = metrics.classification_scores(item.values, item.labels)
-        if all(scores[task]['AUC'] is None for task in metrics.TASKS):
+        scores = metrics.classification_scores(item.values, item.labels, isic.TASKS)
+        if all(scores[task]['AUC'] is None for task in isic.TASKS):
             return paragraph(f'{split}: no ROC curve, because the split holds one class only.', 'missing')
         return html_parts.roc_chart(split, item.values, item.labels)
     return _charts_of_probabilities(found, draw)

@@ -4,14 +4,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from benchmarks import bench, full_run, machine, plain, scaling, works, works_data, works_net
 from dataset import crops, synthetic
 from dataset.layout import Layout
 from engine import images, metrics
 from mbdcnn import evaluation, inference
-from mbdcnn.evaluation import segment_files
+from mbdcnn.inference import segment_files
 from net import loss
 from net.cam import class_activation_map
 from net.models import Xception_dilation, deeplabv3plus_en
@@ -80,12 +79,12 @@ def test_the_plain_evaluation_finds_the_same_mask(tmp_path):
     torch.nn.init.normal_(enhanced.cls_conv.weight, std=1.0)   # so that both classes occur
     picture, mask = synthetic.draw(np.random.default_rng(0), 1, 96)
     paths = [tmp_path / 'picture.png', tmp_path / 'coarse.png']
-    for path, array in zip(paths, (picture, mask), strict=True):
-        images.write_png(path, array)
+    images.write_png(paths[0], picture)
+    images.write_mask(paths[1], mask)
     theirs = plain.segment_at_full_size(enhanced, mask_cn, *paths, (32, 48), CPU)
     classifier = inference.Classifier(mask_cn, 'symmetric', 'fp32')
     segmenter = inference.Segmenter(enhanced, 'unit', 'fp32', classifier)
-    ours = next(segment_files(segmenter, paths[:1], paths[1:], (32, 48), 1, CPU))['tta']
+    ours = next(segment_files(segmenter, paths[:1], paths[1:], (32, 48), 1))['tta']
     assert ours.shape == theirs.shape == picture.shape[:2] and 0 < ours.mean() < 1
     assert (ours == theirs).mean() > 0.98
     counted = metrics.segmentation_scores(metrics.confusion(ours, mask > 0))[0]
@@ -94,8 +93,8 @@ def test_the_plain_evaluation_finds_the_same_mask(tmp_path):
 
 def test_plain_samples_have_the_networks_form(tmp_path):
     picture, mask = works_data.draw((700, 600), 0)
-    for name, array in (('a.png', picture), ('b.png', mask)):
-        Image.fromarray(array).save(tmp_path / name)
+    images.write_png(tmp_path / 'a.png', picture)
+    images.write_mask(tmp_path / 'b.png', mask)
     image, truth = plain.training_sample(tmp_path / 'a.png', tmp_path / 'b.png', 48)
     assert image.shape == (3, 48, 48) and truth.shape == (48, 48)
     assert 0 <= image.min() < image.max() <= 1 and set(truth.unique().tolist()) == {0.0, 1.0}

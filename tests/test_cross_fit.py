@@ -188,7 +188,7 @@ def drawn_by(segmenter, paths, side):
     batch = np.stack([cache.read_rgb_square(path, 32) for path in paths])
     logits = segmenter.views(torch.from_numpy(batch).permute(0, 3, 1, 2)).sum(0)
     sizes = [(side, side) if side else images.image_size(path) for path in paths]
-    return [images.resize_mask((logit > 0).numpy().astype(np.uint8) * 255, size)
+    return [images.resize_mask((logit > 0).numpy().astype(np.uint8), size)
             for logit, size in zip(logits, sizes, strict=True)]
 
 
@@ -256,7 +256,7 @@ def test_a_lost_mask_is_drawn_again_and_later_steps_take_the_masks(crossed, chai
     made = coarse_masks.require(layout, [layout.coarse_for_classification('Training')])
     assert 'step 1:' in train
     assert checkpoints.read_config(layout.weights('MaskCN'))['inputs']['coarse_masks'] == made
-    assert len(made.split()) == 4
+    assert made.keys() == {'coarse_sn', 'input_size', 'views', 'fold_networks'}
 
     enhanced = layout.run('EnhancedSN')   # as the released file, without a record
     enhanced.mkdir()
@@ -354,7 +354,7 @@ def test_the_usual_network_must_not_have_seen_what_no_fold_holds(other):
 def test_a_remedy_for_masks_names_their_cross_fitting(crossed, other):
     shutil.copytree(crossed.layout.coarse_masks, other.coarse_masks)
     folders = [other.coarse_for_segmentation(split) for split in ('Training', 'Validation')]
-    assert len(coarse_masks.require(other, folders).split()) == 4
+    assert len(coarse_masks.require(other, folders)) == 4
     path = folders[1] / 'made_by.json'
     record = json.loads(path.read_text())
     del record['facts']['fold_networks']

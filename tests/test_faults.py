@@ -21,13 +21,13 @@ import numpy as np
 import pytest
 import torch
 
-from engine import cache, checkpoints, cli, files, images, run_folder
+from engine import cache, checkpoints, cli, files, images, run_folder, scoring
 from engine.errors import InputError
 from engine.run_folder import Run
 from mbdcnn import evaluation
 from mbdcnn.inference import Segmenter
 from tests import conftest
-from tests.test_inference import CPU, PixelNetwork, write_pictures
+from tests.test_inference import PixelNetwork, write_pictures
 from tests.test_training import (
     ALONE,
     EVERY,
@@ -281,15 +281,17 @@ def test_a_folder_of_predicted_masks_holds_those_alone(tmp_path):
     out = tmp_path / 'out'
     for name in ('ISIC_9_segmentation', '.ISIC_0000000_segmentation-0123456789ab'):
         images.write_png(out / f'{name}.png', np.zeros((8, 8), np.uint8))
-    names, _ = evaluate(list(zip(paths, truths, strict=True)), out)
-    assert sorted(path.name for path in out.iterdir()) == [f'{name}_segmentation.png' for name in names]
+    evaluate(list(zip(paths, truths, strict=True)), out)
+    assert sorted(path.name for path in out.iterdir()) == [f'{path.stem}_segmentation.png' for path in paths]
 
 
 def evaluate(pairs, folder):
-    """Score a tiny network on (picture, mask) paths; its masks go to the folder."""
+    """Score a tiny network on (picture, mask) paths: (N, 5); its masks go to the folder."""
     cfg = SimpleNamespace(SCALES=(32,), BATCH_SIZE=3, TTA=False)
-    return evaluation.evaluate_segmentation(Segmenter(PixelNetwork(), 'unit', 'fp32'), pairs, None, cfg, CPU,
-                                            folder)
+    paths, truths = zip(*pairs, strict=True)
+    segmenter = Segmenter(PixelNetwork(), 'unit', 'fp32')
+    found = evaluation.predict_to_disk(segmenter, paths, None, cfg, folder)
+    return scoring.score_arrays(found, truths)['plain']
 
 
 # --- Stopping and going on
@@ -324,7 +326,7 @@ def test_a_second_evaluation_into_a_folder_is_refused(tmp_path):
         evaluate(pairs, tmp_path / 'out')
     assert f'{tmp_path / "out"}: another process' in str(error.value) and '--ROOT' in error.value.remedy
     assert not list((tmp_path / 'out').iterdir())
-    assert len(evaluate(pairs, tmp_path / 'out')[0]) == len(pairs)
+    assert len(evaluate(pairs, tmp_path / 'out')) == len(pairs)
 
 
 def test_too_little_shared_memory_is_said_with_the_remedy(small, tmp_path):

@@ -10,10 +10,21 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dataset.splits import Classification, Segmentation
-from engine import images, metrics
+from engine import cache, figures, images, metrics, scoring
 from engine.hardware import Process
-from mbdcnn import evaluation
-from mbdcnn.inference import VIEWS, Classifier, Segmenter, counts_on_device
+from mbdcnn import evaluation, panels
+from mbdcnn.inference import (
+    VIEWS,
+    Classifier,
+    Segmenter,
+    counts_on_device,
+    draw_coarse,
+    mask_of,
+    place,
+    segment,
+    segment_files,
+    squashed,
+)
 from net.cam import class_activation_map
 from net.inputs import to_input
 from net.loss import lesion_logit
@@ -163,6 +174,53 @@ def test_counts_on_the_device_are_the_metrics_counts(seed, batch, side, share):
         assert row == metrics.confusion(found, there).tolist()
 
 
+# --- One path
+
+def test_squashed_pictures_and_masks_are_resized_one_by_one():
+    rng = np.random.default_rng(1)
+    pictures = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((40, 30), (32, 32), (20, 90))]
+    masks = [rng.integers(0, 2, picture.shape[:2]).astype(np.uint8) for picture in pictures]
+    for arrays, resize in ((pictures, images.resize_rgb), (masks, images.resize_mask)):
+        for side, found in zip((16, 32), squashed(iter(arrays), (16, 32)), strict=True):
+            assert np.array_equal(found, [resize(array, (side, side)) for array in arrays])
+    assert np.array_equal(squashed(masks, [32])[0][1], masks[1])
+
+
+@pytest.mark.parametrize('tta', [True, False])
+def test_drawing_evaluating_and_segmenting_one_picture_give_one_mask(tmp_path, tta):
+    """At the network's own size nothing is enlarged, so that the three are equal to the last bit."""
+    segmenter, rng = Segmenter(PixelNetwork(1, 1.0), 'unit', 'fp32'), np.random.default_rng(2)
+    pixels = images.resize_rgb(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8), (32, 32))
+    images.write_png(tmp_path / 'a.png', pixels)
+    views = segment(segmenter, [pixels[None]], tta=tta)
+    assert [scale.shape for scale in views] == [(6 if tta else 1, 1, 32, 32)]
+    drawn = draw_coarse(segmenter, pixels[None], tta)[0]
+    evaluated = next(segment_files(segmenter, [tmp_path / 'a.png'], None, (32,), 1, tta))
+    assert drawn.dtype == np.uint8 and 0.02 < drawn.mean() < 0.98
+    for mask in (mask_of([scale[:, 0] for scale in views], (32, 32)), evaluated['tta' if tta else 'plain']):
+        assert np.array_equal(mask, drawn == 1)
+
+
+def test_the_panel_of_an_evaluation_shows_the_map_that_was_used(tmp_path, monkeypatch):
+    segmenter, drawn = enhanced(), []
+    paths, coarse, truths = write_pictures(tmp_path)
+    monkeypatch.setattr(figures, 'panel', lambda rows, titles, path: drawn.append((rows, titles)))
+    scores = np.linspace(0, 1, 25).reshape(5, 5)
+    panels.evaluation_panel(segmenter, list(zip(paths, truths, strict=True)), coarse, 32, scores, coarse, 3,
+                            tmp_path / 'panel.png')
+    (rows, titles), chosen = drawn[0], (0, 2, 4)
+    assert titles == ['image', 'truth', 'coarse mask', 'CAM', 'found mask', 'truth, found']
+    for (caption, pictures), number in zip(rows, chosen, strict=True):
+        width, height = SIZES[number]
+        assert f'{width}x{height}  JA {100 * scores[number, 0]:.0f}' in caption
+        shape = tuple(round(panels.SIDE * edge / max(SIZES[number])) for edge in (height, width))
+        assert {picture.shape[:2] for picture in pictures} == {shape}
+        picture, mask = cache.read_rgb_square(paths[number], 32), cache.read_mask_square(coarse[number], 32)
+        cam = segmenter.classifier(*place(picture[None], mask[None], CPU))[1][0, 0].numpy()
+        assert np.array_equal(pictures[3], panels.stretched(cam, pictures[0])) and cam.shape == (8, 8)
+        assert pictures[1].max() == 1 and pictures[2].dtype == np.uint8
+
+
 # --- Evaluation at the networks' resolution
 
 @pytest.fixture(params=[1, 2])
@@ -177,12 +235,12 @@ def cores(request):
 @pytest.mark.parametrize('batch_size', [1, 2, 16])
 def test_quick_segmentation_is_the_mean_over_images_one_by_one(batch_size, cores):
     rng, segmenter = np.random.default_rng(6), enhanced()
-    masks = rng.integers(0, 2, (2, 5, 16, 16)).astype(np.uint8) * 255
+    masks = rng.integers(0, 2, (2, 5, 16, 16)).astype(np.uint8)
     data = Segmentation(rng.integers(0, 256, (5, 16, 16, 3), dtype=np.uint8), masks[0], masks[1],
                         list('abcde'), '')
     rows = []
     for image, truth, coarse in zip(data.images, data.masks, data.coarse, strict=True):
-        logit = segmenter(torch.from_numpy(image).permute(2, 0, 1)[None], torch.from_numpy(coarse)[None] >> 7)
+        logit = segmenter(torch.from_numpy(image).permute(2, 0, 1)[None], torch.from_numpy(coarse)[None])
         rows.append(metrics.confusion(logit[0].numpy() > 0, truth > 0))
     expected = dict(zip(metrics.SEGMENTATION, metrics.segmentation_scores(rows).mean(0), strict=True))
     assert evaluation.quick_segmentation(segmenter, data, batch_size, ALONE) == pytest.approx(expected)
@@ -192,7 +250,7 @@ def crops_of_three_images():
     """Seven 16 px crops, of three images in a mixed order."""
     rng = np.random.default_rng(7)
     return Classification(rng.integers(0, 256, (7, 16, 16, 3), dtype=np.uint8),
-                          rng.integers(0, 2, (7, 16, 16)).astype(np.uint8) * 255,
+                          rng.integers(0, 2, (7, 16, 16)).astype(np.uint8),
                           np.array([2, 2, 0, 0, 0, 1, 2]), np.array([1, 1, 0, 0, 0, 2, 1]), list('abc'), '')
 
 
@@ -203,7 +261,7 @@ def test_crop_probabilities_in_batches_are_those_one_by_one(batch_size, precisio
     found = evaluation.crop_probabilities(classifier, data, batch_size, ALONE)
     for row, image, coarse in zip(found, data.images, data.coarse, strict=True):
         alone, _ = classifier(torch.from_numpy(image).permute(2, 0, 1)[None],
-                              torch.from_numpy(coarse)[None] >> 7)
+                              torch.from_numpy(coarse)[None])
         np.testing.assert_allclose(row, alone[0].numpy(), atol=1e-6)
 
 
@@ -225,11 +283,12 @@ def write_pictures(folder):
     rng, paths = np.random.default_rng(9), []
     for number, (width, height) in enumerate(SIZES):
         image = images.resize_rgb(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8), (width, height))
-        masks = [images.resize_mask(rng.integers(0, 2, (5, 5)).astype(np.uint8) * 255, (width, height))
+        masks = [images.resize_mask(rng.integers(0, 2, (5, 5)).astype(np.uint8), (width, height))
                  for _ in range(2)]
         row = [folder / kind / f'ISIC_{number:07d}.png' for kind in ('image', 'coarse', 'truth')]
-        for path, array in zip(row, (image, *masks), strict=True):
-            images.write_png(path, array)
+        images.write_png(row[0], image)
+        for path, mask in zip(row[1:], masks, strict=True):
+            images.write_mask(path, mask)
         paths.append(row)
     return zip(*paths, strict=True)
 
@@ -251,9 +310,9 @@ def slow_logits(segmenter, path, coarse_path, scales, tta):
 def test_full_size_maps_are_those_of_one_image_at_a_time(tmp_path, segmenter, batch_size):
     paths, coarse, _ = write_pictures(tmp_path)
     scales = 32, 48, 64
-    found = list(evaluation.segment_files(segmenter, paths, coarse if segmenter.classifier else None, scales,
-                                          batch_size, CPU))
-    alone = list(evaluation.segment_files(segmenter, paths, coarse, scales, batch_size, CPU, tta=False))
+    masks = coarse if segmenter.classifier else None
+    found = list(segment_files(segmenter, paths, masks, scales, batch_size))
+    alone = list(segment_files(segmenter, paths, coarse, scales, batch_size, tta=False))
     for row, plain, path, coarse_path, size in zip(found, alone, paths, coarse, SIZES, strict=True):
         assert plain.keys() == {'plain'} and np.array_equal(plain['plain'], row['plain'])
         for kind, used, tta in (('plain', scales[:1], False), ('tta', scales, True)):
@@ -269,12 +328,14 @@ def test_evaluation_scores_and_exports_masks_of_the_pictures_own_size(tmp_path):
     segmenter = Segmenter(PixelNetwork(), 'unit', 'fp32')
     paths, _, truths = write_pictures(tmp_path)
     cfg = SimpleNamespace(SCALES=(32, 48), BATCH_SIZE=3, TTA=True)
-    names, scores = evaluation.evaluate_segmentation(segmenter, list(zip(paths, truths, strict=True)), None,
-                                                     cfg, CPU, tmp_path / 'out')
-    assert names == [path.stem for path in paths]
-    for number, (name, truth) in enumerate(zip(names, truths, strict=True)):
-        exported = images.read_mask(tmp_path / 'out' / f'{name}_segmentation.png')
+    found = evaluation.predict_to_disk(segmenter, paths, None, cfg, tmp_path / 'out')
+    scores = scoring.score_arrays(found, truths)
+    for number, (path, truth) in enumerate(zip(paths, truths, strict=True)):
+        exported = images.read_mask(tmp_path / 'out' / f'{path.stem}_segmentation.png')
         counts = metrics.confusion(exported > 0, images.read_mask(truth) > 0)
         assert exported.shape == SIZES[number][::-1]
         np.testing.assert_allclose(metrics.segmentation_scores(counts)[0], scores['tta'][number])
     assert scores['plain'].shape == (5, 5)
+    truth_of = {path.stem: truth for path, truth in zip(paths, truths, strict=True)}
+    again = scoring.score_folders({'ours': tmp_path / 'out'}, truth_of)
+    assert np.array_equal(again['ours'], scores['tta'])

@@ -1,5 +1,6 @@
 """Numbers that can be trusted: none that are not finite are kept, equal seeds give equal bits, and results
 say of which data they are."""
+import hashlib
 import json
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import torch
 from dataset import isic, splits
 from dataset.layout import Layout
 from dataset.splits import Classification, Segmentation
-from engine import checkpoints, images, run_folder, trainer
+from engine import cache, checkpoints, images, run_folder, trainer
 from engine.errors import InputError
 from engine.run_folder import Run
 from mbdcnn.inference import Classifier
@@ -168,12 +169,22 @@ def test_results_name_the_data_that_they_are_of(chain):
         assert config['inputs'][split.lower()] == splits.segmentation(layout, split, size).fingerprint
 
 
+def test_a_caches_fingerprint_is_of_what_the_files_hold(tmp_path):
+    """As when masks were {0, 255} in memory too: trainings begun then go on."""
+    mask, other = np.eye(8, dtype=np.uint8), np.zeros((8, 8), np.uint8)
+    for name, array in (('a', mask), ('b', other)):
+        images.write_mask(tmp_path / f'{name}.png', array)
+    found = cache.load(tmp_path / 'cache', 'x', [tmp_path / 'a.png', tmp_path / 'b.png'], 8, 'mask')
+    assert np.array_equal(found.pixels, [mask, other])
+    assert found.fingerprint == hashlib.sha256((255 * np.stack([mask, other])).tobytes()).hexdigest()[:16]
+
+
 def test_the_fingerprint_changes_with_any_pixel_or_label(root):
     layout, rng = Layout(root), np.random.default_rng(0)
     pairs = isic.read_segmentation_list(layout, 'Training')
     crops = isic.read_classification_list(layout, 'Training')
     for path in (path for pair in pairs for path in pair):
-        images.write_png(path, rng.integers(0, 2, (8, 8), dtype=np.uint8) * 255)
+        images.write_mask(path, rng.integers(0, 2, (8, 8), dtype=np.uint8))
     for path, _ in crops:
         images.write_png(path, rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
 
@@ -183,7 +194,7 @@ def test_the_fingerprint_changes_with_any_pixel_or_label(root):
                 splits.classification(layout, 'Training', 8, coarse=False).fingerprint)
 
     def spoil(path):
-        pixels = np.array(images.read_rgb(path) if path in dict(crops) else images.read_mask(path))
+        pixels = np.array(images.read_rgb(path) if path in dict(crops) else 255 * images.read_mask(path))
         pixels[3, 5] = 255 - pixels[3, 5]
         images.write_png(path, pixels)
 

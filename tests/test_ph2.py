@@ -76,13 +76,13 @@ def test_pictures_masks_and_diagnoses_are_joined_by_id(source):
     assert {case.image.parent.name for case in cases} >= {IDS[1], f'{IDS[0]}_Dermoscopic_Image'}
 
 
-def test_one_bit_masks_are_read_as_0_and_255(source):
+def test_one_bit_masks_are_read_as_0_and_1(source):
     path = ph2.read(source)[0].mask
     with Image.open(path) as image:
         assert image.mode == '1'
     mask = images.read_mask(path)
-    assert mask.dtype == np.uint8 and mask.shape == (30, 40) and set(np.unique(mask)) == {0, 255}
-    assert mask[15, 20] == 255 and mask[0, 0] == 0
+    assert mask.dtype == np.uint8 and mask.shape == (30, 40) and set(np.unique(mask)) == {0, 1}
+    assert mask[15, 20] == 1 and mask[0, 0] == 0
 
 
 def test_every_fault_is_listed_at_once(source):
@@ -373,7 +373,7 @@ def test_faults_of_ph2_and_of_the_validation_split_are_listed_together(tmp_path)
     for fault in ('PH2Dataset/PH2 Dataset images: is missing', 'PH2Dataset/PH2_dataset.txt: is missing',
                   'ISIC-2017_Validation_Data/Images: is missing'):
         assert text.count(fault) == 1, text
-    assert 'Remedy: unpack the download anew' in text and 'step 0 of the README' in text
+    assert 'Remedy: unpack the download anew' in text and 'stage 0 of the README' in text
     assert not (tmp_path / 'root').exists()
 
 

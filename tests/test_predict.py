@@ -24,7 +24,7 @@ from engine import cache, checkpoints, cli, images
 from engine.errors import InputError
 from engine.hardware import Process
 from mbdcnn import evaluation
-from mbdcnn.inference import Classifier, Segmenter
+from mbdcnn.inference import Classifier, Segmenter, enlarged_sum, place, segment, segment_files
 from mbdcnn.predictor import MBDCNN, NETWORKS, mask_confidence, scales_of
 from net.inputs import to_input, to_maskcn_input
 from net.models import Xception_dilation, deeplabv3plus, deeplabv3plus_en
@@ -78,11 +78,11 @@ def balance(coarse, mask, enhanced):
     chain = MBDCNN(Segmenter(coarse, 'unit', 'fp32'), Segmenter(enhanced, 'unit', 'fp32', classifier),
                    dict.fromkeys(NETWORKS, SIDE), torch.device('cpu'))
     whole = chain.prepare(PICTURE).whole[None]
-    logits = evaluation.view_logits(chain.coarse, whole, None, chain.device).mean(0)
+    logits = segment(chain.coarse, [whole])[0].mean(0)
     coarse.cls_conv.bias[1] -= float(np.median(logits))
     found = chain(PICTURE)
     mask.cls.bias -= torch.tensor(list(found.class_probabilities.values())).log()
-    enhanced.cls_conv.bias[1] -= float(np.median(evaluation.enlarged_sum(found.logits, (SIDE, SIDE))))
+    enhanced.cls_conv.bias[1] -= float(np.median(enlarged_sum(found.logits, (SIDE, SIDE)))) / found.views
 
 
 def write_config(models, name, content):
@@ -341,15 +341,16 @@ def test_the_chain_equals_the_steps_from_disk(model, tmp_path):
     expected, _ = evaluation.image_probabilities(
         evaluation.crop_probabilities(model.classifier, data, 64, process), data)
     coarse_path = layout.coarse_for_segmentation('Testing') / source.name
-    mask = next(evaluation.segment_files(model.enhanced, [source], [coarse_path], model.scales, 1,
-                                         process.device))
+    mask = next(segment_files(model.enhanced, [source], [coarse_path], model.scales, 1))
     result = model(source)
     np.testing.assert_allclose(list(result.class_probabilities.values()), expected[0], atol=1e-5)
     assert (result.coarse_mask == (images.read_mask(coarse_path) > 0)).all()
     whole = cache.read_rgb_square(source, SIDE)[None], cache.read_mask_square(coarse_path, SIDE)[None]
-    cam = model.classifier(*evaluation.place(*whole, process.device))[1]
+    cam = model.classifier(*place(*whole, process.device))[1]
     np.testing.assert_allclose(result.cam, cam[0, 0], atol=1e-5)
-    assert (result.mask == mask['tta']).mean() > 0.999
+    assert np.array_equal(result.mask, mask['tta'])
+    quick = next(segment_files(model.enhanced, [source], [coarse_path], model.scales, 1, tta=False))
+    assert quick.keys() == {'plain'} and np.array_equal(quick['plain'], mask['plain'])
 
 
 @pytest.fixture
@@ -363,9 +364,12 @@ def record(models):
         path.write_text(text)
 
 
-def test_coarse_masks_are_drawn_as_those_of_the_training(models, record):
-    made = checkpoints.fingerprint(models / 'CoarseSN' / 'CoarseSN.pth') + ' 48 1'
-    record('MaskCN', {}, {'coarse_masks': made})
+@pytest.mark.parametrize('earlier', ['', '{coarse_sn} {input_size} {views}',
+                                     '{coarse_sn} {input_size} {views} ab,cd'])
+def test_coarse_masks_are_drawn_as_those_of_the_training(models, record, earlier):
+    made = {'coarse_sn': checkpoints.fingerprint(models / 'CoarseSN' / 'CoarseSN.pth'), 'input_size': 48,
+            'views': 1} | ({'fold_networks': 'ab,cd'} if 'ab' in earlier else {})
+    record('MaskCN', {}, {'coarse_masks': earlier.format(**made) or made})   # a text in earlier versions
     record('EnhancedSN', {'INPUT_SIZE': 64}, {'coarse_masks': made})
     model = MBDCNN.load(models, device='cpu')
     assert model.sides == {'CoarseSN': 48, 'MaskCN': 32, 'EnhancedSN': 64} and model.scales == (64, 80)
@@ -375,6 +379,9 @@ def test_coarse_masks_are_drawn_as_those_of_the_training(models, record):
 @pytest.mark.parametrize(('name', 'settings', 'inputs', 'said'), [
     ('MaskCN', {}, {'coarse_masks': 'another 32 6'}, 'train_MaskCN.py'),
     ('EnhancedSN', {}, {'coarse_masks': 'another 32 6'}, 'generate_Coarse_mask.py'),
+    ('MaskCN', {}, {'coarse_masks': {'coarse_sn': 'another', 'input_size': 32, 'views': 6}},
+     'train_MaskCN.py'),
+    ('EnhancedSN', {}, {'coarse_masks': {'coarse_sn': 'another'}}, 'restore the file'),
     ('EnhancedSN', {}, {'mask_cn': 'another'}, 'train_EnhancedSN.py'),
     ('MaskCN', {'INPUT_SIZE': 40}, {}, 'multiple of 16'),
     ('MaskCN', {'INPUT_SIZE': '224'}, {}, 'no multiple of 16')])

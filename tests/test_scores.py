@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from dataset.isic import TASKS
 from dataset.layout import Layout
 from engine import bootstrap, metrics
 from engine.bootstrap import Part, Result
@@ -64,7 +65,7 @@ def test_what_the_evaluations_write_is_read_back(tmp_path, monkeypatch):
     labels = dict(zip(part.names, part.labels.tolist(), strict=True)) | {'another': 1}
     found = bootstrap.read([layout.results / 'MaskCN_Testing.csv'], labels)
     assert found.kind == 'classification' and found.parts[0].labels.tolist() == part.labels.tolist()
-    for task in metrics.TASKS:
+    for task in TASKS:
         for name in metrics.CLASSIFICATION:
             assert bootstrap.score(found, f'{task} {name}') == pytest.approx(100 * summary[task][name])
     for column in ('mean AUC', 'melanoma AUC', 'keratosis AUC'):
@@ -129,12 +130,12 @@ def test_weighted_areas_are_sklearns_of_repeated_images(seed, count, decimals):
 @pytest.mark.parametrize('seed', range(3))
 def test_scores_are_those_of_metrics_and_folds_are_averaged(seed):
     parts = classified(seed), classified(seed + 10, 80, 200, lean=0.2)
-    columns = [f'{task} {name}' for task in metrics.TASKS for name in metrics.CLASSIFICATION] + ['mean AUC']
+    columns = [f'{task} {name}' for task in TASKS for name in metrics.CLASSIFICATION] + ['mean AUC']
     assert set(columns) == set(bootstrap.COLUMNS['classification'])
     for column in columns:
         each = []
         for part in parts:
-            expected = metrics.classification_scores(part.values, part.labels)
+            expected = metrics.classification_scores(part.values, part.labels, TASKS)
             task, name = column.split()
             each.append(100 * (expected[column] if column == 'mean AUC' else expected[task][name]))
             assert bootstrap.score(classification(part), column) == pytest.approx(each[-1], abs=1e-9)
@@ -189,7 +190,7 @@ def test_intervals_of_areas_are_those_of_metrics(count, monkeypatch):
     monkeypatch.setattr(metrics, 'RESAMPLES', 200)
     part = classified(8, count)
     assert (len(bootstrap._weights(classification(part), 0)[0]) < 200) == (count == 12)
-    for column, bounds in metrics.intervals_of_areas(part.values, part.labels).items():
+    for column, bounds in metrics.intervals_of_areas(part.values, part.labels, TASKS).items():
         assert bootstrap.interval(classification(part), column) == pytest.approx(
             [100 * bound for bound in bounds], abs=1e-9)
 

@@ -87,7 +87,8 @@ def test_config_holds_settings_inputs_and_versions(chain, network):
     assert config['inputs'].keys() == {'training', 'validation', 'initial_weights',
                                        'bn_eps'} | INPUTS[network]
     coarse, mask = (checkpoints.fingerprint(chain.layout.weights(name)) for name in ('CoarseSN', 'MaskCN'))
-    assert config['inputs'].get('coarse_masks', f'{coarse} 32 6') == f'{coarse} 32 6'
+    drawn = {'coarse_sn': coarse, 'input_size': 32, 'views': 6}
+    assert config['inputs'].get('coarse_masks', drawn) == drawn
     assert config['inputs'].get('mask_cn', mask) == mask
     assert {'CoarseSN': 'voc.pth', 'MaskCN': 'xception.pth', 'EnhancedSN': 'CoarseSN.pth'}[network] in (
         config['start'])
@@ -126,7 +127,7 @@ def test_coarse_masks_fit_what_they_were_drawn_for(chain, split):
 
 def test_coarse_masks_show_what_coarse_sn_found(chain):
     folders = [chain.layout.coarse_for_classification(split) for split in SPLITS]
-    shares = {images.read_mask(path).mean() / 255 for folder in folders for path in folder.glob('*.png')}
+    shares = {images.read_mask(path).mean() for folder in folders for path in folder.glob('*.png')}
     assert len(shares) > 40 and min(shares) < 0.7 < max(shares)   # they depend on the picture
 
 
@@ -175,7 +176,7 @@ def test_classification_results_agree_with_each_other(chain):
     p = np.array([[float(row[name]) for name in isic.CLASSES] for row in rows])
     np.testing.assert_allclose(p.sum(1), 1, atol=1e-6)
     truth = {image_id: label for image_id, _, label in isic.classification_images(chain.layout, 'Validation')}
-    expected = metrics.classification_scores(p, [truth[row['image_id']] for row in rows])
+    expected = metrics.classification_scores(p, [truth[row['image_id']] for row in rows], isic.TASKS)
     for crops in ('9-crop', '1-crop'):
         for task in ('melanoma', 'keratosis'):
             assert {'AUC', 'AP', 'AC', 'SE', 'SP'} <= result[crops][task].keys()
@@ -271,7 +272,7 @@ def test_scripts_explain_themselves():
     texts = run_in_turn(*((script, None, '--help') for script in scripts))
     for script, text in zip(scripts, texts, strict=True):
         constants = settings.read_constants(REPOSITORY / script)
-        assert {'DEVICE', 'AMP'} <= constants.keys()
+        assert script == 'compare.py' or {'DEVICE', 'AMP'} <= constants.keys()
         assert all(f'--{name}=' in text for name in constants)
         assert f'python {script}' in text and 'Reads ' in text and 'Writes ' in text
 

@@ -60,7 +60,7 @@ def test_enhanced_sn_begins_with_the_validation_score_of_coarse_sn(trained, pict
     enhanced, said = networks.enhanced_for_training(settings(E_LAYER_START=start), layout, pictures)
     assert ('its E-layer as the identity' in said) == (start == 'identity')
     rng = np.random.default_rng(2)
-    masks = np.repeat(np.repeat(rng.integers(0, 2, (12, 8, 8), dtype=np.uint8) * 255, 8, 1), 8, 2)
+    masks = np.repeat(np.repeat(rng.integers(0, 2, (12, 8, 8), dtype=np.uint8), 8, 1), 8, 2)
     shown = np.ascontiguousarray(pictures[:, :SIDE, :SIDE])
     data = Segmentation(shown, masks, None, list(map(str, range(12))), '')
 

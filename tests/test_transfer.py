@@ -11,7 +11,8 @@ from dataset import isic, splits
 from dataset.layout import Layout
 from engine import cache, checkpoints, images, run_folder
 from engine.errors import InputError
-from mbdcnn import evaluation, networks, stages, transfer
+from mbdcnn import networks, stages, transfer
+from mbdcnn.inference import place
 from mbdcnn.predictor import MBDCNN
 from net import weights
 from net.models import deeplabv3plus, deeplabv3plus_d
@@ -115,7 +116,7 @@ def slow_proxy(cam, size, threshold):
             lower = cam[bottom, left] * (1 - x + left) + cam[bottom, right] * (x - left)
             enlarged[row, column] = upper * (1 - y + top) + lower * (y - top)
     lesion = enlarged >= threshold * enlarged.max() if enlarged.max() > 0 else np.zeros((size, size))
-    return lesion.astype(np.uint8) * 255
+    return lesion.astype(np.uint8)
 
 
 @pytest.mark.parametrize('threshold', [0.3, 0.7, 0.95])
@@ -197,10 +198,10 @@ def test_pictures_with_proxy_masks_follow_those_with_real_ones(chain, capsys):
             assert np.array_equal(data.images[number], cache.read_rgb_square(paths[name], 64))
         crop = cache.read_rgb_square(layout.crops('Training') / f'{name}.png', 32)
         mask = cache.read_mask_square(layout.coarse_for_classification('Training') / f'{name}.png', 32)
-        cam = classifier(*evaluation.place(crop[None], mask[None], ALONE.device))[1]
+        cam = classifier(*place(crop[None], mask[None], ALONE.device))[1]
         expected = slow_proxy(cam[0, 0].numpy(), 64, 0.3)
         assert (data.masks[number] != expected).mean() < 0.005   # rounding, and batches of another size
-        areas.append(data.masks[number].mean() / 255)
+        areas.append(data.masks[number].mean())
     said = capsys.readouterr().out
     assert f'{len(areas)} proxy masks beside {MASKED} real ones' in said
     assert f'mean area {100 * np.mean(areas):.1f} %' in said

@@ -1,0 +1,168 @@
+"""Compare the masks of any methods on one split: one scorer, intervals, paired tests.
+
+Reads   dataset/ISIC/<split>_seg.txt and the true masks that it lists (stage 1)
+        a folder of masks for each method, ours or of anybody: one binary png an image, at the picture's own
+        size, named <id>_segmentation.png as the challenge wants, or <id>.png
+Writes  results/compare_<split>.csv   every score of each picture, method by method
+        results/compare_<split>.json  means with 95 % intervals, and all paired differences
+        results/compare_<split>.md    both as tables, which are also printed
+        results/compare_<split>.png   each pair's JA, picture by picture
+
+    python compare.py --SPLIT=Testing --MASKS=ours=results/EnhancedSN_Testing_masks,other=folder
+
+A difference of two methods is tested over the same pictures (paired bootstrap, two-sided). Of many tests some
+succeed by chance: p (Holm) is corrected for the number of pairs, for each score by itself. Masks that are
+missing, too many, no masks or of another size are all named before anything is written.
+
+Cost: 0.06 s for each mask of 6 megapixels on one core, the true ones included.
+"""
+import itertools
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+from dataset import isic
+from dataset.layout import Layout
+from engine import cli, figures, files, metrics, scoring, settings
+from engine.errors import InputError
+
+# --- What is compared
+ROOT = '.'                # folder that holds dataset/ and results/
+SPLIT = 'Testing'         # Validation or Testing
+MASKS = ''                # name=folder,name=folder: a short name for each method, and where its masks lie
+
+# --- Scores and tests
+THRESHOLD = 0.65          # a JA below it counts as 0 in "thresholded JA" (the challenge of 2018)
+RESAMPLES = 10_000        # of the pictures, in a paired test; p is at least 2 / (RESAMPLES + 1)
+
+# --- Machine
+NUM_WORKERS = 0           # threads that decode masks; 0 = one for each core
+
+
+def parse_masks(text):
+    """'name=folder,name=folder' -> {name: Path}, as named from here. Raises InputError for every bad part."""
+    folders, faults = {}, []
+    for part in filter(None, text.split(',')):
+        name, _, folder = part.partition('=')
+        if not folder or not re.fullmatch(r'[\w.+-]+', name):
+            faults.append(f'{part!r}: must be name=folder, the name of letters, digits and .+-_')
+        elif name in folders:
+            faults.append(f'{part!r}: the name {name} must be given once')
+        else:
+            folders[name] = Path(folder)
+    if faults or not folders:
+        raise InputError('MASKS must say whose masks are compared', faults,
+                         '--MASKS=ours=results/EnhancedSN_Testing_masks,other=folder')
+    return folders
+
+
+COLUMNS = *metrics.SEGMENTATION, 'thresholded JA'
+FEW = 30   # pictures; below, the tables say what a bootstrap cannot tell
+
+
+def thresholded(scores, threshold):
+    """(N, 5) scores -> (N, 6), see COLUMNS: the last is JA where it reaches the threshold, else 0."""
+    return np.column_stack([scores, np.where(scores[:, 0] >= threshold, scores[:, 0], 0.0)])
+
+
+def compare(scores, resamples):
+    """Every paired difference: a list of dicts, score by score, fractions.
+
+    scores : {method: (N, 6)}; p_holm is corrected for the pairs of methods within a score.
+    """
+    found = []
+    for place, column in enumerate(COLUMNS):
+        pairs = list(itertools.combinations(scores, 2))
+        tests = [scoring.paired_difference(scores[first][:, place], scores[second][:, place], resamples)
+                 for first, second in pairs]
+        corrected = scoring.holm([p for *_, p in tests])
+        for (first, second), (mean, low, high, p), p_holm in zip(pairs, tests, corrected, strict=True):
+            found.append({'score': column, 'first': first, 'second': second, 'mean': mean,
+                          'ci95': [low, high], 'p': p, 'p_holm': float(p_holm)})
+    return found
+
+
+def markdown(summary):
+    """The json's content as text: a table of means, and one of differences where there are any."""
+    def percent(value, bounds, sign=''):
+        low, high = (f'{100 * bound:{sign}.1f}' for bound in bounds)
+        return f'{100 * value:{sign}.1f} [{low}, {high}]'
+
+    rows = [['method', *COLUMNS]]
+    rows += [[name, *(percent(scores[column], scores['ci95'][column]) for column in COLUMNS)]
+             for name, scores in summary['methods'].items()]
+    parts = [f'{summary["split"]}, n = {summary["n"]}: mean over the pictures in percent [95 % interval]; '
+             f'thresholded JA counts those below {100 * summary["threshold"]:g} % as 0', table(rows)]
+    if summary['differences']:
+        rows = [['score', 'difference', 'points', 'p', 'p (Holm)']]
+        rows += [[found['score'], f'{found["first"]} - {found["second"]}',
+                  percent(found['mean'], found['ci95'], '+'), f'{found["p"]:.4f}', f'{found["p_holm"]:.4f}']
+                 for found in summary['differences']]
+        few = '; of so few pictures a bootstrap\'s p comes out too small' if summary['n'] < FEW else ''
+        parts += [f'Paired over the pictures, {summary["resamples"]} resamples{few}', table(rows)]
+    return '\n\n'.join(parts) + '\n'
+
+
+def table(rows):
+    """Rows of text, the first one the head, as a Markdown table whose columns line up."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows = [rows[0], ['-' * width for width in widths], *rows[1:]]
+    return '\n'.join(f'| {" | ".join(map(str.ljust, row, widths))} |' for row in rows)
+
+
+def draw(scores, differences, path):
+    """A scatter of JA for each pair of methods; a point is a picture, above the diagonal where the second is
+    better.
+
+    scores : {method: (N, 6)}; differences : what `compare` returns
+    """
+    names = list(scores)
+    count, tests = len(names) - 1, {(found['first'], found['second']): found
+                                    for found in differences if found['score'] == 'JA'}
+    figure, grid = figures.subplots(count, count, (1 + 3.2 * count, 0.6 + 3.2 * count))
+    for (row, column), axes in np.ndenumerate(np.reshape(grid, (count, count))):
+        if column > row:
+            axes.axis('off')
+            continue
+        first, second = names[column], names[row + 1]
+        found = tests[first, second]
+        axes.plot([0, 1], [0, 1], color='black', linewidth=0.8)
+        axes.scatter(scores[first][:, 0], scores[second][:, 0], s=14, alpha=0.5, linewidths=0)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect='equal', xlabel=f'JA of {first}',
+                 ylabel=f'JA of {second}')
+        axes.set_title(f'{first} - {second}: {100 * found["mean"]:+.1f}, p (Holm) {found["p_holm"]:.4f}',
+                       fontsize=8)
+        axes.grid(alpha=0.3)
+    figures.save(figure, path)
+
+
+def main():
+    cfg = settings.resolve(globals(), choices={'SPLIT': ('Validation', 'Testing')}, positive=('RESAMPLES',))
+    if not 0 <= cfg.THRESHOLD <= 1:
+        raise InputError(f'THRESHOLD={cfg.THRESHOLD} must be from 0 to 1')
+    layout, folders = Layout(cfg.ROOT), parse_masks(cfg.MASKS)
+    truths = {image.stem: truth for image, truth in isic.read_segmentation_list(layout, cfg.SPLIT)}
+    scores = {name: thresholded(values, cfg.THRESHOLD)
+              for name, values in scoring.score_folders(folders, truths, cfg.NUM_WORKERS).items()}
+    summary = {'split': cfg.SPLIT, 'n': len(truths), 'threshold': cfg.THRESHOLD, 'resamples': cfg.RESAMPLES,
+               'methods': {name: {'folder': str(folders[name]), **scoring.summary(values, COLUMNS)}
+                           for name, values in scores.items()},
+               'differences': compare(scores, cfg.RESAMPLES)}
+    stem = layout.results / f'compare_{cfg.SPLIT}'
+    files.write_csv(stem.with_suffix('.csv'), [
+        ['image_id', *(f'{name} {column}' for name in scores for column in COLUMNS)],
+        *([image_id, *(f'{value:.6f}' for value in row)]
+          for image_id, row in zip(truths, np.hstack(list(scores.values())), strict=True))])
+    files.write_text(stem.with_suffix('.json'), json.dumps(summary, indent=1) + '\n')
+    text = markdown(summary)
+    files.write_text(stem.with_suffix('.md'), text)
+    print(f'\n{text}\nwritten: {stem}.csv, {stem}.json, {stem}.md')
+    if len(scores) > 1:
+        draw(scores, summary['differences'], stem.with_suffix('.png'))
+        print(f'scatter: {stem}.png')
+
+
+if __name__ == '__main__':
+    cli.launch(main)
