@@ -231,8 +231,9 @@ def fetch_extra(layout, cfg):
         record.note(listed, cfg.EXTRA_URL, found)
     ids = read_ids(listed)
     folder = layout.data / 'isic-cli'
+    wanted = set(ids)
     pictures = {path.stem: path for path in sorted(folder.rglob('*'))
-                if path.suffix.lower() in EXTENSIONS and path.stem in set(ids)}
+                if path.suffix.lower() in EXTENSIONS and path.stem in wanted}
     rows = found_metadata(folder, ids)
     if pictures and rows:
         join_extra(layout, ids, pictures, rows)

@@ -12,23 +12,12 @@ MASK_SUFFIX = '_segmentation'
 COLUMNS = ('image_id', 'melanoma', 'seborrheic_keratosis')
 
 
-def find_images(folder):
-    """{image id: path} of a folder's pictures, sorted by id; superpixel files are ignored.
+def find_images(folder, kind='pictures'):
+    """{image id: path} of a folder's pictures or masks, as `scan_folder` finds them.
 
     Raises InputError when the folder is missing or empty, or when one id has two files.
     """
-    return _sound(folder, *scan_folder(folder, 'pictures'))
-
-
-def find_masks(folder):
-    """{image id: path} of a folder's `<id>_segmentation.png` files, sorted by id.
-
-    Raises InputError like `find_images`.
-    """
-    return _sound(folder, *scan_folder(folder, 'masks'))
-
-
-def _sound(folder, found, faults):
+    found, faults = scan_folder(folder, kind)
     if faults:
         raise InputError(f'{folder} cannot be used', faults,
                          'one file for each id; step 0 of the README says where the data go')
@@ -36,14 +25,19 @@ def _sound(folder, found, faults):
 
 
 def scan_folder(folder, kind):
-    """({image id: path} sorted by id, list of faults) of a folder; kind: 'pictures' or 'masks'."""
+    """({image id: path} sorted by id, list of faults) of a folder.
+
+    kind : 'pictures' (superpixel files are ignored) or 'masks' (`<id>_segmentation.png`)
+    """
     if not folder.is_dir():
         return {}, [f'{folder}: is missing']
     found, faults = {}, []
     for path in sorted(folder.iterdir()):
-        image_id = _image_id(path.stem, kind)
-        if path.suffix.lower() not in EXTENSIONS or image_id is None or path.name.startswith('.'):
+        fits = (path.stem.endswith(MASK_SUFFIX) if kind == 'masks' else
+                not path.stem.endswith('_superpixels'))
+        if path.suffix.lower() not in EXTENSIONS or path.name.startswith('.') or not fits:
             continue
+        image_id = path.stem.removesuffix(MASK_SUFFIX) if kind == 'masks' else path.stem
         if image_id in found:
             faults.append(f'{found[image_id]} and {path.name} have the same id')
         else:
@@ -51,13 +45,6 @@ def scan_folder(folder, kind):
     if not found:
         faults.append(f'{folder}: holds no {kind}')
     return dict(sorted(found.items())), faults
-
-
-def _image_id(stem, kind):
-    """The id in a file's stem; None for a file of another kind."""
-    if kind == 'masks':
-        return stem.removesuffix(MASK_SUFFIX) if stem.endswith(MASK_SUFFIX) else None
-    return None if stem.endswith('_superpixels') else stem
 
 
 def read_labels(path):
@@ -91,11 +78,6 @@ def scan_labels(path):
     if set(counts.values()) != {1}:
         return {}, [f'{path}: has {"several columns" if count else "no column"} {name}'
                     for name, count in counts.items() if count != 1]
-    return _classes(path, rows)
-
-
-def _classes(path, rows):
-    """Turn the rows of a label csv, [(line number, row)], into `scan_labels`' two values."""
     labels, faults = {}, []
     for number, row in rows:
         image_id = (row['image_id'] or '').strip()
@@ -161,7 +143,7 @@ def segmentation_images(layout, split, skip_unpaired=False):
     them; with skip_unpaired they are left out and returned as the second value (lines of text).
     """
     folder = layout.originals(split)
-    images, masks = find_images(folder / 'Images'), find_masks(folder / 'Annotation')
+    images, masks = find_images(folder / 'Images'), find_images(folder / 'Annotation', 'masks')
     left_out = unpaired(folder, images, masks)
     if left_out and not skip_unpaired:
         raise InputError(f'{split}: pictures and masks do not pair up', left_out,

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 from dataset import extraction
-from engine import files, images
+from engine import files
 from engine.errors import InputError
 
 DIAGNOSES = ('common nevus', 'atypical nevus', 'melanoma')   # index = PH2's number of the diagnosis
@@ -51,7 +51,7 @@ def read(source, workers=0):
         faults += [f'{image_id}: has a diagnosis, but no folder in {source / IMAGES}'
                    for image_id in sorted(labels.keys() - pairs.keys())]
     complete = [pair for pair in pairs.values() if None not in pair]
-    faults += chain.from_iterable(files.for_all(_inspect, complete, 'PH2 pictures and masks', workers))
+    faults += chain.from_iterable(files.for_all(inspect, complete, 'PH2 pictures and masks', workers))
     if faults:
         raise InputError(f'{source}: PH2 cannot be used', faults, REMEDY)
     return [Case(image_id, *pair, labels[image_id]) for image_id, pair in pairs.items()]
@@ -99,16 +99,10 @@ def _plain(value):
     return ' '.join(('' if value is None else str(value)).replace('_', ' ').split()).casefold()
 
 
-def _inspect(pair):
+def inspect(pair):
     """Faults of a picture and its mask, both decoded to their ends."""
-    size, faults = images.inspect_image(pair[0])
-    mask_size, lesion, found = images.inspect_mask(pair[1])
-    faults = [*faults, *found]
-    if size and mask_size and size != mask_size:
-        faults.append(extraction.size_fault(pair[0], size, pair[1], mask_size))
-    if mask_size and not lesion:
-        faults.append(f'{pair[1]}: shows no lesion')
-    return faults
+    _, mask_size, lesion, faults = extraction.inspect_pair(*pair)
+    return faults + ([f'{pair[1]}: shows no lesion'] if mask_size and not lesion else [])
 
 
 # Diagnoses

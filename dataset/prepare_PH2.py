@@ -28,10 +28,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # for `python dataset/...`
 
-from dataset import extraction, folds, isic, ph2  # noqa: E402
-from dataset.layout import Layout  # noqa: E402
-from engine import cli, files, images, settings  # noqa: E402  # noqa: E402
-from engine.errors import InputError  # noqa: E402
+from dataset import extraction, folds, isic, ph2
+from dataset.layout import Layout
+from engine import cli, files, images, settings
+from engine.errors import InputError
 
 # --- Where
 ROOT = '.'                        # folder with dataset/data below it; the new roots go to <ROOT>/PH2
