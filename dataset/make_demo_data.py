@@ -59,8 +59,7 @@ def main():
                if not all(path.exists() for path in picture_paths(layout, *entry[:2]))]
     files.for_all(lambda entry: draw_picture(layout, record, *entry), missing, 'Drawing',
                   cfg.NUM_WORKERS)
-    write_tables(layout, record)
-    write_superpixels(layout, record)
+    write_the_rest(layout, record)
     counts = [sum(entry[-1] == label for entry in plan) for label in range(len(isic.CLASSES))]
     print(f'{layout.data}: {len(plan)} pictures ({len(missing)} drawn now): '
           + ', '.join(f'{count} {name}' for name, count in zip(isic.CLASSES, counts, strict=True)))
@@ -136,17 +135,26 @@ def superpixel_paths(layout, record):
             for image_id, _, _ in entries(record, 'Training')[:SUPERPIXELS]]
 
 
-def table_paths(layout, record):
-    """{part: path of its label csv} of the parts with pictures, and the metadata's path under 'metadata'."""
-    paths = {part: layout.data / LABEL_FILES[part][0] for part in PARTS if entries(record, part)}
-    return paths | {'metadata': layout.originals('Training') / 'Images' / METADATA}
+def tables(layout, record):
+    """{path: lines} of the label csvs of the parts with pictures, and of the metadata csv."""
+    texts = {}
+    for part in PARTS:
+        rows = [f'{image_id},{float(label == 1)},{float(label == 2)}'
+                for image_id, _, label in entries(record, part)]
+        if rows:
+            texts[layout.data / LABEL_FILES[part][0]] = [','.join(isic.COLUMNS), *rows]
+    rng = np.random.default_rng((record['SEED'], METADATA_NUMBER))
+    rows = [f'{image_id},{5 * rng.integers(3, 18)},{rng.choice(("female", "male"))}'
+            for image_id, _, _ in entries(record, 'Training')]
+    texts[layout.originals('Training') / 'Images' / METADATA] = ['image_id,age_approximate,sex', *rows]
+    return texts
 
 
 def all_paths(layout, record):
     """Every file that a run with the recorded settings writes, except the record; a set."""
     pictures = {path for part in PARTS for image_id, _, _ in entries(record, part)
                 for path in picture_paths(layout, part, image_id)}
-    return pictures | set(superpixel_paths(layout, record)) | set(table_paths(layout, record).values())
+    return pictures | set(superpixel_paths(layout, record)) | set(tables(layout, record))
 
 
 def claim(layout, record):
@@ -179,16 +187,9 @@ def claim(layout, record):
 
 
 def read_record(layout):
-    """Settings (dict) of the set that lies in the data folder; None where there is no record."""
-    try:
-        record = BEFORE | files.json_object((layout.data / RECORD).read_text(encoding='utf-8'))
-    except (FileNotFoundError, ValueError):
-        return None
-    numbers = [record.get(name) for name in RECORDED]
-    counts = [record.get(count) for count, _ in PARTS.values()]
-    usable = all(type(number) in (int, float) and 0 <= number < 2**63 for number in numbers) and all(
-        type(count) is int and count <= MOST for count in counts)
-    return record if usable else None
+    """Settings (dict) of the set that lies in the data folder; None where there is no whole record."""
+    record = BEFORE | files.read_json(layout.data / RECORD)
+    return record if record.keys() >= set(RECORDED) else None
 
 
 def draw_picture(layout, record, part, image_id, number, label):
@@ -203,24 +204,11 @@ def draw_picture(layout, record, part, image_id, number, label):
         images.write_png(path, mask)
 
 
-def write_tables(layout, record):
-    """Write the label csvs and the metadata csv, those that are missing."""
-    tables = {}
-    for part in PARTS:
-        rows = [f'{image_id},{float(label == 1)},{float(label == 2)}'
-                for image_id, _, label in entries(record, part)]
-        tables[part] = [','.join(isic.COLUMNS), *rows]
-    rng = np.random.default_rng((record['SEED'], METADATA_NUMBER))
-    tables['metadata'] = ['image_id,age_approximate,sex',
-                          *(f'{image_id},{5 * rng.integers(3, 18)},{rng.choice(("female", "male"))}'
-                            for image_id, _, _ in entries(record, 'Training'))]
-    for name, path in table_paths(layout, record).items():
+def write_the_rest(layout, record):
+    """Write the tables and the superpixel files that are missing, the latter of their pictures' sizes."""
+    for path, lines in tables(layout, record).items():
         if not path.exists():
-            files.write_text(path, '\n'.join(tables[name]) + '\n')
-
-
-def write_superpixels(layout, record):
-    """Write the superpixel files that are missing, each of its picture's size."""
+            files.write_text(path, '\n'.join(lines) + '\n')
     for path in superpixel_paths(layout, record):
         if not path.exists():
             picture = path.with_name(path.name.replace('_superpixels.png', '.jpg'))

@@ -68,7 +68,10 @@ def main():
             write_labels(fold, name, members)
         step_1(fold, cfg)
     write_changed(home / 'folds.csv', table)
-    print_summary(whole, cases, parts)
+    print(f'{whole.root}: test split of {in_words(cases)}')
+    for fold, splits in parts.items():
+        print(f'{fold.root}: test split of {in_words(splits["Testing"])}; '
+              f'{len(splits["Training"])} training pictures')
 
 
 def check(cfg):
@@ -91,9 +94,8 @@ def read(cfg, layout):
         except InputError as error:
             faults += error.faults or [error.summary]
             remedies.append(error.remedy)
-    counts = count_diagnoses(cases)
-    if cases and min(counts) < cfg.FOLDS:
-        faults.append(f'FOLDS={cfg.FOLDS}: {cfg.SOURCE} holds ' + in_words(counts))
+    if cases and min(count_diagnoses(cases)) < cfg.FOLDS:
+        faults.append(f'FOLDS={cfg.FOLDS}: {cfg.SOURCE} holds {in_words(cases)}')
         remedies.append('a lower FOLDS, so that each fold gets every diagnosis')
     if faults:
         raise InputError('PH2, or the validation split of ISIC-2017, cannot be used',
@@ -106,9 +108,10 @@ def count_diagnoses(cases):
     return [sum(case.diagnosis == number for case in cases) for number in range(len(ph2.DIAGNOSES))]
 
 
-def in_words(counts):
+def in_words(cases):
     """The counts of `count_diagnoses` as text."""
-    return ', '.join(f'{count} {name}' for count, name in zip(counts, ph2.DIAGNOSES, strict=True))
+    return ', '.join(f'{count} {name}'
+                     for count, name in zip(count_diagnoses(cases), ph2.DIAGNOSES, strict=True))
 
 
 def make_folds(cases, home, cfg):
@@ -254,13 +257,6 @@ def remove_others(folder, kept):
     for path in folder.glob('IMD*.png'):
         if path not in kept:
             path.unlink()
-
-
-def print_summary(whole, cases, parts):
-    print(f'{whole.root}: test split of {in_words(count_diagnoses(cases))}')
-    for fold, splits in parts.items():
-        print(f'{fold.root}: test split of {in_words(count_diagnoses(splits["Testing"]))}; '
-              f'{len(splits["Training"])} training pictures')
 
 
 if __name__ == '__main__':
