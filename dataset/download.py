@@ -15,6 +15,7 @@ With EXTRA=True it prints how to get the paper's 1320 extra training pictures wi
 they lie in dataset/data/isic-cli/, joins them into ISIC-2017_Training_Add_Data/Images and its csv.
 """
 import csv
+import os
 import re
 import shlex
 import sys
@@ -51,9 +52,9 @@ NUM_WORKERS = 0         # threads that unpack; 0 = one for each core
 
 
 def main():
-    cfg = settings.resolve(globals(), positive=('TIMEOUT',))
+    cfg = settings.resolve(globals(), positive=('TIMEOUT',), least={'RETRIES': 0, 'NUM_WORKERS': 0},
+                           check=check)
     layout = Layout(cfg.ROOT)
-    check(cfg, layout)
     layout.data.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(layout.data / '.download.lock', timeout=0):
@@ -94,17 +95,14 @@ class Part:
     about: int
 
 
-def check(cfg, layout):
-    """Raise InputError for settings that cannot be used."""
+def check(cfg):
+    """Faults of SPLITS and ROOT, a list of lines."""
     faults = [f'SPLITS: {split!r} must be one of {", ".join(REMOTE_NAMES)}'
               for split in cfg.SPLITS.split(',') if split not in REMOTE_NAMES]
-    faults += [f'{name}={getattr(cfg, name)}: must not be negative'
-               for name in ('RETRIES', 'NUM_WORKERS') if getattr(cfg, name) < 0]
-    if (layout.data / 'demo_data.json').exists():
-        faults.append(f'ROOT={cfg.ROOT}: {layout.data} holds drawn pictures (make_demo_data.py)')
-    if faults:
-        raise InputError('Settings that cannot be used', faults,
-                         'python dataset/download.py --help lists every constant')
+    data = Layout(cfg.ROOT).data
+    if os.path.exists(data / 'demo_data.json'):   # Path.exists raises on overlong names
+        faults.append(f'ROOT={cfg.ROOT}: {data} holds drawn pictures (make_demo_data.py)')
+    return faults
 
 
 def parts_of(layout, cfg, split):

@@ -299,7 +299,5 @@ def write_lists(layout, lines_of, path_of):
         path_of(split).unlink(missing_ok=True)
     for path, lines in texts.items():
         files.remove_abandoned(path.parent)
-        text = '\n'.join(lines) + '\n'
-        if not path.is_file() or path.read_bytes() != text.encode():   # else its time tells of no change
-            files.write_text(path, text)
+        files.write_changed(path, '\n'.join(lines) + '\n')
         print(f'{path}: {len(lines)} lines')

@@ -48,8 +48,7 @@ NUM_WORKERS = 0                   # threads; 0 = one for each core
 
 
 def main():
-    cfg = settings.resolve(globals(), positive=('MAX_SIDE',))
-    check(cfg)
+    cfg = settings.resolve(globals(), positive=('MAX_SIDE',), least={'FOLDS': 2, 'SEED': 0})
     layout, home = Layout(cfg.ROOT), Path(cfg.ROOT) / 'PH2'
     cases = read(cfg, layout)
     whole = Layout(home / 'all')
@@ -67,20 +66,11 @@ def main():
         for name, members in splits.items():
             write_labels(fold, name, members)
         step_1(fold, cfg)
-    write_changed(home / 'folds.csv', table)
+    files.write_changed(home / 'folds.csv', table)
     print(f'{whole.root}: test split of {in_words(cases)}')
     for fold, splits in parts.items():
         print(f'{fold.root}: test split of {in_words(splits["Testing"])}; '
               f'{len(splits["Training"])} training pictures')
-
-
-def check(cfg):
-    """Raise InputError for settings that cannot be used."""
-    faults = [f'{name}={getattr(cfg, name)}: must be at least {least}'
-              for name, least in (('FOLDS', 2), ('SEED', 0)) if getattr(cfg, name) < least]
-    if faults:
-        raise InputError('Settings that cannot be used', faults,
-                         'python dataset/prepare_PH2.py --help lists every constant')
 
 
 def read(cfg, layout):
@@ -210,13 +200,7 @@ def write_pictures(whole, cases, workers):
 def write_labels(layout, split, cases):
     """Write the split's label csv, where it differs."""
     rows = [f'{case.image_id},{float(ph2.CLASSES[case.diagnosis] == 1)},0.0' for case in cases]
-    write_changed(layout.labels(split), '\n'.join([','.join(isic.COLUMNS), *rows]) + '\n')
-
-
-def write_changed(path, text):
-    """Write `text` to `path` unless it is there already."""
-    if not path.is_file() or path.read_bytes() != text.encode():
-        files.write_text(path, text)
+    files.write_changed(layout.labels(split), '\n'.join([','.join(isic.COLUMNS), *rows]) + '\n')
 
 
 def make_links(fold, splits, links):

@@ -93,6 +93,12 @@ def write_text(path, text):
         temporary.write_text(text, encoding='utf-8', newline='\n')
 
 
+def write_changed(path, text):
+    """`write_text`, but not where the file holds the text already: its time would tell of a change."""
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_text(path, text)
+
+
 def write_bytes(path, data):
     """Write `data` (bytes) to `path`, completely or not at all."""
     with replacing(path) as temporary:

@@ -27,13 +27,15 @@ class Settings(SimpleNamespace):
     """The resolved constants as attributes; `vars(cfg)` is the dict that is stored with a run."""
 
 
-def resolve(namespace, argv=None, choices=None, positive=()):
+def resolve(namespace, argv=None, choices=None, positive=(), least=None, check=None):
     """Resolve a script's constants against its recipe and the command line; print what changed.
 
     namespace : dict                  the script's globals()
     argv : list of str                overrides; default: the command line
     choices : dict name -> tuple      values that a constant may take
     positive : iterable of names      numbers that must be greater than zero
+    least : dict name -> number       numbers that must not be smaller
+    check : function of the Settings  -> list of further faults
     Returns Settings. Raises InputError that names every bad override; `--help` prints and exits.
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -50,8 +52,11 @@ def resolve(namespace, argv=None, choices=None, positive=()):
     wrong = {name: f'must be one of {", ".join(map(repr, allowed))}'
              for name, allowed in (choices or {}).items() if values[name] not in allowed}
     wrong |= {name: 'must be greater than zero' for name in positive if not values[name] > 0}
+    wrong |= {name: f'must be at least {number}' for name, number in (least or {}).items()
+              if values[name] < number}
     faults += [(f'{changed[name]}: ' if name in changed else '') + f'{name}={values[name]!r}: {reason}'
                for name, reason in wrong.items()]
+    faults += check(Settings(**values)) if check else []
     _refuse(script, faults)
     for name, source in changed.items():
         print(f'{name} = {values[name]!r}   # {source}')
