@@ -270,7 +270,7 @@ def _not_current(source, folder, names):
 def write_lists(layout, lines_of, path_of):
     """Rewrite the list of every split on disk, or none when one has faults; drop those of absent splits.
 
-    lines_of, path_of : functions of the split's name -> list of str, path of the list.
+    lines_of : function of (layout, split) -> list of str; path_of : of the split -> path of the list
     Raises one InputError with the faults of all splits.
     """
     texts, absent, faults, remedies = {}, [], [], []
@@ -280,7 +280,7 @@ def write_lists(layout, lines_of, path_of):
             absent.append(split)
             continue
         try:
-            lines = texts[path_of(split)] = lines_of(split)
+            lines = texts[path_of(split)] = lines_of(layout, split)
         except InputError as error:
             faults += error.faults or [error.summary]
             remedies.append(error.remedy)

@@ -160,10 +160,10 @@ def unpaired(folder, images, masks):
                     for image_id, path in masks.items() if image_id not in images]
 
 
-def read_list(path, folder):
-    """Read a list file of step 1: [(path, second word)], paths below `folder`.
+def read_list(path, folder, second=str):
+    """Read a list file of step 1: [(path, second value)], paths below `folder`.
 
-    The second word is text: a class number, or the mask's path relative to `folder`.
+    second : function of a line's second word -> value; a ValueError says what is wrong with the word
     Raises InputError for a missing or empty list and for each malformed line or missing file.
     """
     script = 'dataset/list_seg.py' if path.stem.endswith('_seg') else 'dataset/list_cls.py'
@@ -176,12 +176,14 @@ def read_list(path, folder):
     text = path.read_text(encoding='utf-8-sig', errors='replace')
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.split()
-        if len(words) != 2:
-            faults.append(f'{path}, line {number}: {line[:80]!r} is not "file label"')
-        elif not os.path.isfile(folder / words[0]):   # Path.is_file raises on overlong names
-            faults.append(f'{path}, line {number}: {folder / words[0]} is missing')
-        else:
-            entries.append((folder / words[0], words[1]))
+        try:
+            if len(words) != 2:
+                raise ValueError(f'{line[:80]!r} is not "file label"')
+            if not os.path.isfile(folder / words[0]):   # Path.is_file raises on overlong names
+                raise ValueError(f'{folder / words[0]} is missing')
+            entries.append((folder / words[0], second(words[1])))
+        except ValueError as error:
+            faults.append(f'{path}, line {number}: {error}')
     if not entries and not faults:
         faults.append(f'{path}: is empty')
     if faults:
@@ -190,24 +192,25 @@ def read_list(path, folder):
 
 
 def read_segmentation_list(layout, split):
-    """[(image path, mask path)] of a split's segmentation list; masks are checked to exist."""
-    folder, path = layout.segmentation(split), layout.segmentation_list(split)
-    pairs = [(image, folder / mask) for image, mask in read_list(path, folder)]
-    missing = [f'{mask}: is missing' for _, mask in pairs if not os.path.isfile(mask)]
-    if missing:
-        raise InputError(f'{path}: masks are missing', missing, layout.command('dataset/list_seg.py'))
-    return pairs
+    """[(image path, mask path)] of a split's segmentation list; both are checked to exist."""
+    folder = layout.segmentation(split)
+
+    def mask(name):
+        if not os.path.isfile(folder / name):
+            raise ValueError(f'{folder / name} is missing')
+        return folder / name
+
+    return read_list(layout.segmentation_list(split), folder, mask)
 
 
 def read_classification_list(layout, split):
     """[(crop path, class number)] of a split's classification list."""
-    path = layout.classification_list(split)
-    entries = read_list(path, layout.crops(split))
-    faults = [f'{path}: {crop.name} has the class {label!r}, not 0, 1 or 2'
-              for crop, label in entries if label not in ('0', '1', '2')]
-    if faults:
-        raise InputError('A list of step 1 cannot be used', faults, layout.command('dataset/list_cls.py'))
-    return [(crop, int(label)) for crop, label in entries]
+    def number(label):
+        if label not in ('0', '1', '2'):
+            raise ValueError(f'the class {label!r} must be 0, 1 or 2')
+        return int(label)
+
+    return read_list(layout.classification_list(split), layout.crops(split), number)
 
 
 def image_id_of(crop):

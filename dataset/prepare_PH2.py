@@ -23,7 +23,6 @@ import os
 import re
 import shutil
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # for `python dataset/...`
@@ -225,9 +224,8 @@ def step_1(layout, cfg):
         extraction.extract_crops(layout, split, cfg.NUM_WORKERS)
     if 'Training' in present:
         extraction.prepare_segmentation(layout, cfg.MAX_SIDE, workers=cfg.NUM_WORKERS)
-    extraction.write_lists(layout, partial(extraction.classification_lines, layout),
-                           layout.classification_list)
-    extraction.write_lists(layout, partial(extraction.segmentation_lines, layout), layout.segmentation_list)
+    extraction.write_lists(layout, extraction.classification_lines, layout.classification_list)
+    extraction.write_lists(layout, extraction.segmentation_lines, layout.segmentation_list)
     for split in present:
         remove_others(layout.crops(split), {crop for crop, _ in isic.read_classification_list(layout, split)})
     if 'Training' in present:

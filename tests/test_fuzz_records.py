@@ -84,10 +84,8 @@ def root(tmp_path_factory):
         write(layout.labels(split), '\n'.join(rows).encode())
         extraction.extract_crops(layout, split)
     extraction.prepare_segmentation(layout, 1600)
-    extraction.write_lists(layout, lambda split: extraction.segmentation_lines(layout, split),
-                           layout.segmentation_list)
-    extraction.write_lists(layout, lambda split: extraction.classification_lines(layout, split),
-                           layout.classification_list)
+    extraction.write_lists(layout, extraction.segmentation_lines, layout.segmentation_list)
+    extraction.write_lists(layout, extraction.classification_lines, layout.classification_list)
     masks = layout.coarse_for_segmentation('Training')
     for folder, network in NETWORKS.items():
         write(layout.models / folder / f'{network}.pth', folder.encode())
