@@ -1,4 +1,4 @@
-"""Step 0: fetch ISIC-2017 and lay it out as step 1 reads it; with --EXTRA=True the extra pictures.
+"""Stage 0: fetch ISIC-2017 and lay it out as stage 1 reads it; with --EXTRA=True the extra pictures.
 
 Reads   https://isic-challenge-data.s3.amazonaws.com/2017/, or the same zip and csv files where they
         lie already (ZIPS); then no network is needed

@@ -1,4 +1,4 @@
-"""Cut the 224 px classification crops of the training images: step 1 of the README.
+"""Cut the 224 px classification crops of the training images: stage 1 of the README.
 
 Reads   dataset/data/ISIC-2017_Training_Data/Images and, where it exists, the extra
         ISIC-2017_Training_Add_Data/Images, with their Part3_GroundTruth csv files.

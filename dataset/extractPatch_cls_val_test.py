@@ -1,4 +1,4 @@
-"""Cut the 224 px classification crops of the validation or test images: step 1 of the README.
+"""Cut the 224 px classification crops of the validation or test images: stage 1 of the README.
 
 Reads   dataset/data/ISIC-2017_{Validation,Testing}_Data/Images and the split's
         Part3_GroundTruth csv.

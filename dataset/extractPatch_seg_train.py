@@ -1,4 +1,4 @@
-"""Limit the long side of the training images and masks for segmentation: step 1 of the README.
+"""Limit the long side of the training images and masks for segmentation: stage 1 of the README.
 
 Reads   dataset/data/ISIC-2017_Training_Data/{Images,Annotation}.
 Writes  dataset/seg_data/Training_resize_seg/{Images,Annotation}: larger pictures resized to png,

@@ -1,4 +1,4 @@
-"""Step 1's shared work: cut the classification crops, limit the segmentation pictures, list both.
+"""Stage 1's shared work: cut the classification crops, limit the segmentation pictures, list both.
 
 Every output takes over the modification time of the picture it was made from, and its folder keeps
 a record of the settings. A later run therefore redoes what is missing, what has another time than

@@ -20,7 +20,7 @@ def find_images(folder, kind='pictures'):
     found, faults = scan_folder(folder, kind)
     if faults:
         raise InputError(f'{folder} cannot be used', faults,
-                         'one file for each id; step 0 of the README says where the data go')
+                         'one file for each id; stage 0 of the README says where the data go')
     return found
 
 
@@ -56,7 +56,7 @@ def read_labels(path):
     labels, faults = scan_labels(path)
     if faults:
         raise InputError('A label file cannot be used', faults,
-                         f'the file (README, step 0) needs the columns {", ".join(COLUMNS)}, '
+                         f'the file (README, stage 0) needs the columns {", ".join(COLUMNS)}, '
                          'with 0 or 1 in the last two')
     return labels
 
@@ -161,7 +161,7 @@ def unpaired(folder, images, masks):
 
 
 def read_list(path, folder, second=str):
-    """Read a list file of step 1: [(path, second value)], paths below `folder`.
+    """Read a list file of stage 1: [(path, second value)], paths below `folder`.
 
     second : function of a line's second word -> value; a ValueError says what is wrong with the word
     Raises InputError for a missing or empty list and for each malformed line or missing file.
@@ -171,7 +171,7 @@ def read_list(path, folder, second=str):
     here = root.root == Path.cwd()
     remedy = f'make the list anew: {(Layout(".") if here else root).command(script)}'
     if not path.is_file():
-        raise InputError('A list of step 1 is missing', [f'{path}: is missing'], remedy)
+        raise InputError('A list of stage 1 is missing', [f'{path}: is missing'], remedy)
     entries, faults = [], []
     text = path.read_text(encoding='utf-8-sig', errors='replace')
     for number, line in enumerate(text.splitlines(), start=1):
@@ -187,7 +187,7 @@ def read_list(path, folder, second=str):
     if not entries and not faults:
         faults.append(f'{path}: is empty')
     if faults:
-        raise InputError('A list of step 1 cannot be used', faults, remedy)
+        raise InputError('A list of stage 1 cannot be used', faults, remedy)
     return entries
 
 

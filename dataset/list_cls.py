@@ -1,4 +1,4 @@
-"""List the classification crops of every split with their classes: step 1 of the README.
+"""List the classification crops of every split with their classes: stage 1 of the README.
 
 Reads   the images and csv files below dataset/data, and the crops that extractPatch_cls_train.py
         and extractPatch_cls_val_test.py made; crops that are missing or outdated are refused.

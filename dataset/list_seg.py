@@ -1,4 +1,4 @@
-"""List the segmentation images of every split with their masks: step 1 of the README.
+"""List the segmentation images of every split with their masks: stage 1 of the README.
 
 Reads   the images and masks below dataset/data, and for training those that
         extractPatch_seg_train.py made; if they are missing or outdated they are refused.

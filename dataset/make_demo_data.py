@@ -173,7 +173,7 @@ def claim(layout, record):
     if previous != record:
         for path in own:
             path.unlink(missing_ok=True)
-        # Step 1 asks for the extra pictures wherever their folder is there.
+        # Stage 1 asks for the extra pictures wherever their folder is there.
         with contextlib.suppress(OSError):   # absent, or not empty
             (layout.originals(ADDED) / 'Images').rmdir()
             layout.originals(ADDED).rmdir()

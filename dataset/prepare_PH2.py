@@ -1,4 +1,4 @@
-"""Prepare PH2 for testing and for cross-validated fine-tuning, step 1 included.
+"""Prepare PH2 for testing and for cross-validated fine-tuning, stage 1 included.
 
 Reads   the unpacked download of PH2 (SOURCE; dataset/ph2.py shows its layout), and ISIC-2017's
         validation split below dataset/data/
@@ -6,11 +6,11 @@ Writes  PH2/all/        an experiment root with all of PH2 as test split, for IS
         PH2/fold_<k>/   an experiment root for each fold: it is the test split, the other folds are
                         the training split, ISIC-2017's validation split is the validation split
         PH2/folds.csv   image_id, diagnosis, fold; written last
-        dataset/cls_data/Validation_resize_crop9_cls/, where step 1 has not made it
+        dataset/cls_data/Validation_resize_crop9_cls/, where stage 1 has not made it
 
     python dataset/prepare_PH2.py
 
-Pictures lie in PH2/all/, the folds link to them; crops and lists are those of step 1. Common and
+Pictures lie in PH2/all/, the folds link to them; crops and lists are those of stage 1. Common and
 atypical nevi are one class, but each fold has its share of all three diagnoses.
 
 Costs   90 s of processor time for 200 pictures of 768x560 px (2 minutes on two busy cores), and
@@ -59,12 +59,12 @@ def main():
     withdraw_other_folds(home, parts, table)
     write_pictures(whole, cases, cfg.NUM_WORKERS)
     write_labels(whole, 'Testing', cases)
-    step_1(whole, cfg)
+    stage_1(whole, cfg)
     for fold, splits in parts.items():
         make_links(fold, splits, links[fold])
         for name, members in splits.items():
             write_labels(fold, name, members)
-        step_1(fold, cfg)
+        stage_1(fold, cfg)
     files.write_changed(home / 'folds.csv', table)
     print(f'{whole.root}: test split of {in_words(cases)}')
     for fold, splits in parts.items():
@@ -217,7 +217,7 @@ def make_links(fold, splits, links):
             path.symlink_to(leads_to)
 
 
-def step_1(layout, cfg):
+def stage_1(layout, cfg):
     """Crops, prepared training pictures and lists of a root; what they no longer list is removed."""
     present = [split for split in ('Training', 'Testing') if layout.originals(split).is_dir()]
     for split in present:
