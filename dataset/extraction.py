@@ -82,11 +82,16 @@ def prepare_segmentation(layout, max_side, skip_unpaired=False, workers=0):
         (_, image, mask), size = entry
         target, written = limited(size, max_side), 0
         names = prepared_names(image, mask, target != size)
-        for source, name, resized in zip((image, mask), names, (_resized_image, _resized_mask), strict=True):
+        for source, name in zip((image, mask), names, strict=True):
             stamp = _modified(source)
             if files.is_current(folder / name, stamp):
                 continue
-            pixels = resized(source, target)   # also what is copied is decoded: damage must not pass
+            # Also what is copied is decoded: damage must not pass.
+            if source == mask:
+                pixels = images.resize_mask(images.read_mask(mask), target)
+            else:
+                pixels, (width, height), divisor = read_reduced(image, min(target))
+                pixels = images.resize_rgb(pixels, target, (0, 0, width / divisor, height / divisor))
             if target == size:
                 files.write_bytes(folder / name, source.read_bytes())
             else:
@@ -142,15 +147,6 @@ def prepared_names(image, mask, resized):
     if resized:
         return f'Images/{image.stem}.png', f'Annotation/{mask.stem}.png'
     return f'Images/{image.name}', f'Annotation/{mask.name}'
-
-
-def _resized_image(path, target):
-    image, (width, height), divisor = read_reduced(path, min(target))
-    return images.resize_rgb(image, target, (0, 0, width / divisor, height / divisor))
-
-
-def _resized_mask(path, target):
-    return images.resize_mask(images.read_mask(path), target)
 
 
 # Up to date or not

@@ -144,13 +144,6 @@ def tables(layout, record):
     return texts
 
 
-def all_paths(layout, record):
-    """Every file that a run with the recorded settings writes, except the record; a set."""
-    pictures = {path for part in PARTS for image_id, _, _ in entries(record, part)
-                for path in picture_paths(layout, part, image_id)}
-    return pictures | set(superpixel_paths(layout, record)) | set(tables(layout, record))
-
-
 def claim(layout, record):
     """Make sure that the data folder is this script's own, and that it holds one set only.
 
@@ -159,8 +152,11 @@ def claim(layout, record):
     a run that is killed in between leaves a folder that the next run still recognises.
     """
     previous = read_record(layout)
-    own = all_paths(layout, previous) if previous else set()
-    foreign = {}
+    own, foreign = set(), {}
+    if previous:
+        own.update(superpixel_paths(layout, previous), tables(layout, previous))
+        own.update(path for part in PARTS for image_id, _, _ in entries(previous, part)
+                   for path in picture_paths(layout, part, image_id))
     for folder, _, names in os.walk(layout.data, followlinks=True):
         for path in (Path(folder) / name for name in names if not name.startswith('.')):
             if path.suffix.lower() in (*images.EXTENSIONS, '.csv') and path not in own:
