@@ -8,17 +8,16 @@ Writes  nothing; prints a table of the splits, notes that need no action, and ev
 
 Costs   2 s for 2150 pairs of 256 px and 25 ms for each pair of 3008x2000 px on two cores.
 """
-import hashlib
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # for `python dataset/...`
 
-from dataset import extraction, isic  # noqa: E402
-from dataset.layout import ADDED, SPLITS, Layout  # noqa: E402
-from engine import cli, files, images, settings  # noqa: E402  # noqa: E402
-from engine.errors import InputError  # noqa: E402
+from dataset import extraction, fetch, isic
+from dataset.layout import ADDED, SPLITS, Layout
+from engine import cli, files, settings
+from engine.errors import InputError
 
 # --- Where
 ROOT = '.'              # folder with dataset/data below it (released: the repository)
@@ -44,7 +43,15 @@ def main():
         else:
             notes.append(f'{part}: {layout.originals(part)} is absent')
     faults += shared_ids(parts)
-    inspect_parts(parts, cfg.NUM_WORKERS, faults, notes)
+    items = [(content, image_id) for content in parts.values()
+             for image_id in sorted(content.images.keys() | content.masks.keys())]
+    results = files.for_all(
+        lambda item: inspect(item[0].images.get(item[1]), item[0].masks.get(item[1])),
+        items, 'pictures and masks', cfg.NUM_WORKERS)
+    for (content, image_id), result in zip(items, results, strict=True):
+        content.inspected[image_id] = result
+        faults += result.faults
+        notes += result.notes
     notes += identical_pictures(parts)
     print('\n'.join(table(parts)))
     extraction.print_lines('notes', notes)
@@ -93,40 +100,15 @@ def shared_ids(parts):
     return faults
 
 
-def inspect_parts(parts, workers, faults, notes):
-    """Open every picture and mask; fills `inspected` {image id: result of `inspect`}."""
-    items = [(content, image_id) for content in parts.values()
-             for image_id in sorted(content.images.keys() | content.masks.keys())]
-    results = files.for_all(
-        lambda item: inspect(item[0].images.get(item[1]), item[0].masks.get(item[1])),
-        items, 'pictures and masks', workers)
-    for (content, image_id), result in zip(items, results, strict=True):
-        content.inspected[image_id] = result
-        faults += result.faults
-        notes += result.notes
-
-
 def inspect(image, mask):
     """Decode a picture and its mask (paths or None) and compare them.
 
     Returns a namespace: size (width, height) or None, digest of the picture's bytes or None,
     faults and notes (lists of str).
     """
-    size = mask_size = digest = None
-    faults, notes = [], []
-    if image:
-        size, found = images.inspect_image(image)
-        faults += found
-    if size:   # unreadable pictures have no twins
-        with open(image, 'rb') as file:
-            digest = hashlib.file_digest(file, 'sha256').hexdigest()
-    if mask:
-        mask_size, lesion, found = images.inspect_mask(mask)
-        faults += found
-    if size and mask_size and size != mask_size:
-        faults.append(extraction.size_fault(image, size, mask, mask_size))
-    if mask_size and lesion in (0, mask_size[0] * mask_size[1]):
-        notes.append(f'{mask}: the mask is {"full" if lesion else "empty"}')
+    size, mask_size, lesion, faults = extraction.inspect_pair(image, mask)
+    notes = [f'{mask}: the mask is {"full" if lesion else "empty"}'] if mask_size and lesion in (0, 1) else []
+    digest = fetch.sha256_of(image) if size else None   # unreadable pictures have no twins
     return SimpleNamespace(size=size, digest=digest, faults=faults, notes=notes)
 
 

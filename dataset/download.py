@@ -15,6 +15,7 @@ With EXTRA=True it prints how to get the paper's 1320 extra training pictures wi
 they lie in dataset/data/isic-cli/, joins them into ISIC-2017_Training_Add_Data/Images and its csv.
 """
 import csv
+import os
 import re
 import shlex
 import sys
@@ -25,15 +26,11 @@ import filelock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # for `python dataset/...`
 
-from dataset import extraction, fetch, isic  # noqa: E402
-from dataset.layout import ADDED, Layout  # noqa: E402
-from engine import (  # noqa: E402
-    cli,
-    files,  # noqa: E402
-    settings,
-)
-from engine.errors import InputError  # noqa: E402
-from engine.images import EXTENSIONS  # noqa: E402
+from dataset import extraction, fetch, isic
+from dataset.layout import ADDED, Layout
+from engine import cli, files, settings
+from engine.errors import InputError
+from engine.images import EXTENSIONS
 
 # --- Where
 ROOT = '.'              # folder with dataset/data below it (released: the repository)
@@ -55,9 +52,9 @@ NUM_WORKERS = 0         # threads that unpack; 0 = one for each core
 
 
 def main():
-    cfg = settings.resolve(globals(), positive=('TIMEOUT',))
+    cfg = settings.resolve(globals(), positive=('TIMEOUT',), least={'RETRIES': 0, 'NUM_WORKERS': 0},
+                           check=check)
     layout = Layout(cfg.ROOT)
-    check(cfg, layout)
     layout.data.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(layout.data / '.download.lock', timeout=0):
@@ -98,17 +95,14 @@ class Part:
     about: int
 
 
-def check(cfg, layout):
-    """Raise InputError for settings that cannot be used."""
+def check(cfg):
+    """Faults of SPLITS and ROOT, a list of lines."""
     faults = [f'SPLITS: {split!r} must be one of {", ".join(REMOTE_NAMES)}'
               for split in cfg.SPLITS.split(',') if split not in REMOTE_NAMES]
-    faults += [f'{name}={getattr(cfg, name)}: must not be negative'
-               for name in ('RETRIES', 'NUM_WORKERS') if getattr(cfg, name) < 0]
-    if (layout.data / 'demo_data.json').exists():
-        faults.append(f'ROOT={cfg.ROOT}: {layout.data} holds drawn pictures (make_demo_data.py)')
-    if faults:
-        raise InputError('Settings that cannot be used', faults,
-                         'python dataset/download.py --help lists every constant')
+    data = Layout(cfg.ROOT).data
+    if os.path.exists(data / 'demo_data.json'):   # Path.exists raises on overlong names
+        faults.append(f'ROOT={cfg.ROOT}: {data} holds drawn pictures (make_demo_data.py)')
+    return faults
 
 
 def parts_of(layout, cfg, split):
@@ -140,10 +134,13 @@ def fetch_challenge(layout, cfg):
     """Fetch, check and unpack everything of cfg.SPLITS that is not there."""
     record = fetch.Record(layout.data)
     parts = {split: parts_of(layout, cfg, split) for split in cfg.SPLITS.split(',')}
-    for split_parts in parts.values():
-        take_along(split_parts[-1], cfg)
+    for *_, labels in parts.values():
+        beside_zips = Path(cfg.ZIPS) / labels.path.name
+        if cfg.ZIPS and beside_zips.is_file() and not labels.path.exists():
+            files.write_bytes(labels.path, beside_zips.read_bytes())
     to_do = [part for split_parts in parts.values() for part in split_parts
-             if part.path.exists() or not unpacked(part, record)]
+             if part.path.exists() or part.target is None   # a zip file whose content is there may be gone
+             or count(part) < record.entries.get(part.path.name, {}).get('members', part.count)]
     plan(to_do, cfg)
     for part in to_do:
         obtain(part, record, cfg)
@@ -155,23 +152,9 @@ def fetch_challenge(layout, cfg):
     print('next: python dataset/check_data.py')
 
 
-def take_along(labels, cfg):
-    """Copy a label csv that lies beside the zip files to where it is read."""
-    source = Path(cfg.ZIPS) / labels.path.name
-    if cfg.ZIPS and source.is_file() and not labels.path.exists():
-        files.write_bytes(labels.path, source.read_bytes())
-
-
 def count(part):
     """Number of unpacked files of a zip file's kind in its folder."""
-    return sum(part.wanted(path.name) for path in part.target.iterdir()) if part.target.is_dir() else 0
-
-
-def unpacked(part, record):
-    """True when a zip file is not needed any more: the folder holds as many files as belong there."""
-    if part.target is None:
-        return False
-    return count(part) >= record.entries.get(part.path.name, {}).get('members', part.count)
+    return sum(part.wanted(path.name) for path in part.target.glob('*'))
 
 
 def plan(parts, cfg):
@@ -185,7 +168,7 @@ def plan(parts, cfg):
         rows.append(f'  {part.path.name:44}{fetch.readable(size):>9}  {state}')
         fetched.append(0 if there else max(0, size - have))
         if part.target:   # pictures do not shrink in an archive; some may be unpacked already
-            content += max(0, size - folder_size(part.target))
+            content += max(0, size - sum(map(fetch.file_size, part.target.glob('*'))))
     if not parts:
         return
     print('\n'.join(['files:', *rows]))
@@ -196,19 +179,15 @@ def plan(parts, cfg):
     fetch.require_space(parts[-1].path.parent, content + (0 if cfg.ZIPS else zips), 'all of it')
 
 
-def folder_size(folder):
-    """Bytes of the files in a folder; 0 where there is none."""
-    return sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0
-
-
 def obtain(part, record, cfg):
     """Make one file be there, whole and as recorded, and its content unpacked."""
     if part.path.exists():
         url, found = record.verify(part.path)
     else:
         url, known = part.url, record.sha256(part.path.name)
+        # Some servers answer with a page instead of the labels.
         found = fetch.download(url, part.path, cfg.TIMEOUT, cfg.RETRIES, known,
-                               check_labels if part.target is None else None)
+                               isic.read_labels if part.target is None else None)
         record.note(part.path, url)
     if part.target is None:
         record.note(part.path, url, found)
@@ -217,11 +196,6 @@ def obtain(part, record, cfg):
     record.note(part.path, url, found, members=len(members))   # not before its content has been read
     if not cfg.KEEP_ZIPS and url:   # others lay there before; they are not ours to remove
         part.path.unlink()
-
-
-def check_labels(path):
-    """Raise InputError when a fetched file is not a label csv (some servers answer with a page)."""
-    isic.read_labels(path)
 
 
 # --- The extra pictures
@@ -255,7 +229,10 @@ def fetch_extra(layout, cfg):
         record.note(listed, cfg.EXTRA_URL, found)
     ids = read_ids(listed)
     folder = layout.data / 'isic-cli'
-    pictures, rows = found_pictures(folder, ids), found_metadata(folder, ids)
+    wanted = set(ids)
+    pictures = {path.stem: path for path in sorted(folder.rglob('*'))
+                if path.suffix.lower() in EXTENSIONS and path.stem in wanted}
+    rows = found_metadata(folder, ids)
     if pictures and rows:
         join_extra(layout, ids, pictures, rows)
         return
@@ -278,13 +255,6 @@ def read_ids(path):
         raise InputError('The list of extra pictures cannot be used', faults[:20] or [f'{path}: is empty'],
                          'remove it and run the same command again')
     return sorted(set(names))
-
-
-def found_pictures(folder, ids):
-    """{image id: path} of the listed pictures anywhere below a folder."""
-    wanted = set(ids)
-    return {path.stem: path for path in sorted(folder.rglob('*'))
-            if path.suffix.lower() in EXTENSIONS and path.stem in wanted}
 
 
 def found_metadata(folder, ids):

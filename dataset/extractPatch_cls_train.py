@@ -17,9 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # for `python dataset/...`
 
-from dataset import extraction  # noqa: E402
-from dataset.layout import Layout  # noqa: E402
-from engine import cli, settings  # noqa: E402
+from dataset import extraction
+from dataset.layout import Layout
+from engine import cli, settings
 
 # --- Where
 ROOT = '.'             # folder with dataset/data below it (released: the repository)

@@ -6,7 +6,6 @@ its source, and everything when the settings differ; a kill at any moment costs 
 """
 import json
 import os
-import shutil
 
 from dataset import crops, isic
 from dataset.layout import SPLITS
@@ -20,10 +19,6 @@ VERSION = 1                # raise it when the same settings give other pixels t
 # (0.2 of it, rounded to whole pixels) still covers 224.
 CROP_COVER = int((crops.SIDE + 1) / min(crops.SCALES_9 + crops.SCALES_15))
 
-CLS_TRAIN = 'extractPatch_cls_train.py'
-CLS_VAL_TEST = 'extractPatch_cls_val_test.py'
-SEG_TRAIN = 'extractPatch_seg_train.py'
-
 
 def extract_crops(layout, split, workers=0):
     """Bring the 224 px crops of a split up to date, in `layout.crops(split)`.
@@ -36,28 +31,22 @@ def extract_crops(layout, split, workers=0):
     _begin(folder, crop_settings())
 
     def cut(entry):
+        """Write the crops of one picture that are not up to date. Returns (written, all)."""
         image_id, source, label = entry
-        return _cut_crops(source, folder, image_id, crops.scales_of(label, split == 'Training'))
+        scales = crops.scales_of(label, split == 'Training')
+        names, stamp = crops.crop_names(image_id, scales), _modified(source)
+        outdated = {name for name in names if not files.is_current(folder / name, stamp)}
+        if outdated:
+            image, (width, height), divisor = read_reduced(source, CROP_COVER)
+            for name, box in zip(names, crops.crop_boxes(width, height, scales), strict=True):
+                if name in outdated:
+                    box = [edge / divisor for edge in box]
+                    images.write_png(folder / name, images.resize_rgb(image, (crops.SIDE, crops.SIDE), box))
+                    os.utime(folder / name, ns=(stamp, stamp))
+        return len(outdated), len(names)
 
     _report(f'{split} crops', folder, files.for_all(
         cut, pictures, f'{split} crops', workers, remedy='replace or remove these pictures'))
-
-
-def _cut_crops(source, folder, image_id, scales):
-    """Write the crops of one picture that are not up to date. Returns (written, all)."""
-    names = crops.crop_names(image_id, scales)
-    stamp = _modified(source)
-    outdated = {name for name in names if not files.is_current(folder / name, stamp)}
-    if outdated:
-        image, (width, height), divisor = read_reduced(source, CROP_COVER)
-        boxes = crops.crop_boxes(width, height, scales)
-        for name, box in zip(names, boxes, strict=True):
-            if name in outdated:
-                crop = images.resize_rgb(image, (crops.SIDE, crops.SIDE),
-                                         [edge / divisor for edge in box])
-                images.write_png(folder / name, crop)
-                os.utime(folder / name, ns=(stamp, stamp))
-    return len(outdated), len(names)
 
 
 def read_reduced(path, cover):
@@ -89,8 +78,27 @@ def prepare_segmentation(layout, max_side, skip_unpaired=False, workers=0):
         _begin(folder / part, segmentation_settings(max_side))
 
     def limit(entry):
+        """Write one picture and its mask where they are not up to date. Returns (written, all)."""
         (_, image, mask), size = entry
-        return _limit(folder, image, mask, size, limited(size, max_side))
+        target, written = limited(size, max_side), 0
+        names = prepared_names(image, mask, target != size)
+        for source, name in zip((image, mask), names, strict=True):
+            stamp = _modified(source)
+            if files.is_current(folder / name, stamp):
+                continue
+            # Also what is copied is decoded: damage must not pass.
+            if source == mask:
+                pixels = images.resize_mask(images.read_mask(mask), target)
+            else:
+                pixels, (width, height), divisor = read_reduced(image, min(target))
+                pixels = images.resize_rgb(pixels, target, (0, 0, width / divisor, height / divisor))
+            if target == size:
+                files.write_bytes(folder / name, source.read_bytes())
+            else:
+                (images.write_mask if source == mask else images.write_png)(folder / name, pixels)
+            os.utime(folder / name, ns=(stamp, stamp))
+            written += 1
+        return written, 2
 
     _report('Training pictures and masks', folder, files.for_all(
         limit, zip(pairs, sizes, strict=True), 'Training pictures', workers,
@@ -112,6 +120,19 @@ def size_fault(image, size, mask, mask_size):
             f'its picture {image.name} is {size[0]}x{size[1]} px')
 
 
+def inspect_pair(image, mask):
+    """Decode a picture and its mask (paths, either may be None) to their ends and compare them.
+
+    Returns ((width, height) of each or None, share of the mask that is lesion, list of faults).
+    """
+    size, faults = images.inspect_image(image) if image else (None, [])
+    mask_size, lesion, found = images.inspect_mask(mask) if mask else (None, 0, [])
+    faults = [*faults, *found]
+    if size and mask_size and size != mask_size:
+        faults.append(size_fault(image, size, mask, mask_size))
+    return size, mask_size, lesion / (mask_size[0] * mask_size[1]) if mask_size else 0, faults
+
+
 def limited(size, max_side):
     """(width, height) with the long side at most `max_side` px, proportions kept."""
     factor = min(1, max_side / max(size))
@@ -126,35 +147,6 @@ def prepared_names(image, mask, resized):
     if resized:
         return f'Images/{image.stem}.png', f'Annotation/{mask.stem}.png'
     return f'Images/{image.name}', f'Annotation/{mask.name}'
-
-
-def _limit(folder, image, mask, size, target):
-    """Write one prepared picture and mask where they are not up to date. Returns (written, all)."""
-    names = prepared_names(image, mask, target != size)
-    written = 0
-    ways = (_resized_image, images.write_png), (_resized_mask, images.write_mask)
-    for source, name, (read, write) in zip((image, mask), names, ways, strict=True):
-        stamp = _modified(source)
-        if files.is_current(folder / name, stamp):
-            continue
-        pixels = read(source, target)   # also what is copied is decoded: damage must not pass
-        if target == size:
-            with files.replacing(folder / name) as temporary:
-                shutil.copyfile(source, temporary)
-        else:
-            write(folder / name, pixels)
-        os.utime(folder / name, ns=(stamp, stamp))
-        written += 1
-    return written, 2
-
-
-def _resized_image(path, target):
-    image, (width, height), divisor = read_reduced(path, min(target))
-    return images.resize_rgb(image, target, (0, 0, width / divisor, height / divisor))
-
-
-def _resized_mask(path, target):
-    return images.resize_mask(images.read_mask(path), target)
 
 
 # Up to date or not
@@ -220,7 +212,8 @@ def as_text(name):
 def classification_lines(layout, split):
     """Lines "crop class" of a split, sorted by id. Raises InputError for crops not up to date."""
     folder, training = layout.crops(split), split == 'Training'
-    command = _command(layout, CLS_TRAIN if training else CLS_VAL_TEST, '' if training else split)
+    command = layout.command('dataset/extractPatch_cls_train.py') if training else layout.command(
+        'dataset/extractPatch_cls_val_test.py', f'--SPLIT={split}')
     pictures = isic.classification_images(layout, split)
     if recorded(folder) != crop_settings():
         raise InputError(f'{split}: no crops', [f'{folder}: holds no crops of these settings'],
@@ -244,19 +237,16 @@ def segmentation_lines(layout, split, skip_unpaired=False):
     print_lines(f'{split}, left out', left_out)
     if split != 'Training':
         return [f'Images/{image.name} Annotation/{mask.name}' for _, image, mask in pairs]
-    folder, command = layout.segmentation(split), _command(layout, SEG_TRAIN)
-    record = recorded(folder / 'Images')
-    max_side = record.get('max_side')
-    if type(max_side) is not int or record != segmentation_settings(max_side) or (
-            recorded(folder / 'Annotation') != record):
+    folder, command = layout.segmentation(split), layout.command('dataset/extractPatch_seg_train.py')
+    max_side = recorded(folder / 'Images').get('max_side')
+    if any(recorded(folder / part) != segmentation_settings(max_side) for part in ('Images', 'Annotation')):
         raise InputError(f'{split}: no pictures', [f'{folder}: holds no prepared pictures'],
                          command)
     sizes = files.for_all(_common_size, pairs, 'Training sizes')
     lines, faults = [], []
     for (_, image, mask), size in zip(pairs, sizes, strict=True):
         names = prepared_names(image, mask, limited(size, max_side) != size)
-        for source, name in zip((image, mask), names, strict=True):
-            faults += _not_current(source, folder, [name])
+        faults += _not_current(image, folder, names[:1]) + _not_current(mask, folder, names[1:])
         lines.append(' '.join(names))
     if faults:
         raise InputError(f'{split}: prepared pictures are not up to date', faults, command)
@@ -273,14 +263,10 @@ def _not_current(source, folder, names):
     return [f'{folder / outdated[0]}{more}: missing, or not made from the present {source}']
 
 
-def _command(layout, script, split=''):
-    return layout.command(f'dataset/{script}', *([f'--SPLIT={split}'] if split else []))
-
-
 def write_lists(layout, lines_of, path_of):
     """Rewrite the list of every split on disk, or none when one has faults; drop those of absent splits.
 
-    lines_of, path_of : functions of the split's name -> list of str, path of the list.
+    lines_of : function of (layout, split) -> list of str; path_of : of the split -> path of the list
     Raises one InputError with the faults of all splits.
     """
     texts, absent, faults, remedies = {}, [], [], []
@@ -290,7 +276,7 @@ def write_lists(layout, lines_of, path_of):
             absent.append(split)
             continue
         try:
-            lines = texts[path_of(split)] = lines_of(split)
+            lines = texts[path_of(split)] = lines_of(layout, split)
         except InputError as error:
             faults += error.faults or [error.summary]
             remedies.append(error.remedy)
@@ -309,7 +295,5 @@ def write_lists(layout, lines_of, path_of):
         path_of(split).unlink(missing_ok=True)
     for path, lines in texts.items():
         files.remove_abandoned(path.parent)
-        text = '\n'.join(lines) + '\n'
-        if not path.is_file() or path.read_bytes() != text.encode():   # else its time tells of no change
-            files.write_text(path, text)
+        files.write_changed(path, '\n'.join(lines) + '\n')
         print(f'{path}: {len(lines)} lines')

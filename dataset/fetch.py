@@ -1,5 +1,4 @@
 """Files from the network (resumed, checked, complete or absent), a record of them, safe unpacking."""
-import contextlib
 import hashlib
 import http.client
 import json
@@ -40,6 +39,8 @@ class Unreliable(Exception):
 
 
 class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to https alone."""
+
     def redirect_request(self, request, *others):
         check_url(others[-1])
         return super().redirect_request(request, *others)
@@ -60,9 +61,10 @@ def remote_size(url, timeout):
     """
     try:
         with _open(url, timeout, method='HEAD') as response:
-            return _whole_number(response.headers.get('Content-Length'))
+            length = response.headers.get('Content-Length', '')
     except Unreliable:
         return None
+    return int(length) if length.isdecimal() else None
 
 
 def download(url, path, timeout=30.0, retries=5, sha256='', check=None):
@@ -103,67 +105,50 @@ def _persist(url, part, timeout, retries):
         try:
             return _transfer(url, part, timeout)
         except Unreliable as error:
-            failures = 0 if file_size(part) > most else failures + 1
-            most = max(most, file_size(part))
+            have = file_size(part)
+            failures = 0 if have > most else failures + 1
+            most = max(most, have)
             if failures > retries:
-                kept = file_size(part)
-                raise InputError('A download failed', [f'{url}: {error}'], RUN_AGAIN + (
-                    f'; {readable(kept)} are in {part}' if kept else '')) from None
+                kept = f'; {readable(have)} are in {part}' if have else ''
+                raise InputError('A download failed', [f'{url}: {error}'], RUN_AGAIN + kept) from None
             time.sleep(min(PAUSE * 2 ** failures, LONGEST_PAUSE))
 
 
 def _transfer(url, part, timeout):
     """One attempt: append to `part` what it lacks. Raises Unreliable when that is not all."""
     have = file_size(part)
-    response = _open(url, timeout, {'Range': f'bytes={have}-'} if have else {})
-    if response is None:   # 416: there is nothing beyond what we have
-        total = remote_size(url, timeout)
-        if total == have:
+    response = _open(url, timeout, have)
+    if response is None:   # there is nothing beyond what we have
+        if remote_size(url, timeout) == have:
             return
         part.unlink(missing_ok=True)
         raise Unreliable('the partial file is longer than the whole; it is fetched anew')
     with response:
-        resumed = response.status == 206
-        start, total = _extent(response, resumed)
-        if resumed and start != have:
+        if response.status != 206:
+            have = 0   # the server sends the whole file
+        elif not response.headers.get('Content-Range', '').startswith(f'bytes {have}-'):
             part.unlink()
             raise Unreliable('the server continued at another place; the file is fetched anew')
-        have = have if resumed else 0
+        total = None if response.length is None else have + response.length
         if total is not None:
-            require_space(part.parent, total - have, part.name)
-        _receive(response, part, have, total)
-    if total is not None and file_size(part) != total:
+            require_space(part.parent, response.length, part.name)
+        try:
+            with open(part, 'ab' if have else 'wb') as file, tqdm(
+                    total=total, initial=have, unit='B', unit_scale=True, desc=part.stem) as bar:
+                while block := _read(response):
+                    file.write(block)
+                    bar.update(len(block))
+                os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in files.NO_ROOM:
+                raise
+            raise _no_space(part.parent, part.name, 'the disk is full') from None
+    if total not in (None, file_size(part)):
         raise Unreliable(f'the connection was cut after {file_size(part)} of {total} bytes')
 
 
-def _extent(response, resumed):
-    """(first byte, size of the whole file or None) that a response declares."""
-    if not resumed:
-        return 0, _whole_number(response.headers.get('Content-Length'))
-    words = response.headers.get('Content-Range', '').removeprefix('bytes ')   # 'first-last/total'
-    extent, _, total = words.partition('/')
-    return _whole_number(extent.partition('-')[0]), _whole_number(total)
-
-
-def _whole_number(text):
-    return int(text) if text and text.strip().isdecimal() else None
-
-
-def _receive(response, part, have, total):
-    try:
-        with open(part, 'ab' if have else 'wb') as file, tqdm(
-                total=total, initial=have, unit='B', unit_scale=True, desc=part.stem) as bar:
-            while block := _read(response):
-                file.write(block)
-                bar.update(len(block))
-            os.fsync(file.fileno())
-    except OSError as error:
-        if error.errno not in files.NO_ROOM:
-            raise
-        raise _no_space(part.parent, part.name, 'the disk is full') from None
-
-
 def _read(response):
+    """The next bytes of a response, b'' at its end; raises Unreliable where the network fails."""
     try:
         return response.read1(BLOCK)
     except TimeoutError:
@@ -172,15 +157,15 @@ def _read(response):
         raise Unreliable(f'the connection was cut: {error}') from None
 
 
-def _open(url, timeout, headers=None, method='GET'):
-    """Open `url`; None for 416 (range not satisfiable). Raises Unreliable or InputError."""
-    request = urllib.request.Request(url, headers=headers or {}, method=method)
-    opener = urllib.request.build_opener(_CheckedRedirects)
+def _open(url, timeout, first=0, method='GET'):
+    """Open `url` from byte `first` on; None where it has no such byte. Raises Unreliable or InputError."""
+    headers = {'Range': f'bytes={first}-'} if first else {}
+    request = urllib.request.Request(url, headers=headers, method=method)
     try:
-        return opener.open(request, timeout=timeout)
+        return urllib.request.build_opener(_CheckedRedirects).open(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416 and headers:
+        if error.code == 416 and first:
             return None
         # Some servers refuse HEAD alone.
         if error.code >= 500 or error.code in (405, 408, 429) or method == 'HEAD' and error.code == 403:
@@ -211,8 +196,6 @@ def _no_space(folder, what, reason):
 
 def readable(size):
     """Number of bytes as text: 5.8 GB, 12 kB."""
-    if size is None:
-        return 'unknown size'
     for unit in ('B', 'kB', 'MB'):
         if size < 1000:
             return f'{size:.3g} {unit}'
@@ -242,15 +225,13 @@ class Record:
 
     def __init__(self, folder):
         self.path = Path(folder) / RECORD
-        self.entries = {}
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                self.entries = files.json_object(self.path.read_text(encoding='utf-8'))
-                if not all(isinstance(entry, dict) for entry in self.entries.values()):
-                    raise ValueError('an entry is no JSON object')
-            except ValueError as error:
-                raise InputError('A record cannot be read', [f'{self.path}: {error}'],
-                                 'remove it; it is made anew') from None
+        try:
+            self.entries = files.json_object(self.path.read_text(encoding='utf-8'))
+        except FileNotFoundError:
+            self.entries = {}
+        except ValueError as error:
+            raise InputError('A record cannot be read', [f'{self.path}: {error}'],
+                             'remove it; it is made anew') from None
 
     def sha256(self, name):
         """The recorded hash, '' where there is none."""
@@ -280,7 +261,6 @@ def unpack(path, wanted, folder, workers=0):
     that a run that was killed goes on. Returns {file name: size in bytes} of the chosen members.
     Raises InputError that lists every bad member; then nothing is unpacked.
     """
-    folder = Path(folder)
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, *DAMAGED) as error:

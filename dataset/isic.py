@@ -13,23 +13,12 @@ TASKS = {'melanoma': 1, 'keratosis': 2}        # name: class number; each agains
 COLUMNS = ('image_id', 'melanoma', 'seborrheic_keratosis')
 
 
-def find_images(folder):
-    """{image id: path} of a folder's pictures, sorted by id; superpixel files are ignored.
+def find_images(folder, kind='pictures'):
+    """{image id: path} of a folder's pictures or masks, as `scan_folder` finds them.
 
     Raises InputError when the folder is missing or empty, or when one id has two files.
     """
-    return _sound(folder, *scan_folder(folder, 'pictures'))
-
-
-def find_masks(folder):
-    """{image id: path} of a folder's `<id>_segmentation.png` files, sorted by id.
-
-    Raises InputError like `find_images`.
-    """
-    return _sound(folder, *scan_folder(folder, 'masks'))
-
-
-def _sound(folder, found, faults):
+    found, faults = scan_folder(folder, kind)
     if faults:
         raise InputError(f'{folder} cannot be used', faults,
                          'one file for each id; stage 0 of the README says where the data go')
@@ -37,14 +26,19 @@ def _sound(folder, found, faults):
 
 
 def scan_folder(folder, kind):
-    """({image id: path} sorted by id, list of faults) of a folder; kind: 'pictures' or 'masks'."""
+    """({image id: path} sorted by id, list of faults) of a folder.
+
+    kind : 'pictures' (superpixel files are ignored) or 'masks' (`<id>_segmentation.png`)
+    """
     if not folder.is_dir():
         return {}, [f'{folder}: is missing']
     found, faults = {}, []
     for path in sorted(folder.iterdir()):
-        image_id = _image_id(path.stem, kind)
-        if path.suffix.lower() not in EXTENSIONS or image_id is None or path.name.startswith('.'):
+        fits = (path.stem.endswith(MASK_SUFFIX) if kind == 'masks' else
+                not path.stem.endswith('_superpixels'))
+        if path.suffix.lower() not in EXTENSIONS or path.name.startswith('.') or not fits:
             continue
+        image_id = path.stem.removesuffix(MASK_SUFFIX) if kind == 'masks' else path.stem
         if image_id in found:
             faults.append(f'{found[image_id]} and {path.name} have the same id')
         else:
@@ -52,13 +46,6 @@ def scan_folder(folder, kind):
     if not found:
         faults.append(f'{folder}: holds no {kind}')
     return dict(sorted(found.items())), faults
-
-
-def _image_id(stem, kind):
-    """The id in a file's stem; None for a file of another kind."""
-    if kind == 'masks':
-        return stem.removesuffix(MASK_SUFFIX) if stem.endswith(MASK_SUFFIX) else None
-    return None if stem.endswith('_superpixels') else stem
 
 
 def read_labels(path):
@@ -92,11 +79,6 @@ def scan_labels(path):
     if set(counts.values()) != {1}:
         return {}, [f'{path}: has {"several columns" if count else "no column"} {name}'
                     for name, count in counts.items() if count != 1]
-    return _classes(path, rows)
-
-
-def _classes(path, rows):
-    """Turn the rows of a label csv, [(line number, row)], into `scan_labels`' two values."""
     labels, faults = {}, []
     for number, row in rows:
         image_id = (row['image_id'] or '').strip()
@@ -162,7 +144,7 @@ def segmentation_images(layout, split, skip_unpaired=False):
     them; with skip_unpaired they are left out and returned as the second value (lines of text).
     """
     folder = layout.originals(split)
-    images, masks = find_images(folder / 'Images'), find_masks(folder / 'Annotation')
+    images, masks = find_images(folder / 'Images'), find_images(folder / 'Annotation', 'masks')
     left_out = unpaired(folder, images, masks)
     if left_out and not skip_unpaired:
         raise InputError(f'{split}: pictures and masks do not pair up', left_out,
@@ -179,10 +161,10 @@ def unpaired(folder, images, masks):
                     for image_id, path in masks.items() if image_id not in images]
 
 
-def read_list(path, folder):
-    """Read a list file of stage 1: [(path, second word)], paths below `folder`.
+def read_list(path, folder, second=str):
+    """Read a list file of stage 1: [(path, second value)], paths below `folder`.
 
-    The second word is text: a class number, or the mask's path relative to `folder`.
+    second : function of a line's second word -> value; a ValueError says what is wrong with the word
     Raises InputError for a missing or empty list and for each malformed line or missing file.
     """
     script = 'dataset/list_seg.py' if path.stem.endswith('_seg') else 'dataset/list_cls.py'
@@ -195,12 +177,14 @@ def read_list(path, folder):
     text = path.read_text(encoding='utf-8-sig', errors='replace')
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.split()
-        if len(words) != 2:
-            faults.append(f'{path}, line {number}: {line[:80]!r} is not "file label"')
-        elif not os.path.isfile(folder / words[0]):   # Path.is_file raises on overlong names
-            faults.append(f'{path}, line {number}: {folder / words[0]} is missing')
-        else:
-            entries.append((folder / words[0], words[1]))
+        try:
+            if len(words) != 2:
+                raise ValueError(f'{line[:80]!r} is not "file label"')
+            if not os.path.isfile(folder / words[0]):   # Path.is_file raises on overlong names
+                raise ValueError(f'{folder / words[0]} is missing')
+            entries.append((folder / words[0], second(words[1])))
+        except ValueError as error:
+            faults.append(f'{path}, line {number}: {error}')
     if not entries and not faults:
         faults.append(f'{path}: is empty')
     if faults:
@@ -209,24 +193,25 @@ def read_list(path, folder):
 
 
 def read_segmentation_list(layout, split):
-    """[(image path, mask path)] of a split's segmentation list; masks are checked to exist."""
-    folder, path = layout.segmentation(split), layout.segmentation_list(split)
-    pairs = [(image, folder / mask) for image, mask in read_list(path, folder)]
-    missing = [f'{mask}: is missing' for _, mask in pairs if not os.path.isfile(mask)]
-    if missing:
-        raise InputError(f'{path}: masks are missing', missing, layout.command('dataset/list_seg.py'))
-    return pairs
+    """[(image path, mask path)] of a split's segmentation list; both are checked to exist."""
+    folder = layout.segmentation(split)
+
+    def mask(name):
+        if not os.path.isfile(folder / name):
+            raise ValueError(f'{folder / name} is missing')
+        return folder / name
+
+    return read_list(layout.segmentation_list(split), folder, mask)
 
 
 def read_classification_list(layout, split):
     """[(crop path, class number)] of a split's classification list."""
-    path = layout.classification_list(split)
-    entries = read_list(path, layout.crops(split))
-    faults = [f'{path}: {crop.name} has the class {label!r}, not 0, 1 or 2'
-              for crop, label in entries if label not in ('0', '1', '2')]
-    if faults:
-        raise InputError('A list of stage 1 cannot be used', faults, layout.command('dataset/list_cls.py'))
-    return [(crop, int(label)) for crop, label in entries]
+    def number(label):
+        if label not in ('0', '1', '2'):
+            raise ValueError(f'the class {label!r} must be 0, 1 or 2')
+        return int(label)
+
+    return read_list(layout.classification_list(split), layout.crops(split), number)
 
 
 def image_id_of(crop):

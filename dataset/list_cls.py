@@ -10,14 +10,13 @@ Writes  dataset/ISIC/{Training_Add,Validation_crop9,Testing_crop9}_cls.txt, a li
 Costs   less than a second for 2000 images.
 """
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # for `python dataset/...`
 
-from dataset import extraction  # noqa: E402
-from dataset.layout import Layout  # noqa: E402
-from engine import cli, settings  # noqa: E402
+from dataset import extraction
+from dataset.layout import Layout
+from engine import cli, settings
 
 # --- Where
 ROOT = '.'             # folder with dataset/data below it (released: the repository)
@@ -26,8 +25,7 @@ RECIPE = 'default'     # default, or a file of recipes/
 
 def main():
     layout = Layout(settings.resolve(globals()).ROOT)
-    extraction.write_lists(layout, partial(extraction.classification_lines, layout),
-                           layout.classification_list)
+    extraction.write_lists(layout, extraction.classification_lines, layout.classification_list)
 
 
 if __name__ == '__main__':

@@ -16,9 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # for `python dataset/...`
 
-from dataset import extraction  # noqa: E402
-from dataset.layout import Layout  # noqa: E402
-from engine import cli, settings  # noqa: E402
+from dataset import extraction
+from dataset.layout import Layout
+from engine import cli, settings
 
 # --- Where
 ROOT = '.'              # folder with dataset/data below it (released: the repository)
@@ -31,9 +31,8 @@ SKIP_UNPAIRED = False   # leave out pictures without a mask and masks without a 
 def main():
     cfg = settings.resolve(globals())
     layout = Layout(cfg.ROOT)
-    extraction.write_lists(
-        layout, partial(extraction.segmentation_lines, layout, skip_unpaired=cfg.SKIP_UNPAIRED),
-        layout.segmentation_list)
+    lines_of = partial(extraction.segmentation_lines, skip_unpaired=cfg.SKIP_UNPAIRED)
+    extraction.write_lists(layout, lines_of, layout.segmentation_list)
 
 
 if __name__ == '__main__':

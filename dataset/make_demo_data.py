@@ -49,8 +49,8 @@ NUM_WORKERS = 0            # threads; 0 = one for each core
 def main():
     cfg = settings.resolve(globals(), positive=('TRAINING_IMAGES', 'VALIDATION_IMAGES',
                                                 'TESTING_IMAGES', 'MELANOMA_SHARE',
-                                                'KERATOSIS_SHARE'))
-    check(cfg)
+                                                'KERATOSIS_SHARE'), check=check,
+                           least={'SEED': 0, 'EXTRA_IMAGES': 0, 'MAX_SIDE': 64, 'NUM_WORKERS': 0})
     layout = Layout(cfg.ROOT)
     record = {name: getattr(cfg, name) for name in RECORDED} | {'VERSION': synthetic.VERSION}
     claim(layout, record)
@@ -59,8 +59,7 @@ def main():
                if not all(path.exists() for path in picture_paths(layout, *entry[:2]))]
     files.for_all(lambda entry: draw_picture(layout, record, *entry), missing, 'Drawing',
                   cfg.NUM_WORKERS)
-    write_tables(layout, record)
-    write_superpixels(layout, record)
+    write_the_rest(layout, record)
     counts = [sum(entry[-1] == label for entry in plan) for label in range(len(isic.CLASSES))]
     print(f'{layout.data}: {len(plan)} pictures ({len(missing)} drawn now): '
           + ', '.join(f'{count} {name}' for name, count in zip(isic.CLASSES, counts, strict=True)))
@@ -83,19 +82,13 @@ JPEG_QUALITY = 90
 
 
 def check(cfg):
-    """Raise InputError for every setting whose value makes no data set."""
+    """Faults of numbers that make no data set, a list of lines."""
     faults = [f'{name}={getattr(cfg, name)}: must be at most {MOST}'
               for name in RECORDED if name.endswith('_IMAGES') and getattr(cfg, name) > MOST]
-    faults += [f'{name}={getattr(cfg, name)}: must not be negative'
-               for name in ('SEED', 'EXTRA_IMAGES', 'NUM_WORKERS') if getattr(cfg, name) < 0]
-    if cfg.MAX_SIDE < 64:
-        faults.append(f'MAX_SIDE={cfg.MAX_SIDE}: must be at least 64')
     if cfg.MELANOMA_SHARE + cfg.KERATOSIS_SHARE >= 1:
         faults.append(f'MELANOMA_SHARE={cfg.MELANOMA_SHARE} and KERATOSIS_SHARE='
                       f'{cfg.KERATOSIS_SHARE}: together they must leave a share for nevi')
-    if faults:
-        raise InputError('Settings that cannot be used', faults,
-                         'python dataset/make_demo_data.py --help lists every constant')
+    return faults
 
 
 def class_sequence(count, shares):
@@ -136,17 +129,19 @@ def superpixel_paths(layout, record):
             for image_id, _, _ in entries(record, 'Training')[:SUPERPIXELS]]
 
 
-def table_paths(layout, record):
-    """{part: path of its label csv} of the parts with pictures, and the metadata's path under 'metadata'."""
-    paths = {part: layout.data / LABEL_FILES[part][0] for part in PARTS if entries(record, part)}
-    return paths | {'metadata': layout.originals('Training') / 'Images' / METADATA}
-
-
-def all_paths(layout, record):
-    """Every file that a run with the recorded settings writes, except the record; a set."""
-    pictures = {path for part in PARTS for image_id, _, _ in entries(record, part)
-                for path in picture_paths(layout, part, image_id)}
-    return pictures | set(superpixel_paths(layout, record)) | set(table_paths(layout, record).values())
+def tables(layout, record):
+    """{path: lines} of the label csvs of the parts with pictures, and of the metadata csv."""
+    texts = {}
+    for part in PARTS:
+        rows = [f'{image_id},{float(label == 1)},{float(label == 2)}'
+                for image_id, _, label in entries(record, part)]
+        if rows:
+            texts[layout.data / LABEL_FILES[part][0]] = [','.join(isic.COLUMNS), *rows]
+    rng = np.random.default_rng((record['SEED'], METADATA_NUMBER))
+    rows = [f'{image_id},{5 * rng.integers(3, 18)},{rng.choice(("female", "male"))}'
+            for image_id, _, _ in entries(record, 'Training')]
+    texts[layout.originals('Training') / 'Images' / METADATA] = ['image_id,age_approximate,sex', *rows]
+    return texts
 
 
 def claim(layout, record):
@@ -157,8 +152,11 @@ def claim(layout, record):
     a run that is killed in between leaves a folder that the next run still recognises.
     """
     previous = read_record(layout)
-    own = all_paths(layout, previous) if previous else set()
-    foreign = {}
+    own, foreign = set(), {}
+    if previous:
+        own.update(superpixel_paths(layout, previous), tables(layout, previous))
+        own.update(path for part in PARTS for image_id, _, _ in entries(previous, part)
+                   for path in picture_paths(layout, part, image_id))
     for folder, _, names in os.walk(layout.data, followlinks=True):
         for path in (Path(folder) / name for name in names if not name.startswith('.')):
             if path.suffix.lower() in (*images.EXTENSIONS, '.csv') and path not in own:
@@ -179,16 +177,9 @@ def claim(layout, record):
 
 
 def read_record(layout):
-    """Settings (dict) of the set that lies in the data folder; None where there is no record."""
-    try:
-        record = BEFORE | files.json_object((layout.data / RECORD).read_text(encoding='utf-8'))
-    except (FileNotFoundError, ValueError):
-        return None
-    numbers = [record.get(name) for name in RECORDED]
-    counts = [record.get(count) for count, _ in PARTS.values()]
-    usable = all(type(number) in (int, float) and 0 <= number < 2**63 for number in numbers) and all(
-        type(count) is int and count <= MOST for count in counts)
-    return record if usable else None
+    """Settings (dict) of the set that lies in the data folder; None where there is no whole record."""
+    record = BEFORE | files.read_json(layout.data / RECORD)
+    return record if record.keys() >= set(RECORDED) else None
 
 
 def draw_picture(layout, record, part, image_id, number, label):
@@ -203,24 +194,11 @@ def draw_picture(layout, record, part, image_id, number, label):
         images.write_mask(path, mask)
 
 
-def write_tables(layout, record):
-    """Write the label csvs and the metadata csv, those that are missing."""
-    tables = {}
-    for part in PARTS:
-        rows = [f'{image_id},{float(label == 1)},{float(label == 2)}'
-                for image_id, _, label in entries(record, part)]
-        tables[part] = [','.join(isic.COLUMNS), *rows]
-    rng = np.random.default_rng((record['SEED'], METADATA_NUMBER))
-    tables['metadata'] = ['image_id,age_approximate,sex',
-                          *(f'{image_id},{5 * rng.integers(3, 18)},{rng.choice(("female", "male"))}'
-                            for image_id, _, _ in entries(record, 'Training'))]
-    for name, path in table_paths(layout, record).items():
+def write_the_rest(layout, record):
+    """Write the tables and the superpixel files that are missing, the latter of their pictures' sizes."""
+    for path, lines in tables(layout, record).items():
         if not path.exists():
-            files.write_text(path, '\n'.join(tables[name]) + '\n')
-
-
-def write_superpixels(layout, record):
-    """Write the superpixel files that are missing, each of its picture's size."""
+            files.write_text(path, '\n'.join(lines) + '\n')
     for path in superpixel_paths(layout, record):
         if not path.exists():
             picture = path.with_name(path.name.replace('_superpixels.png', '.jpg'))

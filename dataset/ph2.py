@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 from dataset import extraction
-from engine import files, images
+from engine import files
 from engine.errors import InputError
 
 DIAGNOSES = ('common nevus', 'atypical nevus', 'melanoma')   # index = PH2's number of the diagnosis
@@ -51,7 +51,7 @@ def read(source, workers=0):
         faults += [f'{image_id}: has a diagnosis, but no folder in {source / IMAGES}'
                    for image_id in sorted(labels.keys() - pairs.keys())]
     complete = [pair for pair in pairs.values() if None not in pair]
-    faults += chain.from_iterable(files.for_all(_inspect, complete, 'PH2 pictures and masks', workers))
+    faults += chain.from_iterable(files.for_all(inspect, complete, 'PH2 pictures and masks', workers))
     if faults:
         raise InputError(f'{source}: PH2 cannot be used', faults, REMEDY)
     return [Case(image_id, *pair, labels[image_id]) for image_id, pair in pairs.items()]
@@ -65,21 +65,18 @@ def scan_pictures(source):
     pairs, faults = {}, []
     for name, path in _entries(folder).items():
         image_id = name.upper()
-        if ID.fullmatch(image_id):
-            pair, found = zip(*(_file_of(path, image_id, kind) for kind in PLACES), strict=True)
-            pairs[image_id] = pair
-            faults += filter(None, found)
+        if not ID.fullmatch(image_id):
+            continue
+        pairs[image_id] = ()
+        for kind, places in PLACES.items():
+            places = [place.format(image_id) for place in places]
+            found = [file for file in (_find(path, place) for place in places) if file]
+            pairs[image_id] += (found[0] if len(found) == 1 else None,)
+            if not found:
+                faults.append(f'{path / places[0]}: is missing')
+            elif len(found) > 1:
+                faults.append(f'{found[0]} and {found[1]}: two {kind}s of one id')
     return dict(sorted(pairs.items())), faults if pairs else [f'{folder}: holds no folders IMD...']
-
-
-def _file_of(folder, image_id, kind):
-    """(path, '') of a case's picture or mask; (None, fault) where there is none, or more than one."""
-    places = [place.format(image_id) for place in PLACES[kind]]
-    found = [path for path in (_find(folder, place) for place in places) if path]
-    if len(found) == 1:
-        return found[0], ''
-    return None, (f'{found[0]} and {found[1]}: two {kind}s of one id' if found else
-                  f'{folder / places[0]}: is missing')
 
 
 def _find(folder, place):
@@ -99,16 +96,10 @@ def _plain(value):
     return ' '.join(('' if value is None else str(value)).replace('_', ' ').split()).casefold()
 
 
-def _inspect(pair):
+def inspect(pair):
     """Faults of a picture and its mask, both decoded to their ends."""
-    size, faults = images.inspect_image(pair[0])
-    mask_size, lesion, found = images.inspect_mask(pair[1])
-    faults = [*faults, *found]
-    if size and mask_size and size != mask_size:
-        faults.append(extraction.size_fault(pair[0], size, pair[1], mask_size))
-    if mask_size and not lesion:
-        faults.append(f'{pair[1]}: shows no lesion')
-    return faults
+    _, mask_size, lesion, faults = extraction.inspect_pair(*pair)
+    return faults + ([f'{pair[1]}: shows no lesion'] if mask_size and not lesion else [])
 
 
 # Diagnoses
@@ -120,8 +111,10 @@ def scan_labels(source):
         return {}, [f'{source / TABLES[0]}: is missing, and so is {TABLES[1]}']
     try:
         if path.suffix.lower() == '.txt':
-            return _labels(path, _text_rows(path), ('clinical diagnosis',), _from_number)
-        return _labels(path, _sheet_rows(path), DIAGNOSES, _from_marks)
+            numbers = {(str(number),): number for number in range(len(DIAGNOSES))}
+            return _labels(path, _text_rows(path), ('clinical diagnosis',), numbers)
+        marks = {('x', '', ''): 0, ('', 'x', ''): 1, ('', '', 'x'): 2}
+        return _labels(path, _sheet_rows(path), DIAGNOSES, marks)
     except InputError as error:
         return {}, error.faults
 
@@ -157,10 +150,10 @@ def _sheet_rows(path):
             for number, cells in enumerate(sheet.iter_rows(values_only=True), start=1)]
 
 
-def _labels(path, rows, columns, decide):
+def _labels(path, rows, columns, meanings):
     """`scan_labels`' two values from the rows below the one that names all `columns`.
 
-    decide : function of a row's cells in these columns -> number of the diagnosis, or None
+    meanings : {a row's cells in these columns: number of the diagnosis}
     """
     labels, faults, places = {}, [], []
     for where, cells in rows:
@@ -171,8 +164,8 @@ def _labels(path, rows, columns, decide):
             # A title or a legend may hold all the names in one cell, or stand in one.
             places = found if None not in found and len(cells) > len(set(found)) == len(columns) else []
         elif image_id:
-            values = [cells[k] if k < len(cells) else '' for k in places]
-            number = decide(values)
+            values = tuple(cells[k] if k < len(cells) else '' for k in places)
+            number = meanings.get(values)
             if number is None:
                 faults.append(f'{where}: {image_id} has the diagnosis '
                               + ', '.join(f'{name} = {value!r}' for name, value in
@@ -183,12 +176,3 @@ def _labels(path, rows, columns, decide):
     if not labels:
         return {}, [f'{path}: lists no pictures below a line with the columns {", ".join(columns)}']
     return labels, faults
-
-
-def _from_number(values):
-    return int(values[0]) if values[0] in ('0', '1', '2') else None
-
-
-def _from_marks(values):
-    """The one column with an X; None for no X, several, or anything else."""
-    return values.index('x') if sorted(values) == ['', '', 'x'] else None

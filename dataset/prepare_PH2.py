@@ -23,15 +23,14 @@ import os
 import re
 import shutil
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # for `python dataset/...`
 
-from dataset import extraction, folds, isic, ph2  # noqa: E402
-from dataset.layout import Layout  # noqa: E402
-from engine import cli, files, images, settings  # noqa: E402  # noqa: E402
-from engine.errors import InputError  # noqa: E402
+from dataset import extraction, folds, isic, ph2
+from dataset.layout import Layout
+from engine import cli, files, images, settings
+from engine.errors import InputError
 
 # --- Where
 ROOT = '.'                        # folder with dataset/data below it; the new roots go to <ROOT>/PH2
@@ -48,8 +47,7 @@ NUM_WORKERS = 0                   # threads; 0 = one for each core
 
 
 def main():
-    cfg = settings.resolve(globals(), positive=('MAX_SIDE',))
-    check(cfg)
+    cfg = settings.resolve(globals(), positive=('MAX_SIDE',), least={'FOLDS': 2, 'SEED': 0})
     layout, home = Layout(cfg.ROOT), Path(cfg.ROOT) / 'PH2'
     cases = read(cfg, layout)
     whole = Layout(home / 'all')
@@ -61,23 +59,17 @@ def main():
     withdraw_other_folds(home, parts, table)
     write_pictures(whole, cases, cfg.NUM_WORKERS)
     write_labels(whole, 'Testing', cases)
-    step_1(whole, cfg)
+    stage_1(whole, cfg)
     for fold, splits in parts.items():
         make_links(fold, splits, links[fold])
         for name, members in splits.items():
             write_labels(fold, name, members)
-        step_1(fold, cfg)
-    write_changed(home / 'folds.csv', table)
-    print_summary(whole, cases, parts)
-
-
-def check(cfg):
-    """Raise InputError for settings that cannot be used."""
-    faults = [f'{name}={getattr(cfg, name)}: must be at least {least}'
-              for name, least in (('FOLDS', 2), ('SEED', 0)) if getattr(cfg, name) < least]
-    if faults:
-        raise InputError('Settings that cannot be used', faults,
-                         'python dataset/prepare_PH2.py --help lists every constant')
+        stage_1(fold, cfg)
+    files.write_changed(home / 'folds.csv', table)
+    print(f'{whole.root}: test split of {in_words(cases)}')
+    for fold, splits in parts.items():
+        print(f'{fold.root}: test split of {in_words(splits["Testing"])}; '
+              f'{len(splits["Training"])} training pictures')
 
 
 def read(cfg, layout):
@@ -91,9 +83,8 @@ def read(cfg, layout):
         except InputError as error:
             faults += error.faults or [error.summary]
             remedies.append(error.remedy)
-    counts = count_diagnoses(cases)
-    if cases and min(counts) < cfg.FOLDS:
-        faults.append(f'FOLDS={cfg.FOLDS}: {cfg.SOURCE} holds ' + in_words(counts))
+    if cases and min(count_diagnoses(cases)) < cfg.FOLDS:
+        faults.append(f'FOLDS={cfg.FOLDS}: {cfg.SOURCE} holds {in_words(cases)}')
         remedies.append('a lower FOLDS, so that each fold gets every diagnosis')
     if faults:
         raise InputError('PH2, or the validation split of ISIC-2017, cannot be used',
@@ -106,9 +97,10 @@ def count_diagnoses(cases):
     return [sum(case.diagnosis == number for case in cases) for number in range(len(ph2.DIAGNOSES))]
 
 
-def in_words(counts):
+def in_words(cases):
     """The counts of `count_diagnoses` as text."""
-    return ', '.join(f'{count} {name}' for count, name in zip(counts, ph2.DIAGNOSES, strict=True))
+    return ', '.join(f'{count} {name}'
+                     for count, name in zip(count_diagnoses(cases), ph2.DIAGNOSES, strict=True))
 
 
 def make_folds(cases, home, cfg):
@@ -208,13 +200,7 @@ def write_pictures(whole, cases, workers):
 def write_labels(layout, split, cases):
     """Write the split's label csv, where it differs."""
     rows = [f'{case.image_id},{float(ph2.CLASSES[case.diagnosis] == 1)},0.0' for case in cases]
-    write_changed(layout.labels(split), '\n'.join([','.join(isic.COLUMNS), *rows]) + '\n')
-
-
-def write_changed(path, text):
-    """Write `text` to `path` unless it is there already."""
-    if not path.is_file() or path.read_bytes() != text.encode():
-        files.write_text(path, text)
+    files.write_changed(layout.labels(split), '\n'.join([','.join(isic.COLUMNS), *rows]) + '\n')
 
 
 def make_links(fold, splits, links):
@@ -232,16 +218,15 @@ def make_links(fold, splits, links):
             path.symlink_to(leads_to)
 
 
-def step_1(layout, cfg):
+def stage_1(layout, cfg):
     """Crops, prepared training pictures and lists of a root; what they no longer list is removed."""
     present = [split for split in ('Training', 'Testing') if layout.originals(split).is_dir()]
     for split in present:
         extraction.extract_crops(layout, split, cfg.NUM_WORKERS)
     if 'Training' in present:
         extraction.prepare_segmentation(layout, cfg.MAX_SIDE, workers=cfg.NUM_WORKERS)
-    extraction.write_lists(layout, partial(extraction.classification_lines, layout),
-                           layout.classification_list)
-    extraction.write_lists(layout, partial(extraction.segmentation_lines, layout), layout.segmentation_list)
+    extraction.write_lists(layout, extraction.classification_lines, layout.classification_list)
+    extraction.write_lists(layout, extraction.segmentation_lines, layout.segmentation_list)
     for split in present:
         remove_others(layout.crops(split), {crop for crop, _ in isic.read_classification_list(layout, split)})
     if 'Training' in present:
@@ -255,13 +240,6 @@ def remove_others(folder, kept):
     for path in folder.glob('IMD*.png'):
         if path not in kept:
             path.unlink()
-
-
-def print_summary(whole, cases, parts):
-    print(f'{whole.root}: test split of {in_words(count_diagnoses(cases))}')
-    for fold, splits in parts.items():
-        print(f'{fold.root}: test split of {in_words(count_diagnoses(splits["Testing"]))}; '
-              f'{len(splits["Training"])} training pictures')
 
 
 if __name__ == '__main__':

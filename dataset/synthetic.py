@@ -51,7 +51,9 @@ def draw(rng, label, max_side=LONGEST):
     width, height = (round(side * max_side / LONGEST) for side in SIZES[rng.integers(len(SIZES))])
     shape, unit = (height, width), min(width, height)
     mask, radius = _lesion_mask(rng, shape, label)
-    depth = _depth(mask, radius)
+    # Signed distance to the border in mean radii, positive inside: (H, W) float32.
+    inside, outside = (cv2.distanceTransform(side, cv2.DIST_L2, 3) for side in (mask, 1 - mask))
+    depth = (inside - outside) / np.float32(radius)
     picture = _skin(rng, shape)
     if rng.random() < 0.3:
         _absorb(picture, np.exp(-8 * np.abs(depth)) * rng.uniform(0.3, 0.9), REDNESS)
@@ -181,13 +183,6 @@ def _radius_harmonics(rng, angle, slow, fast, notches):
             turn = np.angle(np.exp(1j * (angle - rng.uniform(0, 2 * np.pi))))
             log -= rng.uniform(0.2, 0.5) * np.exp(-(turn / rng.uniform(0.12, 0.35)) ** 2)
     return log
-
-
-def _depth(mask, radius):
-    """Signed distance to the border in mean radii, positive inside. (H, W) float32."""
-    inside = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
-    outside = cv2.distanceTransform(1 - mask, cv2.DIST_L2, 3)
-    return (inside - outside) / np.float32(radius)
 
 
 def _opacity(depth, softness):

@@ -21,39 +21,42 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
+def processes():
+    """(rank, world) that torchrun gave this process; (0, 1) without torchrun, whatever else set RANK."""
+    world = int(os.environ.get('WORLD_SIZE', 1))
+    if world > 1 and 'RANK' not in os.environ:
+        raise InputError(f'WORLD_SIZE={world} says that there are several processes, but RANK is not set',
+                         remedy='start them with torchrun, or unset WORLD_SIZE')
+    return (int(os.environ['RANK']), world) if world > 1 else (0, 1)
+
+
 def launch(main):
     """Run `main()`; exit with 0, 2 (bad input or a full disk, said on stderr) or 128 + signal."""
-    if os.environ.get('RANK', '0') != '0':
-        sys.stdout = open(os.devnull, 'w')   # torchrun: one process speaks for all
     signal.signal(signal.SIGTERM, _interrupt)    # as Ctrl-C: temporary files are removed
     try:
+        if processes()[0] > 0:
+            sys.stdout = open(os.devnull, 'w')   # one process speaks for all
         main()
-    except InputError as error:
-        print(f'\nerror: {error}', file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        print(f'\nerror: {error.filename or "a file"} cannot be written or read: {error.strerror}\n'
-              'Remedy: make room, grant access or name another path, then run the same command again',
-              file=sys.stderr)
-        sys.exit(2)
-    except RuntimeError as error:
+    except (InputError, OSError, RuntimeError) as error:
         explanation = _explained(error)
         if not explanation:
             raise
         print(f'\nerror: {explanation}', file=sys.stderr)
         sys.exit(2)
-    except Interrupted as interruption:
-        print(f'\n{interruption}; run the same command again to go on', file=sys.stderr)
-        sys.exit(128 + interruption.number)
-    except KeyboardInterrupt:
-        print('\ninterrupted; run the same command again to go on', file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as interruption:
+        number = getattr(interruption, 'number', signal.SIGINT)
+        print(f'\n{str(interruption) or "interrupted"}; run the same command again to go on', file=sys.stderr)
+        sys.exit(128 + number)
 
 
 def _explained(error):
-    """What a RuntimeError of PyTorch's means for the user, and the remedy; '' for any other."""
+    """What an error means for the user, and the remedy; '' for one that only a programmer understands."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError):
+        return '' if error.errno not in UNWRITABLE else (
+            f'{error.filename or "a file"} cannot be written or read: {error.strerror}\n'
+            'Remedy: make room, grant access or name another path, then run the same command again')
     lines = str(error).strip().splitlines() or ['']
     if type(error).__name__ == 'OutOfMemoryError':
         return f'the device is out of memory: {error}\nRemedy: lower BATCH_SIZE'

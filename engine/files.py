@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
@@ -102,6 +102,12 @@ def write_csv(path, rows):
     write_text(path, text.getvalue())
 
 
+def write_changed(path, text):
+    """`write_text`, but not where the file holds the text already: its time would tell of a change."""
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_text(path, text)
+
+
 def write_bytes(path, data):
     """Write `data` (bytes) to `path`, completely or not at all."""
     with replacing(path) as temporary:
@@ -115,21 +121,20 @@ def for_all(work, items, description, workers=0, summary='', remedy=''):
     Every item is tried; the InputErrors of all bad ones are raised together as one.
     workers : int, 0 or less = one for each core.
     """
+    def attempt(item):
+        try:
+            return work(item), []
+        except InputError as error:
+            return None, error.faults or [error.summary]
+
     items = list(items)
-    results, faults = [None] * len(items), {}
     pool = ThreadPoolExecutor(workers if workers > 0 else os.cpu_count())
     try:
-        futures = {pool.submit(work, item): number for number, item in enumerate(items)}
-        for future in tqdm(as_completed(futures), total=len(futures), desc=description,
-                           unit='file', disable=not items):
-            number = futures[future]
-            try:
-                results[number] = future.result()
-            except InputError as error:
-                faults[number] = error.faults or [error.summary]
+        outcomes = list(tqdm(pool.map(attempt, items), total=len(items), desc=description,
+                             unit='file', disable=not items))
     finally:
         pool.shutdown(cancel_futures=True)
+    faults = [fault for _, found in outcomes for fault in found]
     if faults:
-        listed = [fault for number in sorted(faults) for fault in faults[number]]
-        raise InputError(summary or f'{description}: {len(listed)} faults', listed, remedy)
-    return results
+        raise InputError(summary or f'{description}: {len(faults)} faults', faults, remedy)
+    return [result for result, _ in outcomes]

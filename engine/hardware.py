@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from engine import cli
 from engine.errors import InputError
 
 DEVICES = ('auto', 'cpu', 'cuda', 'mps')
@@ -40,10 +41,10 @@ def start(cfg, alone=False):
     alone : the script cannot share its work. Reads cfg.DEVICE and cfg.DETERMINISTIC.
     Raises InputError when the device is not there.
     """
-    world, rank = int(os.environ.get('WORLD_SIZE', 1)), int(os.environ.get('RANK', 0))
+    rank, world = cli.processes()
     if alone and world > 1:
-        raise InputError('This step runs in one process', remedy='start it with python, without torchrun')
-    device = choose_device(cfg.DEVICE, int(os.environ.get('LOCAL_RANK', 0)))
+        raise InputError('This stage runs in one process', remedy='start it with python, without torchrun')
+    device = choose_device(cfg.DEVICE, int(os.environ.get('LOCAL_RANK', 0)) if world > 1 else 0)
     if device.type == 'cuda':
         torch.cuda.set_device(device)
     if cfg.DETERMINISTIC:
@@ -63,13 +64,11 @@ def finish():
 
 def choose_device(name, local_rank=0):
     """torch.device for 'auto' (CUDA, else Apple MPS, else CPU) or a device by name."""
-    available = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(),
-                 'cpu': True}
-    if name == 'auto':
-        name = next(kind for kind, there in available.items() if there)
-    if not available[name]:
-        there = ', '.join(kind for kind in available if available[kind])
-        raise InputError(f'DEVICE={name} is not available here', remedy=f'available: {there}')
+    there = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
+    available = [kind for kind in there if there[kind]]
+    name = available[0] if name == 'auto' else name
+    if name not in available:
+        raise InputError(f'DEVICE={name} is not available here', remedy=f'available: {", ".join(available)}')
     if name == 'cuda' and local_rank >= torch.cuda.device_count():
         raise InputError(f'Process {local_rank} has no GPU: there are {torch.cuda.device_count()}',
                          remedy='lower --nproc-per-node')
@@ -86,15 +85,10 @@ def choose_precision(name, device):
         return name
     if device.type == 'cuda':
         return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'
-    if device.type == 'cpu' and _cpu_multiplies_bf16():
-        return 'bf16'
-    return 'fp32'
-
-
-def _cpu_multiplies_bf16():
-    """PyTorch has no public question for this."""
-    return any(getattr(torch.cpu, name, bool)()
-               for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
+    # PyTorch has no public question for this.
+    multiplies = any(getattr(torch.cpu, name, bool)()
+                     for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
+    return 'bf16' if device.type == 'cpu' and multiplies else 'fp32'
 
 
 def autocast(precision, device):

@@ -3,9 +3,10 @@
     cfg = settings.resolve(globals())      # in main(); then cfg.BATCH_SIZE, cfg.ROOT, ...
 
 Order of precedence, weakest first: the constants at the file's top, the script's table in
-`recipes/<RECIPE>.toml`, the command line (`--NAME=value`). Nothing is executed: values are
-literals of the constant's own type.
+`recipes/<RECIPE>.toml`, the command line (`--NAME=value` or `--NAME value`). Nothing is executed:
+values are literals of the constant's own type.
 """
+import argparse
 import ast
 import difflib
 import io
@@ -19,35 +20,44 @@ from engine.errors import InputError
 
 RECIPES = Path(__file__).resolve().parent.parent / 'recipes'
 LIMIT = 2**63   # of whole numbers: 64 bits with a sign
+KINDS = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'text'}
 
 
 class Settings(SimpleNamespace):
     """The resolved constants as attributes; `vars(cfg)` is the dict that is stored with a run."""
 
 
-def resolve(namespace, argv=None, choices=None, positive=()):
+def resolve(namespace, argv=None, choices=None, positive=(), least=None, check=None):
     """Resolve a script's constants against its recipe and the command line; print what changed.
 
     namespace : dict                  the script's globals()
     argv : list of str                overrides; default: the command line
     choices : dict name -> tuple      values that a constant may take
     positive : iterable of names      numbers that must be greater than zero
+    least : dict name -> number       numbers that must not be smaller
+    check : function of the Settings  -> list of further faults
     Returns Settings. Raises InputError that names every bad override; `--help` prints and exits.
     """
     argv = sys.argv[1:] if argv is None else argv
     script = Path(namespace['__file__'])
     constants = read_constants(script)
     values = {name: namespace[name] for name in constants}
-    if any(argument in ('-h', '--help') for argument in argv):
-        print(describe(namespace['__doc__'], constants, values))
+    parser = _parser(namespace['__doc__'], constants, values)
+    if {'-h', '--help'} & set(argv):
+        parser.print_help()
         sys.exit(0)
 
-    command_line, faults = _split_arguments(argv, values)
+    command_line, faults = _read_arguments(parser, argv, values)
     changed = _override(values, script, command_line, 'command line', faults)
-    faults += _out_of_range(values, choices or {}, positive, changed)
-    if faults:
-        raise InputError(f'{script.name}: settings that cannot be used', faults,
-                         f'python {_shown(script)} --help lists every constant')
+    wrong = {name: f'must be one of {", ".join(map(repr, allowed))}'
+             for name, allowed in (choices or {}).items() if values[name] not in allowed}
+    wrong |= {name: 'must be greater than zero' for name in positive if not values[name] > 0}
+    wrong |= {name: f'must be at least {number}' for name, number in (least or {}).items()
+              if values[name] < number}
+    faults += [(f'{changed[name]}: ' if name in changed else '') + f'{name}={values[name]!r}: {reason}'
+               for name, reason in wrong.items()]
+    faults += check(Settings(**values)) if check else []
+    _refuse(script, faults)
     for name, source in changed.items():
         print(f'{name} = {values[name]!r}   # {source}')
     return Settings(**values)
@@ -61,10 +71,17 @@ def resolved(script, overrides):
     """
     values, faults = read_values(script), []
     _override(values, Path(script), overrides, 'overrides', faults)
-    if faults:
-        raise InputError(f'{Path(script).name}: settings that cannot be used', faults,
-                         f'python {_shown(Path(script))} --help lists every constant')
+    _refuse(Path(script), faults)
     return values
+
+
+def _refuse(script, faults):
+    """Raise InputError where there are faults of a script's settings."""
+    if faults:
+        folder = script.resolve().parent.name
+        shown = f'{folder}/{script.name}' if folder in ('dataset', 'models') else script.name
+        raise InputError(f'{script.name}: settings that cannot be used', faults,
+                         f'python {shown} --help lists every constant')
 
 
 def _override(values, script, overrides, source, faults):
@@ -82,15 +99,6 @@ def _override(values, script, overrides, source, faults):
             except ValueError as error:
                 faults.append(f'{where}: {error}')
     return changed
-
-
-def _out_of_range(values, choices, positive, changed):
-    """Faults: values that are not among their choices, or not positive, and where they are from."""
-    wrong = {name: f'must be one of {", ".join(map(repr, allowed))}'
-             for name, allowed in choices.items() if values[name] not in allowed}
-    wrong |= {name: 'must be greater than zero' for name in positive if not values[name] > 0}
-    return [(f'{changed[name]}: ' if name in changed else '') + f'{name}={values[name]!r}: {reason}'
-            for name, reason in wrong.items()]
 
 
 def read_constants(script):
@@ -128,30 +136,61 @@ def _assignments(source):
                 yield name, node
 
 
-def describe(documentation, constants, values):
-    """The text of --help: the script's docstring, then each constant with default and comment."""
-    lines = [(documentation or '').strip(), '', 'Settings (--NAME=value):']
-    shown = ''
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """The script's docstring, then each constant as it is written, --NAME=default, and its comment."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=44, width=200)   # a comment stays on one line
+
+    def _format_action_invocation(self, action):
+        return f'{action.option_strings[0]}={action.metavar}'
+
+
+def _parser(documentation, constants, values):
+    """Parser of a script's settings, all of them text still; a word without a value gives None."""
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=(documentation or '').strip(),
+                                     formatter_class=_Help, add_help=False, allow_abbrev=False)
+    groups = {group: parser.add_argument_group(group) for group, _ in constants.values()}
     for name, (group, comment) in constants.items():
-        if group and group != shown:
-            lines += ['', f'  {group}']
-            shown = group
-        lines.append(f'    --{name}={_literal(values[name])}'.ljust(44) + f' {comment}')
-    return '\n'.join(lines)
+        groups[group].add_argument(f'--{name}', action='append', nargs='?', default=argparse.SUPPRESS,
+                                   metavar=_literal(values[name]), help=comment.replace('%', '%%'))
+    return parser
+
+
+def _read_arguments(parser, argv, values):
+    """Command-line words, --NAME=value or --NAME value -> ({NAME: text}, faults)."""
+    known, rest = parser.parse_known_args(argv)
+    overrides, faults = {}, []
+    for name, texts in vars(known).items():
+        if len(texts) > 1:
+            faults.append(f'--{name} is given twice')
+        elif texts[0] is None:
+            rest.append(f'--{name}')
+        else:
+            overrides[name] = texts[0]
+    for word in rest:
+        name, equals, text = word.removeprefix('--').partition('=')
+        if word.startswith('--') and name and equals:
+            overrides[name] = text   # of an unknown name, which `convert` refuses
+        else:
+            near = _nearest(name, values)
+            hint = f' (--{near}=value?)' if near else ''
+            faults.append(f'{word}: overrides are written --NAME=value{hint}')
+    return overrides, faults
+
+
+def _nearest(name, values):
+    """The setting that a wrong name may stand for, '' where none is like it."""
+    return next(iter(difflib.get_close_matches(name.upper(), values, n=1, cutoff=0.4)), '')
 
 
 def convert(name, given, values):
     """`given` (command-line text or a TOML value) as the type that constant `name` has."""
     if name not in values:
-        near = difflib.get_close_matches(name.upper(), values, n=1, cutoff=0.4)
-        hint = f'; did you mean {near[0]}?' if near else ''
-        raise ValueError(f'{name} is not a setting{hint}')
+        near = _nearest(name, values)
+        raise ValueError(f'{name} is not a setting' + (f'; did you mean {near}?' if near else ''))
     default = values[name]
-    if isinstance(default, str):
-        if not isinstance(given, str) or '\0' in given:
-            raise ValueError(f'{name}={_said(given)}: must be text')
-        return given
-    if isinstance(given, str):
+    if isinstance(given, str) and not isinstance(default, str):
         try:
             given = ast.literal_eval(given.strip())
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
@@ -188,26 +227,7 @@ def _cast(name, given, default):
 
 
 def _kind(default):
-    if isinstance(default, tuple):
-        return f'a list such as {_literal(default)}'
-    kinds = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'text'}
-    return kinds[type(default)]
-
-
-def _split_arguments(argv, values):
-    """Command-line words -> ({NAME: text}, faults)."""
-    overrides, faults = {}, []
-    for argument in argv:
-        name, equals, text = argument.removeprefix('--').partition('=')
-        if not argument.startswith('--') or not equals or not name:
-            near = difflib.get_close_matches(name.upper(), values, n=1, cutoff=0.6)
-            hint = f' (--{near[0]}=value?)' if near else ''
-            faults.append(f'{argument}: overrides are written --NAME=value{hint}')
-        elif name in overrides:
-            faults.append(f'--{name} is given twice')
-        else:
-            overrides[name] = text
-    return overrides, faults
+    return f'a list such as {_literal(default)}' if isinstance(default, tuple) else KINDS[type(default)]
 
 
 def _read_recipe(recipe, script, faults):
@@ -239,11 +259,4 @@ def read_toml(path):
 
 
 def _literal(value):
-    if isinstance(value, tuple):
-        return ','.join(str(item) for item in value)
-    return str(value)
-
-
-def _shown(script):
-    folder = script.resolve().parent.name
-    return f'{folder}/{script.name}' if folder in ('dataset', 'models') else script.name
+    return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -12,22 +12,18 @@ A file appears under its name only when it loads into the network that it is for
 mask-CN (xception); 220 MB (voc) or 152 MB (xception65) for coarse-SN's encoder.
 """
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # for `python models/...`
 
-from dataset import fetch  # noqa: E402
-from engine import (  # noqa: E402
-    checkpoints,
-    cli,
-    files,  # noqa: E402
-    settings,
-)
-from engine.errors import InputError  # noqa: E402
-from net import weights  # noqa: E402
-from net.models import Xception_dilation, deeplabv3plus  # noqa: E402
+from dataset import fetch
+from engine import checkpoints, cli, files, settings
+from engine.errors import InputError
+from net import weights
+from net.models import Xception_dilation, deeplabv3plus
 
 # --- What
 RECIPE = 'default'      # default, or a file of recipes/
@@ -48,12 +44,12 @@ RETRIES = 5             # further attempts after one that brought nothing
 
 def main():
     cfg = settings.resolve(globals(), choices={'WEIGHTS': tuple(MAKERS)}, positive=('TIMEOUT',))
-    name, make, check = MAKERS[cfg.WEIGHTS]
+    name, make = MAKERS[cfg.WEIGHTS]
     path = Path(cfg.FOLDER) / name
     record = fetch.Record(cfg.FOLDER)
     if path.exists():
         url, found = record.verify(path)
-        check(path)
+        check(cfg.WEIGHTS, path)
     else:
         url = make(cfg, path)
         found = fetch.sha256_of(path)
@@ -70,23 +66,25 @@ NO_TIMM = (f'fetch {TIMM_PAGE} with a browser, then: python models/download.py -
            '--SOURCE=model.safetensors (this needs: pip install safetensors)')
 
 
-def unfilled(build):
-    """A network without values, to try a file on: drawing random ones would take longer."""
+def check(kind, path, state=None, remedy=REMEDY):
+    """Raise InputError unless a file fills the part of the network that weights of its kind are for.
+
+    state : dict of tensors, where the file's content is at hand already; remedy : what to do otherwise
+    """
+    build, load = {'xception': (Xception_dilation, weights.load_imagenet_xception),
+                   'voc': (deeplabv3plus, weights.load_voc),
+                   'xception65': (deeplabv3plus, weights.load_timm_xception65)}[kind]
     with torch.device('meta'):
-        network = build()
-    return network.to_empty(device='cpu')
+        network = build()   # without values: drawing random ones would take longer
+    state = state or checkpoints.load_state(path, remedy)
+    checkpoints.apply(load, network.to_empty(device='cpu'), state, path, remedy)
 
 
 def make_xception(cfg, path):
     """Download the ImageNet Xception; returns its address."""
-    fetch.download(cfg.XCEPTION_URL, path, cfg.TIMEOUT, cfg.RETRIES, cfg.XCEPTION_SHA256, check_xception)
+    fetch.download(cfg.XCEPTION_URL, path, cfg.TIMEOUT, cfg.RETRIES, cfg.XCEPTION_SHA256,
+                   partial(check, 'xception'))
     return cfg.XCEPTION_URL
-
-
-def check_xception(path):
-    """Raise InputError unless the file fills mask-CN but for its classifier."""
-    state = checkpoints.load_state(path, REMEDY)
-    checkpoints.apply(weights.load_imagenet_xception, unfilled(Xception_dilation), state, path, REMEDY)
 
 
 def make_voc(cfg, path):
@@ -97,32 +95,19 @@ def make_voc(cfg, path):
                          [f'VOC_FILE={cfg.VOC_FILE!r}: is no file'],
                          f'open {VOC_PAGE}, follow the link to {path.name} in its README, then: '
                          'python models/download.py --WEIGHTS=voc --VOC_FILE=<where it is>')
-    check_voc(source)
+    check('voc', source)
     fetch.require_space(path.parent, fetch.file_size(source), path.name)
     files.write_bytes(path, source.read_bytes())
     return ''
-
-
-def check_voc(path):
-    """Raise InputError unless the file fills coarse-SN but for its last convolution."""
-    state = checkpoints.load_state(path, REMEDY)
-    checkpoints.apply(weights.load_voc, unfilled(deeplabv3plus), state, path, REMEDY)
 
 
 def make_xception65(cfg, path):
     """Rename timm's aligned Xception-65 into our encoder and write it; returns where it came from."""
     state = read_timm(Path(cfg.SOURCE)) if cfg.SOURCE else from_timm_package()
     source = cfg.SOURCE or f'timm {TIMM_NAME}'
-    checkpoints.apply(weights.load_timm_xception65, unfilled(deeplabv3plus), state, source,
-                      f'use the file of {TIMM_NAME}: {TIMM_PAGE}')
+    check('xception65', source, state, f'use the file of {TIMM_NAME}: {TIMM_PAGE}')
     checkpoints.save(weights.encoder_from_timm(state), path)
     return source
-
-
-def check_xception65(path):
-    """Raise InputError unless the file fills coarse-SN's encoder, and that alone."""
-    state = checkpoints.load_state(path, REMEDY)
-    checkpoints.apply(weights.load_timm_xception65, unfilled(deeplabv3plus), state, path, REMEDY)
 
 
 def read_timm(path):
@@ -154,9 +139,9 @@ def from_timm_package():
         raise InputError('timm could not fetch its weights', [f'{TIMM_NAME}: {reason}'], NO_TIMM) from None
 
 
-MAKERS = {'xception': ('xception-43020ad28.pth', make_xception, check_xception),
-          'voc': ('deeplabv3plus_xception_VOC2012_epoch46_all.pth', make_voc, check_voc),
-          'xception65': ('xception65.tf_in1k.pth', make_xception65, check_xception65)}
+MAKERS = {'xception': ('xception-43020ad28.pth', make_xception),
+          'voc': ('deeplabv3plus_xception_VOC2012_epoch46_all.pth', make_voc),
+          'xception65': ('xception65.tf_in1k.pth', make_xception65)}
 
 
 if __name__ == '__main__':

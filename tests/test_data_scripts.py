@@ -1,4 +1,4 @@
-"""Step 1 as it is used: the scripts run as processes on small roots of drawn pictures."""
+"""Stage 1 as it is used: the scripts run as processes on small roots of drawn pictures."""
 import csv
 import os
 import re

@@ -132,7 +132,7 @@ def test_the_extra_pictures_come_and_go_and_the_others_keep_their_bytes(demo, tm
     assert len(with_extra) - len(without) == EXTRA + 2   # pictures, their csv, the record
     assert run(tmp_path, '--EXTRA_IMAGES=0').returncode == 0
     assert contents(tmp_path).keys() - without.keys() == {record.relative_to(tmp_path)}
-    assert not Layout(tmp_path).originals(ADDED).exists()   # step 1 refuses an empty folder
+    assert not Layout(tmp_path).originals(ADDED).exists()   # stage 1 refuses an empty folder
 
 
 @pytest.mark.parametrize('place', ['ISIC-2017_Training_Data/Images/ISIC_0000000.jpg',

@@ -4,6 +4,8 @@ import json
 import pytest
 import torch
 
+from engine import cli
+from engine.errors import InputError
 from tests.conftest import SMALL, STAGES, run_script
 
 TORCHRUN = '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'
@@ -40,3 +42,22 @@ def test_two_processes_train_what_one_trains(sibling, network):
     assert alone.keys() == together.keys()
     apart = torch.cat([(together[name] - alone[name]).abs().flatten().double() for name in alone])
     assert apart.mean() < 0.01 * RATE   # each step moves a weight by about RATE
+
+
+@pytest.mark.parametrize(('environment', 'expected'), [
+    ({}, (0, 1)), ({'RANK': '3'}, (0, 1)), ({'RANK': '3', 'WORLD_SIZE': '1'}, (0, 1)),
+    ({'RANK': '3', 'WORLD_SIZE': '4'}, (3, 4))])
+def test_a_rank_counts_among_several_processes_alone(monkeypatch, environment, expected):
+    """Otherwise a RANK that some cluster sets would train and write nothing."""
+    for name in ('RANK', 'WORLD_SIZE'):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert cli.processes() == expected
+
+
+def test_several_processes_without_a_rank_are_refused(monkeypatch):
+    monkeypatch.delenv('RANK', raising=False)
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(InputError, match='start them with torchrun, or unset WORLD_SIZE'):
+        cli.processes()

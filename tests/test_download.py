@@ -1,4 +1,4 @@
-"""Step 0 as it is used: the challenge, the extra pictures and the weights, from a server on this machine."""
+"""Stage 0 as it is used: the challenge, the extra pictures and the weights, from a server on this machine."""
 import importlib.util
 import json
 import shutil

@@ -23,6 +23,7 @@ from report import html_parts
 from report import page as report
 from tests.fuzzing import (
     JSON,
+    JUNK,
     damaged,
     damaged_bytes,
     declaring,
@@ -83,10 +84,8 @@ def root(tmp_path_factory):
         write(layout.labels(split), '\n'.join(rows).encode())
         extraction.extract_crops(layout, split)
     extraction.prepare_segmentation(layout, 1600)
-    extraction.write_lists(layout, lambda split: extraction.segmentation_lines(layout, split),
-                           layout.segmentation_list)
-    extraction.write_lists(layout, lambda split: extraction.classification_lines(layout, split),
-                           layout.classification_list)
+    extraction.write_lists(layout, extraction.segmentation_lines, layout.segmentation_list)
+    extraction.write_lists(layout, extraction.classification_lines, layout.classification_list)
     masks = layout.coarse_for_segmentation('Training')
     for folder, network in NETWORKS.items():
         write(layout.models / folder / f'{network}.pth', folder.encode())
@@ -194,22 +193,23 @@ def test_spoiled_experiment_json(root, declare, data):
         shutil.rmtree(root.root / 'runs')
 
 
-@fuzz(60)
+@fuzz(30)
 @given(st.data())
-def test_spoiled_records_of_data(root, tmp_path, data):
+def test_broken_records_of_data(root, data):
+    """What an interrupted copy or a damaged disk leaves of them."""
+    def broken(path):
+        good = path.read_bytes()
+        return holding(path, data.draw(st.integers(0, len(good) - 2).map(lambda end: good[:end]) | JUNK))
+
     for path, use in ((root.segmentation('Training') / 'Images' / extraction.RECORD,
                        lambda: extraction.segmentation_lines(root, 'Training')),
                       (root.crops('Training') / extraction.RECORD,
                        lambda: extraction.classification_lines(root, 'Training')),
-                      (root.data / fetch.RECORD,
-                       lambda: fetch.Record(root.data).verify(root.data / 'a.zip'))):
-        with holding(path, data.draw(json_files(json.loads(path.read_bytes())))):
-            refused(use, root.root)
-    path = root.data / make_demo_data.RECORD
-    with holding(path, data.draw(json_files(json.loads(path.read_bytes())))):
-        record = make_demo_data.read_record(root)
-        assert record is None or make_demo_data.all_paths(root, record)
-        refused(lambda: make_demo_data.claim(root, {'SEED': 1}), root.data)   # the pictures are not drawn
+                      (root.data / fetch.RECORD, lambda: fetch.Record(root.data)),
+                      (root.data / make_demo_data.RECORD,   # whose pictures are not drawn
+                       lambda: make_demo_data.claim(root, {'SEED': 1}))):
+        with broken(path):
+            assert refused(use, root.root)[1]
     assert len(list((root.originals('Training') / 'Images').iterdir())) == 6
 
 

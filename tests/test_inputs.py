@@ -66,6 +66,11 @@ def test_the_command_line_wins_over_the_recipe_over_the_constants(resolve, capsy
     assert 'BATCH_SIZE = 8   # recipes/paper.toml' in capsys.readouterr().out
 
 
+def test_a_space_serves_as_well_as_an_equals_sign(resolve):
+    assert resolve('--BATCH_SIZE', '3', '--FLIP=False', '--RATE', '-1', '--ROOT', 'a b') == resolve(
+        '--BATCH_SIZE=3', '--FLIP=False', '--RATE=-1', '--ROOT=a b')
+
+
 @pytest.mark.parametrize('words, expected', [
     (['--BATCH_SIEZ=4'], 'BATCH_SIEZ is not a setting; did you mean BATCH_SIZE?'),
     (['--batch_size=4'], 'did you mean BATCH_SIZE?'),
@@ -78,6 +83,9 @@ def test_the_command_line_wins_over_the_recipe_over_the_constants(resolve, capsy
     (['--SCALES={[]: 1}'], 'must be a list such as'),
     (['--SCALES=__import__("os")'], 'must be a list such as'),
     (['--RATE'], '--RATE: overrides are written --NAME=value (--RATE=value?)'),
+    (['--BATCH_SIEZ', '4'], '--BATCH_SIEZ: overrides are written --NAME=value (--BATCH_SIZE=value?)'),
+    (['--RATE', '--FLIP=True'], '--RATE: overrides are written'),
+    (['--BATCH=4'], 'BATCH is not a setting'),   # no abbreviations
     (['--RATE=1', '--RATE=2'], '--RATE is given twice'),
     (['--RECIPE=papre'], 'must be one of default, broken, paper, typo'),
     (['--RECIPE=broken'], 'broken.toml: not valid TOML'),

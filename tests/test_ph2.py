@@ -348,15 +348,15 @@ def test_other_folds_leave_nothing_of_the_former_ones(copy, prepared):
 
 def test_a_run_that_is_stopped_leaves_no_lists_of_other_folds(copy, monkeypatch):
     words = [SCRIPT, f'--ROOT={copy}', f'--SOURCE={copy.parent / "PH2Dataset"}', '--FOLDS=2', '--SEED=4']
-    before, step_1 = folds_of(copy), prepare_PH2.step_1
+    before, stage_1 = folds_of(copy), prepare_PH2.stage_1
 
     def stop(layout, cfg):
         if layout.root.name == 'fold_2':
             raise KeyboardInterrupt
-        step_1(layout, cfg)
+        stage_1(layout, cfg)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(prepare_PH2, 'step_1', stop)
+        patch.setattr(prepare_PH2, 'stage_1', stop)
         patch.setattr(sys, 'argv', words)
         prepare_PH2.main()
     assert not (copy / 'PH2' / 'folds.csv').exists() and not (copy / 'PH2/fold_2/dataset/ISIC').exists()
