@@ -1,6 +1,7 @@
 """Files that are either complete or absent, and work on many files at once."""
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -59,6 +60,16 @@ def is_current(output, stamp):
         return abs(output.stat().st_mtime_ns - stamp) < TICK
     except OSError:
         return False
+
+
+def fingerprint(*paths):
+    """First 16 hex digits of the sha256 of the contents of files, in order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, 'rb') as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()[:16]
 
 
 def json_object(text, *parts):

@@ -4,7 +4,6 @@ import numpy as np
 SEGMENTATION = ('JA', 'DI', 'pixel-AC', 'pixel-SE', 'pixel-SP')
 CLASSIFICATION = ('AUC', 'AP', 'AC', 'SE', 'SP')
 TASKS = {'melanoma': 1, 'keratosis': 2}   # task -> class number; each against the rest
-RESAMPLES = 1000
 
 
 def confusion(prediction, truth):
@@ -63,37 +62,3 @@ def ranking_score(probabilities, labels):
     """Mean AUC of both tasks, NaN where a task has only one class: what mask-CN is selected by."""
     mean = classification_scores(probabilities, labels)['mean AUC']
     return float('nan') if mean is None else mean
-
-
-def interval_of_means(values, seed=0):
-    """Bootstrap 95 % interval over images of the mean of each column.
-
-    values : (N, M). Returns (M, 2): lower and upper bound (percentile bootstrap, 1000 resamples).
-    """
-    values = np.asarray(values, dtype=np.float64)
-    draws = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
-    means = np.stack([values[draw].mean(0) for draw in draws])
-    return np.percentile(means, [2.5, 97.5], axis=0).T
-
-
-def intervals_of_areas(probabilities, labels, seed=0):
-    """Bootstrap 95 % intervals over images of the AUCs: {'melanoma AUC': [low, high], ..., 'mean AUC'}.
-
-    Resamples in which a task has one class are skipped; None where that leaves none.
-    """
-    from sklearn.metrics import roc_auc_score  # slow to import
-    probabilities, labels = np.asarray(probabilities), np.asarray(labels)
-    rng = np.random.default_rng(seed)
-    rows = []
-    for _ in range(RESAMPLES):
-        draw = rng.integers(0, len(labels), len(labels))
-        truth = [labels[draw] == number for number in TASKS.values()]
-        if all(t.any() and not t.all() for t in truth):
-            areas = [roc_auc_score(t, probabilities[draw, number])
-                     for t, number in zip(truth, TASKS.values(), strict=True)]
-            rows.append([*areas, np.mean(areas)])
-    names = [f'{task} AUC' for task in TASKS] + ['mean AUC']
-    if not rows:
-        return dict.fromkeys(names)
-    low, high = np.percentile(rows, [2.5, 97.5], axis=0)
-    return {name: [float(low[i]), float(high[i])] for i, name in enumerate(names)}

@@ -17,7 +17,7 @@ import reproduce_tables
 from dataset import extraction, fetch, folds, isic, make_demo_data, splits
 from dataset.layout import Layout
 from engine import checkpoints, metrics, run_folder, settings
-from experiments.run_store import RECORD, Library
+from experiments.run_store import RECORD, RunStore
 from mbdcnn import coarse_masks, evaluation, networks, predictor
 from report import html_parts
 from report import page as report
@@ -116,8 +116,8 @@ def root(tmp_path_factory):
 
 
 def test_good_records_are_accepted(root, declare):
-    for step in map(declare(STEPS).step, ('coarse', 'masks')):
-        assert Library(root.root).folder(step) == '.'
+    for job in map(declare(STEPS).job, ('coarse', 'masks')):
+        assert RunStore(root.root).folder(job) == '.'
     fold_of, facts = coarse_masks.cross_fit(root, 2)
     assert len(fold_of) == 6 and facts.keys() == {coarse_masks.FOLDS}
     assert predictor._drawing(root) == (16, 6) and networks.trained_transfer(root) == 'e-layer'
@@ -132,7 +132,7 @@ def test_spoiled_config_json(root, declare, folder, data):
     path = root.models / folder / 'config.json'
     weights_path, cfg = path.with_name(f'{NETWORKS[folder]}.pth'), settings.Settings(**CONFIG)
     made = coarse_masks.require(root, [root.coarse_for_segmentation('Training')])
-    step = declare(STEPS).step('coarse')
+    job = declare(STEPS).job('coarse')
     with holding(path, data.draw(json_files(json.loads(path.read_bytes())))):
         for use in (lambda: checkpoints.read_config(weights_path), lambda: networks.trained_transfer(root),
                     lambda: networks.warn_of_other_size(weights_path, 16),
@@ -142,21 +142,21 @@ def test_spoiled_config_json(root, declare, folder, data):
                     lambda: evaluation.provenance(cfg, [weights_path], 'x')):
             value, _ = refused(use, root.root)
             json.dumps(value)
-        assert Library(root.root).folder(step) in ('.', 'runs/coarse')
+        assert RunStore(root.root).folder(job) in ('.', 'runs/coarse')
 
 
 @fuzz(60)
 @given(st.data())
 def test_spoiled_made_by_json(root, declare, tmp_path, data):
     folder = root.coarse_for_segmentation('Training')
-    path, step = folder / coarse_masks.RECORD, declare(STEPS).step('masks')
+    path, job = folder / coarse_masks.RECORD, declare(STEPS).job('masks')
     with holding(path, data.draw(json_files(json.loads(path.read_bytes())))):
         made, _ = refused(lambda: coarse_masks.require(root, [folder]), folder)
         assert made is None or made.startswith(checkpoints.fingerprint(root.weights('CoarseSN')))
-        library = Library(root.root)
-        library._folders[step] = '.'   # as if ROOT itself had drawn them
-        assert isinstance(library.identity(step), str)
-        assert Library(root.root).folder(step) in ('.', 'runs/masks')
+        store = RunStore(root.root)
+        store._folders[job] = '.'   # as if ROOT itself had drawn them
+        assert isinstance(store.identity(job), str)
+        assert RunStore(root.root).folder(job) in ('.', 'runs/masks')
         write(tmp_path / coarse_masks.RECORD, path.read_bytes())
         coarse_masks.begin(tmp_path, {'coarse_sn': 'x'})
     assert json.loads((tmp_path / coarse_masks.RECORD).read_text())['facts'] == {'coarse_sn': 'x'}
@@ -166,29 +166,29 @@ def test_spoiled_made_by_json(root, declare, tmp_path, data):
 @given(st.data())
 def test_spoiled_results_of_root(root, declare, data):
     declared, path = declare(STEPS), root.results / 'CoarseSN_Validation.json'
-    step = declared.scoring('coarse', 'Validation')
-    assert Library(root.root).folder(step) == '.'
+    job = declared.scoring('coarse', 'Validation')
+    assert RunStore(root.root).folder(job) == '.'
     with holding(path, data.draw(json_files(json.loads(path.read_bytes())))):
-        assert Library(root.root).folder(step) in ('.', 'runs/scores_coarse-Validation')
+        assert RunStore(root.root).folder(job) in ('.', 'runs/scores_coarse-Validation')
 
 
 @fuzz(60)
 @given(st.data())
 def test_spoiled_experiment_json(root, declare, data):
     declared = declare(STEPS)
-    library, step = Library(root.root), declared.step('longer')
-    library.prepare(step)
-    library.note(step, 1.5, True)
-    path = root.root / library.folder(step) / RECORD
+    store, job = RunStore(root.root), declared.job('longer')
+    store.prepare(job)
+    store.note(job, 1.5, True)
+    path = root.root / store.folder(job) / RECORD
     wanted = [('table', '1', declared.tables['1'])]
     try:
         with holding(path, data.draw(json_files(json.loads(path.read_bytes())))):
-            library = Library(root.root)
-            reproduce_tables.show_list(library, wanted, {wanted[0][:2]: declared.steps_of(wanted[0][2])},
-                                       reproduce_tables.measured_rates(library, declared, (0,)))
-            library.prepare(step)
-            library.note(step, 1.5, False)
-            record = json.loads((library.root / library.folder(step) / RECORD).read_text())
+            store = RunStore(root.root)
+            reproduce_tables.show_list(store, wanted, {wanted[0][:2]: declared.jobs_of(wanted[0][2])},
+                                       reproduce_tables.measured_rates(store, declared, (0,)))
+            store.prepare(job)
+            store.note(job, 1.5, False)
+            record = json.loads((store.root / store.folder(job) / RECORD).read_text())
         assert record['seconds'] >= 1.5 and record['made from']['script'] == 'train_CoarseSN.py'
     finally:
         shutil.rmtree(root.root / 'runs')
