@@ -75,7 +75,8 @@ def main():
 
 # Below main(), where settings.resolve does not look: these are fixed, not settings.
 PICTURES, VALIDATION = 2000, 150   # the paper's
-SCRIPTS = {'coarse-SN': 'train_CoarseSN.py', 'mask-CN': 'train_MaskCN.py', 'enhanced-SN': 'train_EnhancedSN.py'}
+SCRIPTS = {'coarse-SN': 'train_CoarseSN.py', 'mask-CN': 'train_MaskCN.py',
+           'enhanced-SN': 'train_EnhancedSN.py'}
 
 
 def full_training(name):

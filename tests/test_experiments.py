@@ -266,7 +266,8 @@ def test_costs_count_arithmetic(root):
     assert half == pytest.approx(expected / 4)
     folds = costs.of_job(declared.job('coarse'), coarse | {'CROSS_FIT': 3}, layout)
     assert folds == pytest.approx(31.7e9 * (3 * 4 * 10 * 2 + 3 * 4 * 2) / 1e15)
-    cn = {'TRAIN_IMAGES': 0, 'STEPS': 6, 'BATCH_SIZE': 2, 'VALIDATE_EVERY': 4, 'VALIDATION_CROPS': 1, 'INPUT_SIZE': 224}
+    cn = {'TRAIN_IMAGES': 0, 'STEPS': 6, 'BATCH_SIZE': 2, 'VALIDATE_EVERY': 4, 'VALIDATION_CROPS': 1,
+          'INPUT_SIZE': 224}
     assert costs.of_job(declared.job('mask_cn'), cn, layout) == pytest.approx(
         10.7e9 * (3 * 6 * 2 + 2 * 4) / 1e15)
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from dataset import download, isic, ph2
 from dataset.layout import Layout
-from engine import bootstrap, metrics, settings
-from experiments import line_charts, tables
+from engine import metrics, settings
+from experiments import line_charts, results, tables
 from experiments.reproduction import Reproduction
 from experiments.run_store import RunStore
 from tests.fuzzing import (
@@ -186,7 +186,7 @@ def test_results_are_read_as_written(tmp_path, rows, newline, mark):
     csv.writer(text, lineterminator=newline).writerows(
         [('image_id', *metrics.SEGMENTATION), *((name, *values) for name, values in rows.items())])
     path.write_bytes((mark + text.getvalue()).encode())
-    part = bootstrap.read([path]).parts[0]
+    part = results.read([path]).parts[0]
     assert part.names == tuple(rows) and np.array_equal(part.values, list(rows.values()))
 
 
@@ -196,11 +196,11 @@ def test_results_are_read_as_written(tmp_path, rows, newline, mark):
 def test_spoiled_results(tmp_path, data):
     path = tmp_path / 'r.csv'
     path.write_bytes(data)
-    result, _ = refused(lambda: bootstrap.read([path], {'a': 0, 'b': 1, 'c': 2}), path)
+    result, _ = refused(lambda: results.read([path], {'a': 0, 'b': 1, 'c': 2}), path)
     if result is not None:
         assert ((result.parts[0].values >= 0) & (result.parts[0].values <= 1)).all()
         assert set(result.parts[0].names) <= set('abc') and result.kind == 'classification'
-        bootstrap.interval(result, 'mean AUC')
+        results.interval(result, 'mean AUC')
 
 
 @fuzz(60)

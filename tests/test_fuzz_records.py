@@ -16,10 +16,11 @@ from PIL import Image
 import reproduce_tables
 from dataset import extraction, fetch, folds, isic, make_demo_data, splits
 from dataset.layout import Layout
-from engine import checkpoints, metrics, run_folder, settings
+from engine import bootstrap, checkpoints, run_folder, settings
+from experiments import inputs
 from experiments.run_store import RECORD, RunStore
 from mbdcnn import coarse_masks, evaluation, networks, predictor
-from report import html_parts
+from report import charts
 from report import page as report
 from tests.fuzzing import (
     JSON,
@@ -93,24 +94,30 @@ def root(tmp_path_factory):
     facts = {'coarse_sn': checkpoints.fingerprint(layout.weights('CoarseSN')), 'input_size': 16, 'views': 6,
              coarse_masks.FOLDS: 'ab,cd'}
     for split in ('Training', 'Validation'):
-        for folder in (layout.coarse_for_segmentation(split), layout.coarse_for_classification(split)):
+        for kind, folder in (('seg', layout.coarse_for_segmentation(split)),
+                             ('cls', layout.coarse_for_classification(split))):
             coarse_masks.begin(folder, facts)
-            coarse_masks.finish(folder, facts, 6, settings.Settings(**CONFIG | {'CROSS_FIT': 0}))
+            pictures = [path for path, _ in inputs.READERS[kind](layout, split)]
+            for picture in pictures:
+                shutil.copy2(picture, folder / f'{picture.stem}.png')   # with the picture's time
+            coarse_masks.finish(folder, facts, pictures, settings.Settings(**CONFIG | {'CROSS_FIT': 0}))
     data = splits.segmentation(layout, 'Training', 16)
+    validation = splits.segmentation(layout, 'Validation', 16).fingerprint
     for number, (folder, network) in enumerate(NETWORKS.items()):
         part = folds.without(data, 2, number, 0).fingerprint if number in (1, 2) else data.fingerprint
-        inputs = {'training': part, 'coarse_masks': coarse_masks.require(layout, [masks]),
+        seen = {'training': part, 'validation': validation, 'coarse_masks': coarse_masks.require(layout, [masks]),
                   'mask_cn': checkpoints.fingerprint(layout.weights('MaskCN'))}
         write_json(layout.models / folder / 'config.json', {
             'network': network, 'settings': CONFIG | ({} if number in (1, 2) else {'CROSS_FIT': 0}),
-            'inputs': inputs, 'start': 'random weights',
+            'inputs': seen, 'start': 'random weights',
             'versions': {'torch': '2'}, 'finished': {'step': 4, 'best': 0.5, 'best_step': 2}})
     drawn = {name: 0.3 if 'SHARE' in name else 6 for name in make_demo_data.RECORDED}
     write_json(layout.data / make_demo_data.RECORD, drawn)
     write_json(layout.data / fetch.RECORD, {'a.zip': {'url': 'https://x', 'size': 1, 'sha256': 'ab'}})
     write(layout.data / 'a.zip', b'')
     write_json(layout.results / 'CoarseSN_Validation.json', {
-        'settings': {'NETWORK': 'CoarseSN'}, 'weights': {'CoarseSN': facts['coarse_sn']}})
+        'settings': {'NETWORK': 'CoarseSN'}, 'weights': {'CoarseSN': facts['coarse_sn']},
+        'data': inputs.content(layout, 'seg', 'Validation')})
     write(layout.results / 'CoarseSN_Validation.csv', b'')
     return layout
 
@@ -288,7 +295,7 @@ def reported(tmp_path_factory):
     rng, labels = np.random.default_rng(0), np.array([0, 1, 2] * 2)
     facts = {'recipe': 'demo', 'data': 'a', 'settings': {'SCALES': [1, 2]}, 'weights': {'CoarseSN': 'x'}}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, 'RESAMPLES', 20)
+        patch.setattr(bootstrap, 'RESAMPLES', 20)
         p = rng.dirichlet(np.ones(3), 6)
         evaluation.report_segmentation(layout, 'CoarseSN', 'Testing', names, {
             'plain': rng.random((6, 5)), 'tta': rng.random((6, 5))}, facts)
@@ -307,9 +314,9 @@ def test_spoiled_results_are_named_in_the_report(reported, monkeypatch, data):
     def chart(draw, label, caption, size=None):
         if path.suffix != '.json':   # the charts are not of these
             draw(Figure())   # without the time that it takes to write it
-        return caption
+        return {'svg': '', 'caption': caption}
 
-    monkeypatch.setattr(html_parts, 'chart', chart)
+    monkeypatch.setattr(charts, 'chart', chart)
     path = data.draw(st.sampled_from([
         reported.results / 'CoarseSN_Testing.json', reported.results / 'MaskCN_Testing.json',
         reported.results / 'CoarseSN_Testing.csv', reported.results / 'MaskCN_Testing.csv',

@@ -172,7 +172,7 @@ def test_the_interval_over_seeds_is_that_of_their_mean():
 def test_equal_results_differ_by_nothing():
     for result, column in ((segmentation(np.random.default_rng(5).random(40)), 'JA'),
                            (classification(classified(5), classified(6, start=900)), 'mean AUC')):
-        assert results.paired_difference([result], [result], column) == bootstrap.Difference(0.0, 0.0, 0.0, 1.0)
+        assert paired(result, result, column) == bootstrap.Difference(0.0, 0.0, 0.0, 1.0)
 
 
 def test_a_constant_shift_is_found_exactly():

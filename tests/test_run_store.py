@@ -179,7 +179,8 @@ def test_copied_models_do_not_serve_other_pictures(tmp_path, root, calls):
 
 def test_pictures_are_told_apart_by_content(root):
     layout = Layout(root)
-    path, before = layout.crops('Validation') / 'Validation1.png', inputs.fingerprint(layout, 'cls', 'Validation')
+    path = layout.crops('Validation') / 'Validation1.png'
+    before = inputs.fingerprint(layout, 'cls', 'Validation')
     os.utime(path, (1, 1))
     assert inputs.fingerprint(layout, 'cls', 'Validation') == before
     data = path.read_bytes()
