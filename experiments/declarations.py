@@ -4,6 +4,7 @@ A job is one run of one script; jobs with the same script, settings and inputs a
 they are called, so that a graph of experiments shares what is the same.
 """
 import dataclasses
+import graphlib
 import itertools
 import math
 from dataclasses import dataclass
@@ -102,6 +103,11 @@ class Declarations:
         self._refuse()
         for name in self.experiments:
             self._check_experiment(name)
+        try:
+            graphlib.TopologicalSorter({name: _needs(table) for name, table in
+                                        self.experiments.items()}).prepare()
+        except graphlib.CycleError as error:
+            self.faults.append(f'experiment.{error.args[1][0]}: needs itself')
         for name, table in self.tables.items():
             self._check_table(f'table.{name}', table)
         for name, figure in self.figures.items():
@@ -131,9 +137,9 @@ class Declarations:
             overrides['SEED'] = own['SEED'] + seed
         called = f'{self.job(name).name}-seed{seed}' if seed else name
         return Job(called, declared['script'], self._effective(declared['script'], overrides),
-                    tuple(self.job(need, seed) for need in declared.get('needs', ())),
-                    self.job(declared['start'], seed) if 'start' in declared else None,
-                    declared.get('data', ''))
+                   tuple(self.job(need, seed) for need in declared.get('needs', ())),
+                   self.job(declared['start'], seed) if 'start' in declared else None,
+                   declared.get('data', ''))
 
     def _effective(self, script, overrides):
         """Those overrides that change a setting, with the type that the script gives them, sorted."""
@@ -156,15 +162,11 @@ class Declarations:
         script = 'eval_MaskCN.py' if job.network == 'MaskCN' else 'eval_EnhancedSN.py'
         where = '' if masks is None else f'-{masks}'
         return Job(f'scores_{job.name}-{split}{where}', script, self._effective(script, overrides),
-                    needs, None, data)
+                   needs, None, data)
 
     def scorings(self, row, split, seed=0):
         """The Jobs that score a table's row or a figure's point: one, or one for each fold."""
-        split = row.get('split', split)
-        if 'folds' in row:
-            return [self.scoring(row['of'].replace('{fold}', str(fold)), split, seed, row.get('with'))
-                    for fold in range(1, row['folds'] + 1)]
-        return [self.scoring(row['of'], split, seed, row.get('with'))]
+        return [self.scoring(name, row.get('split', split), seed, row.get('with')) for name in _scored(row)]
 
     def jobs_of(self, item, seeds=(0,), leave_out=None):
         """Every Job that a table or figure (a declared dict) needs, in an order in which they can run.
@@ -196,18 +198,17 @@ class Declarations:
                         for name, table in tables.items() if not isinstance(table, dict)]
         return {name: table for name, table in tables.items() if isinstance(table, dict)}
 
-    def _filled(self, value, values, where=''):
+    def _filled(self, value, values):
         """Put values into the '{NAME}'s of every text in nested dicts and lists."""
         if isinstance(value, dict):
-            return {key: self._filled(item, values, where or key) for key, item in value.items()}
+            return {key: self._filled(item, values) for key, item in value.items()}
         if isinstance(value, list):
-            return [self._filled(item, values, where) for item in value]
+            return [self._filled(item, values) for item in value]
         if not isinstance(value, str) or '{' not in value:
             return value
-        whole = value[1:-1]
-        if value == f'{{{whole}}}' and whole in values:
-            return values[whole]
         for name, given in values.items():
+            if value == f'{{{name}}}':   # alone, it keeps its type
+                return given
             value = value.replace(f'{{{name}}}', str(given))
         return value
 
@@ -251,19 +252,6 @@ class Declarations:
             settings.resolved(REPOSITORY / table['script'], {'RECIPE': self.recipe, **overrides})
         except InputError as error:
             self.faults += [f'{where}: {fault}' for fault in error.faults]
-        if not unknown and self._in_a_circle(name):
-            self.faults.append(f'{where}: needs itself')
-
-    def _in_a_circle(self, name):
-        seen, queue = set(), [name]
-        while queue:
-            for need in _needs(self.experiments.get(queue.pop(), {})):
-                if need == name:
-                    return True
-                if need not in seen:
-                    seen.add(need)
-                    queue.append(need)
-        return False
 
     def _check_table(self, where, table):
         columns, labels = table.get('columns', ()), [row['label'] for row in table.get('rows', ())]
@@ -291,14 +279,11 @@ class Declarations:
 
     def _check_scored(self, where, row, columns):
         """A row or point must score networks that exist and have these columns."""
-        names = [row['of']]
-        if 'folds' in row:
-            names = [row['of'].replace('{fold}', str(fold)) for fold in range(1, row['folds'] + 1)]
-        names += [row['with']] if 'with' in row else []
-        for name in names:
+        scored = _scored(row)
+        for name in (*scored, *([row['with']] if 'with' in row else ())):
             if name not in self.experiments:
                 self.faults.append(f'{where}: {name} is not declared')
-            elif name != row.get('with'):
+            elif name in scored:
                 script = self.experiments[name].get('script')
                 possible = COLUMNS['classification' if script == 'train_MaskCN.py' else 'segmentation']
                 self.faults += [f'{where}: {name} has no {column}' for column in columns
@@ -333,6 +318,12 @@ class Declarations:
 def _needs(table):
     """Names of the experiments that must be finished before a declared one."""
     return [*table.get('needs', ()), *([table['start']] if 'start' in table else [])]
+
+
+def _scored(row):
+    """Names of the experiments that a table's row or a figure's point scores: one, or one for each fold."""
+    folds = range(1, row.get('folds', 0) + 1)
+    return [row['of'].replace('{fold}', str(fold)) for fold in folds] or [row['of']]
 
 
 def split_of(item):

@@ -191,11 +191,11 @@ def _aligned(results, column):
 
 def _mismatch(part, like):
     """Lines that report images, or labels, that only one of two parts has."""
-    names, others = set(part.names), set(like.names)
-    lines = [f'{like.source}: {name} is missing, which {part.source} has' for name in sorted(names - others)]
-    lines += [f'{part.source}: {name} is missing, which {like.source} has' for name in sorted(others - names)]
-    if lines or part.labels is None:
-        return lines
+    missing = [f'{holder.source}: {name} is missing, which {other.source} has'
+               for holder, other in ((like, part), (part, like))
+               for name in sorted(set(other.names) - set(holder.names))]
+    if missing or part.labels is None:
+        return missing
     classes = dict(zip(like.names, like.labels, strict=True))
     return [f'{part.source}: {name} has the class {label}, in {like.source} {classes[name]}'
             for name, label in zip(part.names, part.labels, strict=True) if label != classes[name]]

@@ -90,7 +90,8 @@ def damaged_bytes(draw, good):
 
 def json_files(good):
     """What a JSON file that only we write may hold after a disk or an interrupted copy damaged it."""
-    return st.one_of(damaged_bytes(json.dumps(good).encode()), JUNK, st.sampled_from([b'{}', b'[1]', b'null']))
+    return st.one_of(damaged_bytes(json.dumps(good).encode()), JUNK,
+                     st.sampled_from([b'{}', b'[1]', b'null']))
 
 
 def toml(value):

@@ -105,7 +105,8 @@ def root(tmp_path_factory):
     validation = splits.segmentation(layout, 'Validation', 16).fingerprint
     for number, (folder, network) in enumerate(NETWORKS.items()):
         part = folds.without(data, 2, number, 0).fingerprint if number in (1, 2) else data.fingerprint
-        seen = {'training': part, 'validation': validation, 'coarse_masks': coarse_masks.require(layout, [masks]),
+        seen = {'training': part, 'validation': validation,
+                'coarse_masks': coarse_masks.require(layout, [masks]),
                   'mask_cn': checkpoints.fingerprint(layout.weights('MaskCN'))}
         write_json(layout.models / folder / 'config.json', {
             'network': network, 'settings': CONFIG | ({} if number in (1, 2) else {'CROSS_FIT': 0}),

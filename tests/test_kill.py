@@ -36,7 +36,7 @@ from PIL import Image
 from torch import nn
 
 from dataset.layout import Layout
-from engine import figures
+from engine import bootstrap, figures
 from mbdcnn import panels
 from tests import conftest
 
