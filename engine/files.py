@@ -79,7 +79,6 @@ def json_object(text, *parts):
     """
     try:
         content = json.loads(text)
-        json.dumps(content, ensure_ascii=False).encode()   # half surrogates could not be written anywhere
     except RecursionError:
         raise ValueError('is nested too deeply') from None
     if not isinstance(content, dict):

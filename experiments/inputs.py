@@ -3,6 +3,8 @@ import hashlib
 import json
 import os
 
+from tqdm import tqdm
+
 from dataset import isic, splits
 from dataset.layout import SPLITS
 from engine import checkpoints, files
@@ -79,7 +81,8 @@ def content(layout, kind, split):
     known, name = files.read_json(kept), f'{kind} {split}'
     if known.get(name, [''])[0] != present:
         paths = [path for _, some in _files(layout, kind, split) for path in some]
-        known[name] = present, checkpoints.fingerprint_of_files(paths)
+        known[name] = present, checkpoints.fingerprint_of_files(tqdm(
+            paths, desc=f'reading {path_of(layout, kind, split).name}', unit='file', leave=False))
         files.write_text(kept, json.dumps(known, indent=1) + '\n')
     return known[name][1]
 
