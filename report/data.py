@@ -46,6 +46,10 @@ class Experiment:
         """The splits with any evaluation; Testing where there is none at all."""
         return [split for split in SPLITS if any(key[1] == split for key in self.evaluations)] or ['Testing']
 
+    def of(self, network):
+        """[(split, Evaluation)] of a network."""
+        return [(split, item) for (name, split), item in self.evaluations.items() if name == network]
+
 
 def gather(layout):
     """Read results/ and models/ into an Experiment; what cannot be read is left out and named."""

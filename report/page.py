@@ -1,6 +1,7 @@
 """One self-contained page, results/report.html, of everything that lies in results/ and models/."""
 import shlex
 from datetime import datetime
+from pathlib import Path
 
 from dataset import isic
 from engine import checkpoints, files, metrics
@@ -35,13 +36,24 @@ def page(layout, moment):
                          'train and evaluate first: steps 2 to 6 of the README')
     recipes = {item.summary.get('recipe') for item in found.evaluations.values()}
     recipes |= {config.get('settings', {}).get('RECIPE') for config in found.configs.values()}
+    classified = [(split, item) for split, item in found.of('MaskCN') if item.labels is not None]
+    segmented = [(network, split, item) for split in found.splits for network in SEGMENTERS
+                 for where, item in found.of(network) if where == split and item.values is not None]
     return render(
         'report.html', title=f'MB-DCNN: report of {layout.root.resolve().name or layout.root}', moment=moment,
         recipes=sorted(filter(None, recipes)), drawn=(layout.data / DRAWN_DATA).exists(),
-        warnings=[*found.damaged, *_outdated(found)], segmentation=segmentation_scores(found),
-        classification=classification_scores(found), training=curves(found), roc=roc_curves(found),
-        bins=charts.BINS, reliability=reliability(found), overlap=overlaps(found), pictures=pictures(found),
-        facts=facts(found))
+        warnings=[*found.damaged, *_outdated(found)], splits=found.splits, evaluations=found.evaluations,
+        root='' if layout.root == Path('.') else f' --ROOT={shlex.quote(str(layout.root))}',
+        segmentation=segmentation_scores(found), classification=classification_scores(found),
+        training={network: network in found.rows and charts.curve_charts(network, found.rows[network])
+                  for network in NETWORKS},
+        roc=[charts.roc_chart(split, item.values, item.labels) for split, item in classified],
+        bins=charts.BINS, reliability=[
+            charts.reliability_chart(split, name, number, item.values, item.labels)
+            for split, item in classified for number, name in enumerate(isic.CLASSES)],
+        overlap=[charts.overlap_chart(network, split, item.values[:, 0])
+                 for network, split, item in segmented],
+        pictures=pictures(found, segmented), facts=facts(found))
 
 
 def _outdated(found):
@@ -53,34 +65,16 @@ def _outdated(found):
             for part, used in (item.summary.get('weights') or {}).items() if current.get(part, used) != used]
 
 
-def _missing(found, what, script, *options):
-    """What the page says in place of something that a script has not made yet."""
-    root = str(found.layout.root)
-    words = [script, *options, *([f'--ROOT={shlex.quote(root)}'] if root != '.' else [])]
-    return {'text': f'{what}:', 'command': 'python ' + ' '.join(words)}
-
-
-def _evaluated(found, network, split):
-    """(Evaluation or None, [what the page says in its place])."""
-    if (network, split) in found.evaluations:
-        return found.evaluations[network, split], []
-    option = [f'--NETWORK={network}'] if network == 'CoarseSN' else []
-    script = 'eval_MaskCN.py' if network == 'MaskCN' else 'eval_EnhancedSN.py'
-    return None, [_missing(found, f'{network} on {split} is not there yet', script, f'--SPLIT={split}',
-                           *option)]
-
-
-# --- Sections: what the template shows of each
+# --- What the template shows of each section
 
 
 def segmentation_scores(found):
-    """Tables of both segmentation networks beside the paper's rows, one a split: [{table, missing}]."""
-    tables = []
+    """{split: table of both segmentation networks beside the paper's rows}."""
+    tables = {}
     for split in found.splits:
-        rows, lines = [], []
+        rows = []
         for network in SEGMENTERS:
-            item, absent = _evaluated(found, network, split)
-            lines += absent
+            item = found.evaluations.get((network, split))
             printed = paper_scores.SEGMENTATION.get((network, split))
             if printed:
                 rows.append({'title': f'{network}, paper', 'paper': True, 'cells': [
@@ -90,20 +84,16 @@ def segmentation_scores(found):
                 if scores:
                     rows.append({'title': f'{network}, {kind}', 'cells': [
                         *(_score(scores, name) for name in metrics.SEGMENTATION), str(item.summary['n'])]})
-        shown = {'caption': f'{split}: means over images, percent, with 95 % intervals',
-                 'header': ['network', *metrics.SEGMENTATION, 'images'], 'rows': rows}
-        tables.append({'table': shown if len(lines) < len(SEGMENTERS) else None, 'missing': lines})
+        if any((network, split) in found.evaluations for network in SEGMENTERS):
+            tables[split] = {'caption': f'{split}: means over images, percent, with 95 % intervals',
+                             'header': ['network', *metrics.SEGMENTATION, 'images'], 'rows': rows}
     return tables
 
 
 def classification_scores(found):
-    """Tables of mask-CN beside the paper's column, one a split: [{table, missing, undefined}]."""
-    tables = []
-    for split in found.splits:
-        item, absent = _evaluated(found, 'MaskCN', split)
-        if item is None:
-            tables.append({'table': None, 'missing': absent, 'undefined': ''})
-            continue
+    """{split: table of mask-CN beside the paper's column, and whether an AUC in it is undefined}."""
+    tables = {}
+    for split, item in found.of('MaskCN'):
         printed = paper_scores.CLASSIFICATION.get(split, {})
         kinds = {kind: item.summary[kind] for kind in ('9-crop', '1-crop') if item.summary.get(kind)}
         rows = []
@@ -116,10 +106,10 @@ def classification_scores(found):
         rows.append({'title': 'mean AUC', 'cells': [
             charts.percent(printed.get('mean AUC'), 1),
             *(_score(scores, 'mean AUC') for scores in kinds.values())]})
-        tables.append({'missing': [], 'table': {
+        tables[split] = {
             'caption': f'{split}: {item.summary["n"]} images, percent, with 95 % intervals of the AUCs',
-            'header': ['score', 'paper', *kinds], 'rows': rows}, 'undefined': split if any(
-                scores.get('mean AUC') is None for scores in kinds.values()) else ''})
+            'header': ['score', 'paper', *kinds], 'rows': rows,
+            'undefined': any(scores.get('mean AUC') is None for scores in kinds.values())}
     return tables
 
 
@@ -130,74 +120,21 @@ def _score(scores, name, interval=None):
     return {'value': value, 'interval': ', '.join(map(charts.percent, low_high))} if low_high else value
 
 
-def curves(found):
-    """[(network, charts of training loss and validation score, what is missing)]."""
-    return [(network, charts.curve_charts(network, found.rows[network]), []) if network in found.rows else
-            (network, [], [_missing(found, f'{network} has no training log', f'train_{network}.py')])
-            for network in NETWORKS]
-
-
-def roc_curves(found):
-    """(ROC curves of melanoma and keratosis, one chart a split; what is missing)."""
-    return _of_probabilities(found, lambda split, item: [
-        charts.roc_chart(split, item.values, item.labels)])
-
-
-def reliability(found):
-    """(Reliability diagrams, three a split; what is missing)."""
-    return _of_probabilities(found, lambda split, item: [
-        charts.reliability_chart(split, name, number, item.values, item.labels)
-        for number, name in enumerate(isic.CLASSES)])
-
-
-def _of_probabilities(found, draw):
-    """(charts of draw(split, Evaluation) for each split with probabilities and labels, else the reason)."""
-    drawn, lines = [], []
-    for split in found.splits:
-        item, absent = _evaluated(found, 'MaskCN', split)
-        lines += absent
-        if item is not None and item.labels is None:
-            lines.append({'text': f'{split}: left out, because {item.faults}'})
-        elif item is not None:
-            drawn += draw(split, item)
-    return drawn, lines
-
-
-def _segmented(found):
-    """([(network, split, Evaluation with values)], what is said about the others)."""
-    usable, lines = [], []
-    for split in found.splits:
-        for network in SEGMENTERS:
-            item, absent = _evaluated(found, network, split)
-            lines += absent
-            if item is not None and item.values is None:
-                lines.append({'text': f'{network} on {split}: left out, because {item.faults}'})
-            elif item is not None:
-                usable.append((network, split, item))
-    return usable, lines
-
-
-def overlaps(found):
-    """(Histograms of the Jaccard index, what is missing)."""
-    usable, lines = _segmented(found)
-    return [charts.overlap_chart(network, split, item.values[:, 0]) for network, split, item in usable], lines
-
-
-def pictures(found):
+def pictures(found, segmented):
     """The best, median and worst pictures of each segmentation network and split.
 
-    Returns ([{title, missing, groups: [(title, [case])]}], what is missing); a case has a name, a caption
-    and `pictures`, or the text `why` there are none.
+    Returns [{title, why, groups: [(title, [case])]}]; a case has a name, a caption and `pictures`. Where
+    there are no pictures, the text `why` says so.
     """
-    parts, (usable, lines) = [], _segmented(found)
-    for network, split, item in usable:
-        part = {'title': f'{network} on {split}', 'missing': [], 'groups': []}
+    parts = []
+    for network, split, item in segmented:
+        part = {'title': f'{network} on {split}', 'why': '', 'groups': []}
         parts.append(part)
         try:
             pairs = {image.stem: (image, truth)
                      for image, truth in isic.read_segmentation_list(found.layout, split)}
         except InputError as error:
-            part['missing'] = [{'text': f'Left out, because pictures are missing: {error.faults[0]}'}]
+            part['why'] = error.faults[0]
             continue
         groups = extremes(item.names, item.values[:, 0])
         chosen = [number for numbers in groups.values() for number in numbers]
@@ -209,7 +146,7 @@ def pictures(found):
             'name': item.names[number], 'caption': f'{item.names[number]}: JA '
             f'{charts.percent(item.values[number, 0])} %', **drawn[number]} for number in numbers])
             for title, numbers in groups.items()]
-    return parts, lines
+    return parts
 
 
 def extremes(names, scores):
