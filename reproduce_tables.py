@@ -50,7 +50,7 @@ def main():
     cfg = settings.resolve(globals(), choices=stages.MACHINE_CHOICES,
                            positive=('SEEDS', 'FOLDS', 'PROCESSES'))
     if cfg.CROSS_FIT < 2:
-        raise InputError(f'CROSS_FIT={cfg.CROSS_FIT}: cross-fitting needs at least 2 coarse-SNs')
+        raise InputError(f'CROSS_FIT={cfg.CROSS_FIT}: must be at least 2')
     declared = Declarations(cfg.EXPERIMENTS, {'FOLDS': cfg.FOLDS, 'CROSS_FIT': cfg.CROSS_FIT}, cfg.RECIPE)
     wanted = choose(declared, cfg)
     machine = {name: getattr(cfg, name) for name in ('DEVICE', 'AMP') if getattr(cfg, name) != 'auto'}
