@@ -25,7 +25,7 @@ import numpy as np
 
 from dataset import isic
 from dataset.layout import Layout
-from engine import cli, figures, files, metrics, scoring, settings
+from engine import bootstrap, cli, figures, files, metrics, scoring, settings
 from engine.errors import InputError
 
 # --- What is compared
@@ -35,7 +35,6 @@ MASKS = ''                # name=folder,name=folder: a short name for each metho
 
 # --- Scores and tests
 THRESHOLD = 0.65          # a JA below it counts as 0 in "thresholded JA" (the challenge of 2018)
-RESAMPLES = 10_000        # of the pictures, in a paired test; p is at least 2 / (RESAMPLES + 1)
 
 # --- Machine
 NUM_WORKERS = 0           # threads that decode masks; 0 = one for each core
@@ -67,7 +66,7 @@ def thresholded(scores, threshold):
     return np.column_stack([scores, np.where(scores[:, 0] >= threshold, scores[:, 0], 0.0)])
 
 
-def compare(scores, resamples):
+def compare(scores):
     """Every paired difference: a list of dicts, score by score, fractions.
 
     scores : {method: (N, 6)}; p_holm is corrected for the pairs of methods within a score.
@@ -75,12 +74,13 @@ def compare(scores, resamples):
     found = []
     for place, column in enumerate(COLUMNS):
         pairs = list(itertools.combinations(scores, 2))
-        tests = [scoring.paired_difference(scores[first][:, place], scores[second][:, place], resamples)
+        tests = [bootstrap.paired_difference(scores[first][:, place], scores[second][:, place])
                  for first, second in pairs]
-        corrected = scoring.holm([p for *_, p in tests])
-        for (first, second), (mean, low, high, p), p_holm in zip(pairs, tests, corrected, strict=True):
-            found.append({'score': column, 'first': first, 'second': second, 'mean': mean,
-                          'ci95': [low, high], 'p': p, 'p_holm': float(p_holm)})
+        corrected = scoring.holm([test.p for test in tests])
+        for (first, second), test, p_holm in zip(pairs, tests, corrected, strict=True):
+            found.append({'score': column, 'first': first, 'second': second, 'mean': test.mean,
+                          'ci95': [test.low, test.high], 'p': test.p, 'p_holm': float(p_holm),
+                          'resamples': test.resamples})
     return found
 
 
@@ -101,7 +101,7 @@ def markdown(summary):
                   percent(found['mean'], found['ci95'], '+'), f'{found["p"]:.4f}', f'{found["p_holm"]:.4f}']
                  for found in summary['differences']]
         few = '; of so few pictures a bootstrap\'s p comes out too small' if summary['n'] < FEW else ''
-        parts += [f'Paired over the pictures, {summary["resamples"]} resamples{few}', table(rows)]
+        parts += [f'Paired over the pictures{few}', table(rows)]
     return '\n\n'.join(parts) + '\n'
 
 
@@ -139,17 +139,17 @@ def draw(scores, differences, path):
 
 
 def main():
-    cfg = settings.resolve(globals(), choices={'SPLIT': ('Validation', 'Testing')}, positive=('RESAMPLES',))
+    cfg = settings.resolve(globals(), choices={'SPLIT': ('Validation', 'Testing')})
     if not 0 <= cfg.THRESHOLD <= 1:
         raise InputError(f'THRESHOLD={cfg.THRESHOLD} must be from 0 to 1')
     layout, folders = Layout(cfg.ROOT), parse_masks(cfg.MASKS)
     truths = {image.stem: truth for image, truth in isic.read_segmentation_list(layout, cfg.SPLIT)}
     scores = {name: thresholded(values, cfg.THRESHOLD)
               for name, values in scoring.score_folders(folders, truths, cfg.NUM_WORKERS).items()}
-    summary = {'split': cfg.SPLIT, 'n': len(truths), 'threshold': cfg.THRESHOLD, 'resamples': cfg.RESAMPLES,
+    summary = {'split': cfg.SPLIT, 'n': len(truths), 'threshold': cfg.THRESHOLD,
                'methods': {name: {'folder': str(folders[name]), **scoring.summary(values, COLUMNS)}
                            for name, values in scores.items()},
-               'differences': compare(scores, cfg.RESAMPLES)}
+               'differences': compare(scores)}
     stem = layout.results / f'compare_{cfg.SPLIT}'
     files.write_csv(stem.with_suffix('.csv'), [
         ['image_id', *(f'{name} {column}' for name in scores for column in COLUMNS)],

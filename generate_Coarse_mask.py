@@ -16,6 +16,7 @@ images that no fold holds) are drawn by models/CoarseSN.
 Run it again after an interruption and it draws what is missing. Cost: 6 views of each of the
 paper's 45,000 crops and pictures, about 9 PFLOP.
 """
+import itertools
 import os
 
 import torch
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from dataset import crops, folds, isic, splits
 from dataset.layout import SPLITS, Layout
-from engine import cache, checkpoints, cli, files, hardware, images, settings
+from engine import cache, checkpoints, cli, hardware, images, settings
 from engine.samples import start_worker
 from mbdcnn import coarse_masks, inference, networks, stages
 
@@ -93,14 +94,14 @@ def by_network(pictures, ids, fold_of):
     return groups
 
 
-def draw_masks(segmenter, pictures, folder, side, cfg, process, by=''):
+def draw_masks(segmenter, pictures, folder, side, cfg, process, by='', drawn=()):
     """Write a mask for each picture (path) that has none yet.
 
     side : of the square masks in px, or 0 for each picture's own size; by : a word on who draws
+    drawn : {stem: hash} of the pictures of masks that are there, as coarse_masks.begin returns it
     A mask takes its picture's time of change, so that a changed picture is drawn again.
     """
-    todo = [path for path in pictures
-            if not files.is_current(folder / f'{path.stem}.png', path.stat().st_mtime_ns)]
+    todo = [path for path in pictures if not splits.is_drawn(folder / f'{path.stem}.png', path, drawn)]
     print(f'{folder}{by}: {len(pictures) - len(todo)} of {len(pictures)} masks are there')
     loader = DataLoader(Files(todo, cfg.INPUT_SIZE), cfg.BATCH_SIZE,
                         num_workers=hardware.workers(cfg.NUM_WORKERS, process.device),
@@ -139,11 +140,11 @@ def main():
     segmenters = {number: load(layout.fold(number) if number else layout, cfg, process)
                   for number in sorted({0, *fold_of.values()})}
     for folder, side, groups in tasks:
-        coarse_masks.begin(folder, facts)
+        drawn = coarse_masks.begin(folder, facts)
         for number, pictures in sorted(groups.items()):
             by = f' by {layout.fold(number).coarse_sn}' if number else ''
-            draw_masks(segmenters[number], pictures, folder, side, cfg, process, by)
-        coarse_masks.finish(folder, facts, sum(map(len, groups.values())), cfg)
+            draw_masks(segmenters[number], pictures, folder, side, cfg, process, by, drawn)
+        coarse_masks.finish(folder, facts, list(itertools.chain(*groups.values())), cfg)
 
 
 if __name__ == '__main__':

@@ -16,12 +16,10 @@ medical device.
 Cost: 106 forward passes for each picture, 22 with --TTA=False: about 9 and 1.5 s of one CPU core at
 224 px, 3 and 0.7 s with the demo's networks.
 """
-import html
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -32,6 +30,7 @@ from engine import cli, figures, files, images, settings
 from engine.errors import InputError
 from mbdcnn import stages
 from mbdcnn.predictor import MBDCNN
+from report.predictions import write_page
 
 # --- Folders
 MODELS = 'models'         # holds CoarseSN/, MaskCN/ and EnhancedSN/; the demo's are in demo/models
@@ -167,7 +166,7 @@ def overlay(prediction, opacity):
     return np.hstack([figures.outlined(picture, coarse, mask), gap, warm])
 
 
-# --- The table and the page
+# --- The table
 
 
 def write_table(path, rows):
@@ -175,94 +174,7 @@ def write_table(path, rows):
     files.write_csv(path, [COLUMNS, *(row.values() for row in rows)])
 
 
-def write_page(path, rows, faults):
-    """Write index.html, which shows the overlays that lie beside it and needs nothing else."""
-    bad = ''
-    if faults:
-        items = ''.join(f'<li>{_escaped(fault)}</li>' for fault in faults)
-        bad = f'<section><h2>Not predicted ({len(faults)})</h2><ul>{items}</ul></section>'
-    cards = ''.join(map(_card, rows))
-    files.write_text(path, PAGE.format(style=STYLE, notice=NOTICE, count=len(rows), cards=cards, bad=bad))
-
-
-def _escaped(text):
-    return html.escape(text.encode(errors='replace').decode())
-
-
-def _card(row):
-    """A picture's part of the page."""
-    bars = ''.join(_bar(name, float(row[name]), name == row['predicted']) for name in CLASSES)
-    box = 'none' if not row['left'] else (f'{row["left"]} to {row["right"]} px across, {row["top"]} to '
-                                          f'{row["bottom"]} px down')
-    shown = {key: _escaped(value) for key, value in row.items()}
-    shown |= {'lesion_percent': f'{float(row["lesion_percent"]):.1f}',
-              'mask_confidence': f'{float(row["mask_confidence"]):.2f}',
-              'title': _escaped(Path(row['file']).name)}
-    return CARD.format(**shown, bars=bars, box=box, link=quote(f'overlays/{row["name"]}.jpg'),
-                       mask=quote(f'masks/{row["name"]}.png'))
-
-
-def _bar(name, probability, predicted):
-    kind = ' class="predicted"' if predicted else ''
-    return BAR.format(name=name, kind=kind, percent=f'{100 * probability:.1f}')
-
-
 NOTICE = 'A research tool, not a medical device: do not base a diagnosis on it.'
-
-BAR = '''<tr{kind}><th scope="row">{name}</th><td>{percent}&nbsp;%</td>
-<td class="bar" aria-hidden="true"><span style="width:{percent}%"></span></td></tr>
-'''
-
-CARD = '''<li><article>
-<h2>{title}</h2>
-<p class="path">{file}</p>
-<a href="{link}"><img src="{link}" loading="lazy" alt="{title}: contours of the lesion, and heat map"></a>
-<p>Predicted: <strong>{predicted}</strong></p>
-<table><tbody>{bars}</tbody></table>
-<p>Lesion: {lesion_percent}&nbsp;% of the picture ({lesion_px} px of {width} x {height}). Bounding box: {box}.
-Confidence of the mask: {mask_confidence}. Heat map: evidence for {heat_map_of}.
-<a href="{mask}">Mask of {title}</a></p>
-</article></li>
-'''
-
-STYLE = '''
-:root { color-scheme: light dark; --line: #8888; --bar: #2a6fb0; }
-body { font: 16px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 100rem; padding: 1rem; }
-ul.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr));
-  list-style: none; padding: 0; }
-article { border: 1px solid var(--line); border-radius: .5rem; height: 100%; box-sizing: border-box;
-  padding: .8rem; }
-h1 { font-size: 1.5rem; margin: .5rem 0; }
-h2 { font-size: 1.1rem; margin: 0; overflow-wrap: anywhere; }
-.path { font-size: .8rem; margin: 0 0 .5rem; overflow-wrap: anywhere; }
-img { display: block; height: auto; width: 100%; }
-p { margin: .6rem 0 0; }
-table { border-collapse: collapse; margin-top: .3rem; table-layout: fixed; width: 100%; }
-th { font-weight: normal; text-align: left; white-space: nowrap; }
-td { padding: .1rem .6rem; text-align: right; white-space: nowrap; }
-.predicted th, .predicted td { font-weight: bold; }
-.bar { padding: 0; width: 50%; }
-.bar span { background: var(--bar); display: block; height: .8rem; }
-.predicted .bar span { outline: 2px solid currentColor; }
-a:focus-visible { outline: 3px solid #d80; outline-offset: 2px; }
-.notice { border-left: .3rem solid #d80; padding-left: .6rem; }
-'''
-
-PAGE = '''<!DOCTYPE html>
-<html lang="en">
-<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>MB-DCNN predictions</title><style>{style}</style></head>
-<body>
-<header><h1>MB-DCNN predictions</h1>
-<p class="notice">{notice}</p>
-<p>Pictures: {count}. Left in each: contours of the coarse mask (thick, green) and of the final mask (thin,
-magenta). Right: where mask-CN sees its class in the whole picture; brighter is more. Confidence of the mask:
-0 to 1, how far the views of the picture agree on it. Numbers: <a href="predictions.csv">predictions.csv</a>.
-</p></header>
-<main><ul class="cards">
-{cards}</ul>{bad}</main>
-</body></html>
-'''
 
 
 def main():
@@ -285,7 +197,7 @@ def main():
         predict_all(model, found, out, cfg, rows, faults)
     finally:   # also of an interrupted run: the table holds what is finished
         write_table(out / 'predictions.csv', rows)
-        write_page(out / 'index.html', rows, faults)
+        write_page(out / 'index.html', rows, faults, NOTICE)
         print(f'{len(rows)} of {len(found)} pictures predicted: {out}/predictions.csv, {out}/index.html')
     if faults:
         raise InputError(f'{len(faults)} of {len(found)} files cannot be used; the others are predicted',

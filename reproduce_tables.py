@@ -17,8 +17,8 @@ from engine import cli, settings
 from engine.errors import InputError
 from experiments import costs, inputs, runner
 from experiments.declarations import Declarations, in_order
-from experiments.paper_figures import Exhibits
-from experiments.run_store import HERE, Library
+from experiments.reproduction import Reproduction
+from experiments.run_store import HERE, RunStore
 from experiments.tables import to_text, write
 from mbdcnn import stages
 
@@ -50,33 +50,33 @@ def main():
     cfg = settings.resolve(globals(), choices=stages.MACHINE_CHOICES,
                            positive=('SEEDS', 'FOLDS', 'PROCESSES'))
     if cfg.CROSS_FIT < 2:
-        raise InputError(f'CROSS_FIT={cfg.CROSS_FIT}: cross-fitting needs at least 2 coarse-SNs')
+        raise InputError(f'CROSS_FIT={cfg.CROSS_FIT}: must be at least 2')
     declared = Declarations(cfg.EXPERIMENTS, {'FOLDS': cfg.FOLDS, 'CROSS_FIT': cfg.CROSS_FIT}, cfg.RECIPE)
     wanted = choose(declared, cfg)
     machine = {name: getattr(cfg, name) for name in ('DEVICE', 'AMP') if getattr(cfg, name) != 'auto'}
-    library, seeds = Library(cfg.ROOT, cfg.RECIPE, cfg.PROCESSES, machine), tuple(range(cfg.SEEDS))
-    steps = {(kind, name): declared.steps_of(exhibit, seeds, library.too_few)
-             for kind, name, exhibit in wanted}
+    store, seeds = RunStore(cfg.ROOT, cfg.RECIPE, cfg.PROCESSES, machine), tuple(range(cfg.SEEDS))
+    jobs = {(kind, name): declared.jobs_of(item, seeds, store.too_few)
+             for kind, name, item in wanted}
     if cfg.LIST:
-        show_list(library, wanted, steps, measured_rates(library, declared, seeds))
+        show_list(store, wanted, jobs, measured_rates(store, declared, seeds))
         return
-    everything = in_order([step for some in steps.values() for step in some])
-    missing = [step for step in everything if not library.finished(step)]
+    everything = in_order([job for some in jobs.values() for job in some])
+    missing = [job for job in everything if not store.finished(job)]
     print(f'{len(everything)} runs, {len(everything) - len(missing)} of them finished')
     if cfg.DRY_RUN:
         print('\n'.join(['to run, each in a folder that this script prepares with links to what it reads:',
-                         *map(library.command, missing)]))
+                         *map(store.command, missing)]))
         return
-    exhibits = Exhibits(declared, library, seeds, without_data(library, missing, cfg) if cfg.RUN else {})
+    reproduction = Reproduction(declared, store, seeds, without_data(store, missing, cfg) if cfg.RUN else {})
     faults = []
-    for kind, name, exhibit in wanted:
+    for kind, name, item in wanted:
         if cfg.RUN:
-            runner.run(library, steps[kind, name], exhibits.failed)
+            runner.run(store, jobs[kind, name], reproduction.failed)
         try:
-            make(exhibits, kind, name, exhibit, Layout(cfg.ROOT).results)
+            make(reproduction, kind, name, item, Layout(cfg.ROOT).results)
         except InputError as error:   # the others can still be made
             faults += [f'{kind} {name}: {fault}' for fault in error.faults or [error.summary]]
-    faults += [f'{step.name}: {why}' for step, why in exhibits.failed.items()]
+    faults += [f'{job.name}: {why}' for job, why in reproduction.failed.items()]
     if faults:
         raise InputError('Not everything could be made', faults,
                          'mend what these lines and the messages above say, then run the same command again')
@@ -101,26 +101,26 @@ def _names(text):
     return [word.strip() for word in text.split(',') if word.strip()]
 
 
-def without_data(library, missing, cfg):
-    """{step: reason} of the missing steps that lack what step 1 of the README makes.
+def without_data(store, missing, cfg):
+    """{job: reason} of the missing jobs that lack what step 1 of the README makes.
 
-    Raises InputError with all reasons when no step is left that could run.
+    Raises InputError with all reasons when no job is left that could run.
     """
     blocked, remedies = {}, []
-    for step in missing:
-        layout = library.data_root(step)
-        errors = inputs.missing(layout, inputs.read_by(step.script, library.values(step)))
-        if step.data and not layout.data.is_dir():
+    for job in missing:
+        layout = store.data_root(job)
+        errors = inputs.missing(layout, inputs.read_by(job.script, store.values(job)))
+        if job.data and not layout.data.is_dir():
             errors = [InputError('', [f'{layout.data}: is missing, PH2 is not prepared'],
-                                 Layout(library.root).command('dataset/prepare_PH2.py'))]
-        elif step.data.startswith('PH2/fold') and len(folds_of_ph2(library)) != cfg.FOLDS:
-            errors.append(InputError('', [f'PH2 is prepared with {len(folds_of_ph2(library))} folds, not '
-                                          f'{cfg.FOLDS}'], f'--FOLDS={len(folds_of_ph2(library))}'))
+                                 Layout(store.root).command('dataset/prepare_PH2.py'))]
+        elif job.data.startswith('PH2/fold') and len(folds_of_ph2(store)) != cfg.FOLDS:
+            errors.append(InputError('', [f'PH2 is prepared with {len(folds_of_ph2(store))} folds, not '
+                                          f'{cfg.FOLDS}'], f'--FOLDS={len(folds_of_ph2(store))}'))
         if errors:
-            blocked[step] = '; '.join(fault for error in errors for fault in error.faults[:1])
+            blocked[job] = '; '.join(fault for error in errors for fault in error.faults[:1])
             remedies += [error.remedy for error in errors]
-    scorings = [step for step in missing if not step.network and step.script.startswith('eval')]
-    if scorings and all(any(need in blocked for need in in_order([step])) for step in scorings):
+    scorings = [job for job in missing if not job.network and job.script.startswith('eval')]
+    if scorings and all(any(need in blocked for need in in_order([job])) for job in scorings):
         raise InputError('Data are missing', dict.fromkeys(blocked.values()),
                          '; '.join(dict.fromkeys(remedies)))
     for reason in dict.fromkeys(blocked.values()):
@@ -128,33 +128,33 @@ def without_data(library, missing, cfg):
     return blocked
 
 
-def folds_of_ph2(library):
+def folds_of_ph2(store):
     """Folders of the folds that dataset/prepare_PH2.py made."""
-    return sorted((library.root / 'PH2').glob('fold_*'))
+    return sorted((store.root / 'PH2').glob('fold_*'))
 
 
-def show_list(library, wanted, steps, rates):
+def show_list(store, wanted, jobs, rates):
     """Print every wanted table and figure with its runs: finished, begun or missing, and their cost."""
     counted, pflops, minutes = set(), 0.0, 0.0
-    for kind, name, exhibit in wanted:
-        done = sum(library.finished(step) for step in steps[kind, name])
-        title = f'{kind} {name}: {exhibit.get("title", "")}'
-        print(f'\n{title} ({done} of {len(steps[kind, name])} runs finished)')
-        for step in steps[kind, name]:
-            folder = 'ROOT itself' if library.folder(step) == HERE else library.folder(step)
+    for kind, name, item in wanted:
+        done = sum(store.finished(job) for job in jobs[kind, name])
+        title = f'{kind} {name}: {item.get("title", "")}'
+        print(f'\n{title} ({done} of {len(jobs[kind, name])} runs finished)')
+        for job in jobs[kind, name]:
+            folder = 'ROOT itself' if store.folder(job) == HERE else store.folder(job)
             state = f'finished in {folder}'
-            if not library.finished(step):
-                pflop, rate = cost(library, step), rates.get(step.script, float('nan'))
-                begun = (library.root / library.folder(step)).exists()
+            if not store.finished(job):
+                pflop, rate = cost(store, job), rates.get(job.script, float('nan'))
+                begun = (store.root / store.folder(job)).exists()
                 state = f'{"begun in" if begun else "missing,"} {folder}: {work(pflop, pflop / rate / 60)}'
-                if inputs.missing(library.data_root(step), inputs.read_by(step.script, library.values(step))):
+                if inputs.missing(store.data_root(job), inputs.read_by(job.script, store.values(job))):
                     state = 'missing, and so are its data'
-                elif step not in counted:
+                elif job not in counted:
                     pflops, minutes = pflops + pflop, minutes + pflop / rate / 60
-            counted.add(step)
-            print(f'  {step.name:38} {state}')
+            counted.add(job)
+            print(f'  {job.name:38} {state}')
     print(f'\nstill to run, everything counted once: {work(pflops, minutes)}')
-    unused = library.unused(counted)
+    unused = store.unused(counted)
     if unused:
         print(f'not used by what is listed: {", ".join(unused)}')
 
@@ -164,33 +164,33 @@ def work(pflop, minutes):
     return f'{pflop:.3g} PFLOP' + (f', about {minutes:.0f} min' if minutes == minutes else '')
 
 
-def cost(library, step):
-    """PFLOP of a step."""
-    return costs.of_step(step, library.settings(step), library.data_root(step))
+def cost(store, job):
+    """PFLOP of a job."""
+    return costs.of_job(job, store.settings(job), store.data_root(job))
 
 
-def measured_rates(library, declared, seeds):
+def measured_rates(store, declared, seeds):
     """{script: PFLOP a second} of the finished runs below this root."""
     done, seconds = {}, {}
     everything = [*declared.tables.values(), *declared.figures.values()]
-    for step in in_order([step for one in everything for step in declared.steps_of(one, seeds)]):
-        if library.finished(step) and library.seconds(step):
-            done[step.script] = done.get(step.script, 0) + cost(library, step)
-            seconds[step.script] = seconds.get(step.script, 0) + library.seconds(step)
+    for job in in_order([job for one in everything for job in declared.jobs_of(one, seeds)]):
+        if store.finished(job) and store.seconds(job):
+            done[job.script] = done.get(job.script, 0) + cost(store, job)
+            seconds[job.script] = seconds.get(job.script, 0) + store.seconds(job)
     return {name: done[name] / seconds[name] for name in done}
 
 
-def make(exhibits, kind, name, exhibit, results):
+def make(reproduction, kind, name, item, results):
     """Write and print one table, or draw one figure."""
     if kind == 'table':
-        table = exhibits.table(name)
+        table = reproduction.table(name)
         paths = write(table, results / 'tables', f'table_{name}')
-    elif 'pictures' in exhibit:
-        table, (paths, why) = None, exhibits.panel(name, results / 'figures')
+    elif 'pictures' in item:
+        table, (paths, why) = None, reproduction.panel(name, results / 'figures')
         if why:
             print(f'\nfigure {name}: not drawn; {why}')
     else:
-        paths, table = exhibits.chart(name, results / 'figures')
+        paths, table = reproduction.chart(name, results / 'figures')
         paths += write(table, results / 'figures', f'figure_{name}')
     if table is not None:
         print(f'\n{to_text(table)}')

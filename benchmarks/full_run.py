@@ -28,9 +28,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import child, machine, works_net
-from benchmarks.works_data import SIDE, draw
+from benchmarks.works_data import draw
 from dataset import splits
 from engine import cli, files, hardware, run_folder, settings, trainer
+from experiments import costs
+from experiments.declarations import NETWORKS, REPOSITORY
 from mbdcnn import networks, stages
 from mbdcnn.inference import Classifier
 from net.models import Xception_dilation, deeplabv3plus, deeplabv3plus_en
@@ -75,12 +77,15 @@ def main():
 
 
 # Below main(), where settings.resolve does not look: these are fixed, not settings.
-EPOCHS, PICTURES, VALIDATION = 500, 2000, 150   # the paper's
-BATCHES = {'coarse-SN': 16, 'mask-CN': 32, 'enhanced-SN': 16}
-FULL = {'coarse-SN': EPOCHS * PICTURES // 16, 'mask-CN': 50_001, 'enhanced-SN': EPOCHS * PICTURES // 16}
-VALIDATIONS = {'coarse-SN': EPOCHS, 'mask-CN': 500, 'enhanced-SN': EPOCHS}
-SEEN = {'coarse-SN': VALIDATION, 'mask-CN': 9 * VALIDATION, 'enhanced-SN': VALIDATION}   # pictures each
-SAVES = 0.1                    # of the validations; each best score saves, and each minute
+PICTURES, VALIDATION = 2000, 150   # the paper's
+SCRIPTS = {'coarse-SN': 'train_CoarseSN.py', 'mask-CN': 'train_MaskCN.py',
+           'enhanced-SN': 'train_EnhancedSN.py'}
+
+
+def full_training(name):
+    """The costs.Training of the paper's full run of a stage."""
+    values = settings.resolved(REPOSITORY / SCRIPTS[name], {'RECIPE': 'paper'})
+    return costs.of_training(values, PICTURES, VALIDATION)
 
 
 def drawn(count):
@@ -127,7 +132,7 @@ STAGES = {'coarse-SN': coarse, 'mask-CN': mask_cn, 'enhanced-SN': enhanced}
 def measure(name, given, device, folder):
     """Seconds of a step with its data and without, of validating an image and of a save; and memory."""
     cfg = SimpleNamespace(**works_net.SETTINGS | {
-        'INPUT_CHANNEL': 4, 'BATCH_SIZE': BATCHES[name], 'PICTURES_ON': given.PICTURES_ON,
+        'INPUT_CHANNEL': 4, 'BATCH_SIZE': full_training(name).batch, 'PICTURES_ON': given.PICTURES_ON,
         'COMPILE': given.COMPILE, 'IMAGES': given.IMAGES,
         'INPUT_SCALING': 'symmetric' if name == 'mask-CN' else 'unit'})
     process = hardware.Process(0, 1, device)
@@ -152,11 +157,11 @@ def measure(name, given, device, folder):
         validation = timed(task.validate, device) / cfg.IMAGES
         save = timed(session.save, device)
     step, alone = (min(times) for times in zip(*rounds, strict=True))
-    total = FULL[name] * step + VALIDATIONS[name] * (SEEN[name] * validation + SAVES * save)
-    forward = machine.flops(*inputs_of(name))
+    total = full_training(name).seconds(step, validation, save)
+    forward = 1e9 * costs.FORWARD[NETWORKS[SCRIPTS[name]]]
     return {'batch': cfg.BATCH_SIZE, 'precision': session.precision, 'step': step,
             'data wait': 1 - alone / step, 'rounds': rounds, 'validation': validation, 'save': save,
-            'full run': total, 'profile': profiled, 'operations': 3 * forward * cfg.BATCH_SIZE,
+            'full run': total, 'profile': profiled, 'operations': costs.STEP * forward * cfg.BATCH_SIZE,
             'memory': torch.cuda.max_memory_allocated(device) if device.type == 'cuda' else 0}
 
 
@@ -167,14 +172,6 @@ def timed(call, device):
     call()
     machine.wait(device)
     return time.perf_counter() - start
-
-
-def inputs_of(name):
-    """A network of a stage and one picture's inputs, to count its operations."""
-    image, cam = torch.zeros(1, 3, SIDE, SIDE), torch.zeros(1, 1, SIDE // 16, SIDE // 16)
-    return {'coarse-SN': (deeplabv3plus().eval(), image),
-            'enhanced-SN': (deeplabv3plus_en().eval(), image, cam),
-            'mask-CN': (Xception_dilation().eval(), torch.zeros(1, 4, SIDE, SIDE))}[name]
 
 
 def seconds_of(session, batches):

@@ -9,6 +9,8 @@ from dataset.layout import ADDED
 from engine import cache, files
 from engine.errors import InputError
 
+MADE_BY = 'made_by.json'   # beside coarse masks: how, and of what pictures, they were drawn
+
 
 @dataclass(frozen=True)
 class Segmentation:
@@ -168,10 +170,20 @@ def coarse_paths(layout, folder, pictures):
     Raises InputError naming those that are missing, or drawn of an earlier state of the picture.
     """
     paths = [folder / f'{picture.stem}.png' for picture in pictures]
+    drawn = files.read_json(folder / MADE_BY, 'pictures').get('pictures', {})
     outdated = [f'{path}: is missing, or not drawn from the present {picture}'
-                for path, picture in zip(paths, pictures, strict=True)
-                if not files.is_current(path, picture.stat().st_mtime_ns)]
+                for path, picture in zip(paths, pictures, strict=True) if not is_drawn(path, picture, drawn)]
     if outdated:
         raise InputError(f'{len(outdated)} coarse masks are missing', outdated,
                          f'{layout.command("generate_Coarse_mask.py")}, with the settings in made_by.json')
     return paths
+
+
+def is_drawn(mask, picture, drawn):
+    """True when a coarse mask was drawn from the present picture.
+
+    It has the picture's time or, in a copied folder that lost the times, `drawn` ({stem: hash}, as
+    made_by.json records it) knows the picture's content.
+    """
+    return mask.is_file() and (files.is_current(mask, picture.stat().st_mtime_ns) or (
+        picture.stem in drawn and drawn[picture.stem] == files.fingerprint(picture)))

@@ -1,242 +1,117 @@
-"""From evaluation csv files to the cells of a table: scores, bootstrap intervals, paired differences."""
-import csv
-from dataclasses import dataclass, replace
+"""The bootstrap over images: 95 % intervals of scores, and paired differences. Arrays in, fractions out.
+
+A resample draws as many images as there are, with replacement. It is written as a row of *weights*, how
+often it draws each image, so that a score of a thousand resamples is a few products of matrices.
+"""
+from dataclasses import dataclass
 
 import numpy as np
 
-from dataset.isic import CLASSES, TASKS
-from engine import metrics
-from engine.errors import InputError
-
-COLUMNS = {
-    'segmentation': metrics.SEGMENTATION,
-    'classification': ('mean AUC', *(f'{task} {name}' for task in TASKS
-                                     for name in metrics.CLASSIFICATION)),
-}
-HEADERS = {('image_id', *metrics.SEGMENTATION): 'segmentation', ('image_id', *CLASSES): 'classification'}
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """One test fold: N images and what one network said of them."""
-    names: tuple                      # image ids
-    values: np.ndarray                # (N, 5) scores in [0, 1], or (N, 3) class probabilities
-    labels: np.ndarray | None = None  # (N,) class numbers; None for segmentation
-    source: str = 'a result'          # the file, for messages
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """The evaluation of one training run: one part, or one a fold."""
-    kind: str       # 'segmentation' or 'classification'
-    parts: tuple
-
-    @property
-    def count(self):
-        """Number of images in all parts."""
-        return sum(len(part.names) for part in self.parts)
+RESAMPLES = 1000           # drawn at a time, a chunk
+SMALL_P = 0.01             # below it, more are drawn: a thousand say little about one in a thousand
+MOST_RESAMPLES = 100_000   # ten times as many until p is no longer small, this many at most
 
 
 @dataclass(frozen=True)
 class Difference:
-    """First minus second, in percentage points; `p` is two-sided."""
+    """First score minus second, its 95 % interval, and the two-sided p of "they do not differ"."""
     mean: float
     low: float
     high: float
     p: float
+    resamples: int   # that were drawn; p is no smaller than 2 / (resamples + 1)
 
 
-# --- Reading
+def draw(parts, seed=0, chunk=0):
+    """How often each resample draws each image, within the parts (test folds): one (R, N) float64 a part.
 
-
-def read(paths, labels=None):
-    """The Result in csv files of eval_EnhancedSN.py or eval_MaskCN.py, one file a fold.
-
-    labels : {image id: class number}, needed for classification
-    Raises InputError naming every missing or damaged file and every image without a label.
+    parts : (N, truths) pairs; truths : (N,) bool arrays, one a classification task. Resamples in which a
+    task has lost one of its two classes are left out, so R may be below RESAMPLES; a task that has one
+    class from the start does not count. Each chunk has draws of its own.
     """
-    parts, faults, kinds, owner = [], [], {}, {}
-    for path in map(str, paths):
-        kind, rows, found = _scan(path)
-        faults += found
-        if kind:
-            kinds.setdefault(kind, path)
-            faults += [f'{path}: {name} is in {owner[name]} too' for name in rows if name in owner]
-            owner.update(dict.fromkeys(rows, path))
-        if kind == 'classification':
-            faults += [f'{path}: {name} has no label' for name in rows if _label(labels, name) is None]
-        classes = [_label(labels, name) for name in rows] if kind == 'classification' else None
-        parts.append((tuple(rows), list(rows.values()), classes, path))
-    if len(kinds) > 1:
-        faults.append(' and '.join(f'{path} ({kind})' for kind, path in kinds.items()) + ' do not mix')
-    if faults:
-        raise InputError('Results of an evaluation cannot be used', faults,
-                         'run the evaluation again; labels are those of step 0')
-    return Result(next(iter(kinds)), tuple(
-        Part(names, np.array(values), None if classes is None else np.array(classes), path)
-        for names, values, classes, path in parts))
-
-
-def _label(labels, name):
-    return (labels or {}).get(name)
-
-
-def _scan(path):
-    """(kind, {image id: [float]}, list of faults) of a csv file; kind None where it is none of ours."""
-    try:
-        with open(path, encoding='utf-8-sig', newline='') as file:
-            header, *rows = list(csv.reader(file)) or [[]]
-    except FileNotFoundError:
-        return None, {}, [f'{path}: is missing']
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
-        return None, {}, [f'{path}: cannot be read: {error}']
-    kind = HEADERS.get(tuple(header))
-    if kind is None:
-        return None, {}, [f'{path}: has the columns {",".join(header)[:80]!r}, not those of an evaluation']
-    found, faults = {}, []
-    for number, row in enumerate(rows, start=2):
-        values = _numbers(row[1:])
-        if not row:
-            continue
-        if not row[0] or values is None or len(row) != len(header):
-            faults.append(f'{path}, line {number}: {",".join(row)[:80]!r} is not an id and '
-                          f'{len(header) - 1} numbers from 0 to 1')
-        elif row[0] in found:
-            faults.append(f'{path}, line {number}: {row[0]} is listed twice')
-        else:
-            found[row[0]] = values
-    if not found and not faults:
-        faults.append(f'{path}: has no rows')
-    return kind, found, faults
-
-
-def _numbers(words):
-    """Text -> numbers in [0, 1]; None where one is not."""
-    try:
-        values = [float(word) for word in words]
-    except ValueError:
-        return None
-    return values if all(0 <= value <= 1 for value in values) else None   # NaN fails too
-
-
-# --- Scores and intervals
-
-
-def score(result, column):
-    """A column of COLUMNS in percent; None where a part has one class only.
-
-    Segmentation: mean over the images of all parts. Classification: mean over the parts of each
-    part's score, since the folds' networks have probabilities on scales of their own; AC, SE and SP
-    are those at the arg-max.
-    """
-    _require_column(result, column)
-    if not _defined(result, column):
-        return None
-    return float(100 * _under(result, column, [np.ones((1, len(part.names))) for part in result.parts])[0])
-
-
-def interval(results, column, seed=0):
-    """Bootstrap 95 % interval over images: (low, high) percent, or None where the score is.
-
-    results : a Result, or a list of them, one a training seed: then of their mean score, every
-    resample being the same for all seeds. InputError where seeds hold different images.
-    The percentile bootstrap of metrics.interval_of_means and intervals_of_areas, within each part.
-    """
-    results = _aligned(_listed(results), column)
-    drawn = _resampled(results, column, seed)
-    return None if drawn is None else _bounds(drawn)
-
-
-def paired_difference(a, b, column, seed=0):
-    """Difference a - b with its paired bootstrap over images: a Difference, or None where undefined.
-
-    a, b : Results, or equally long lists of them, one a training seed, whose scores are averaged
-    within each resample. All must hold the same images in each part (InputError).
-    p = 2 min(share <= 0, share >= 0) over the resamples, from 1 / resamples to 1. The images are what
-    is drawn: how much training varies shows in the spread over seeds alone.
-    """
-    a, b = _listed(a), _listed(b)
-    if len(a) != len(b):
-        raise ValueError(f'{len(a)} and {len(b)} results: equal seeds must pair up')
-    results = _aligned([*a, *b], column)
-    first, second = results[:len(a)], results[len(a):]
-    drawn = [_resampled(group, column, seed) for group in (first, second)]
-    if drawn[0] is None:
-        return None
-    differences = drawn[0] - drawn[1]
-    share = min((differences <= 0).mean(), (differences >= 0).mean())
-    mean = np.mean([score(result, column) for result in first]) \
-        - np.mean([score(result, column) for result in second])
-    return Difference(float(mean), *_bounds(differences),
-                      float(np.clip(2 * share, 1 / len(differences), 1)))
-
-
-def _listed(results):
-    return [results] if isinstance(results, Result) else list(results)
-
-
-def _bounds(values):
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _resampled(results, column, seed):
-    """Mean score of aligned results in each resample: (resamples,) percent, or None where undefined."""
-    if not _defined(results[0], column):
-        return None
-    weights = _weights(results[0], seed)
-    if not len(weights[0]):
-        return None
-    return 100 * np.mean([_under(result, column, weights) for result in results], axis=0)
-
-
-def _weights(result, seed):
-    """How often each resample draws each image, within the parts: one (R, N) array a part.
-
-    The draws are those of `metrics`. As there, resamples are left out in which a task has lost one of
-    its classes, so R may be below RESAMPLES; a task that has one class from the start does not count.
-    """
-    rng, weights, kept = np.random.default_rng(seed), [], np.ones(metrics.RESAMPLES, bool)
-    for part in result.parts:
-        count = len(part.names)
-        draws = rng.integers(0, count, (metrics.RESAMPLES, count))
-        cells = draws + count * np.arange(metrics.RESAMPLES)[:, None]
-        drawn = np.bincount(cells.ravel(), minlength=draws.size).reshape(draws.shape).astype(np.float64)
-        weights.append(drawn)
-        for number in TASKS.values() if result.kind == 'classification' else ():
-            truth = part.labels == number
-            if _both(truth):
-                kept &= drawn[:, truth].any(1) & drawn[:, ~truth].any(1)
+    rng = np.random.default_rng([seed, chunk] if chunk else seed)
+    weights, kept = [], np.ones(RESAMPLES, bool)
+    for count, truths in parts:
+        drawn = rng.integers(0, count, (RESAMPLES, count))
+        cells = drawn + count * np.arange(RESAMPLES)[:, None]   # one bincount for all resamples
+        weights.append(np.bincount(cells.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(float))
+        for truth in truths:
+            if both(truth):
+                kept &= weights[-1][:, truth].any(1) & weights[-1][:, ~truth].any(1)
     return [drawn[kept] for drawn in weights]
 
 
-def _under(result, column, weights):
-    """The column's score in [0, 1] under image weights, one (R, N) array a part: (R,)."""
-    if result.kind == 'segmentation':
-        place = metrics.SEGMENTATION.index(column)
-        sums = [drawn @ part.values[:, place] for part, drawn in zip(result.parts, weights, strict=True)]
-        return np.sum(sums, axis=0) / result.count
-    name = column.split()[1]
-    return np.mean([_task_score(part, number, name, drawn)
-                    for part, drawn in zip(result.parts, weights, strict=True)
-                    for number in _tasks(column)], axis=0)
+def both(truth):
+    """True where both classes are among (N,) bool."""
+    return truth.any() and not truth.all()
 
 
-def _tasks(column):
-    """Class numbers of the tasks that a classification column is made of."""
-    task = column.split()[0]
-    return [number for name, number in TASKS.items() if task in (name, 'mean')]
+def bounds(scores):
+    """The 95 % percentile interval of resampled scores (R, ...): array (2, ...), low and high."""
+    return np.percentile(scores, [2.5, 97.5], axis=0)
 
 
-def _task_score(part, number, name, weights):
-    truth, p = part.labels == number, part.values[:, number]
-    if name == 'AUC':
-        return area(p, truth, weights)
-    if name == 'AP':
-        return average_precision(p, truth, weights)
-    right = (part.values.argmax(1) == number) == truth
-    among = {'AC': np.ones_like(truth), 'SE': truth, 'SP': ~truth}[name]
-    return weights @ (right & among) / (weights @ among)
+def difference(first, second, resampled):
+    """Difference of two scores; None where no resample is defined.
+
+    resampled : function of a chunk's number -> (R,) first minus second in each of its resamples
+
+    p = 2 (b + 1) / (R + 1), at most 1, with b the resamples on the rarer side of zero (ties on both): what
+    was measured counts as a resample, so p is never 0. The images are what is drawn; how much one training
+    differs from the next shows in the spread over seeds alone.
+    """
+    found, chunks, most = resampled(0), 1, MOST_RESAMPLES // RESAMPLES
+    if not len(found):
+        return None
+    while two_sided(found) < SMALL_P and chunks < most:
+        wanted = min(10 * chunks, most)
+        found = np.concatenate([found, *map(resampled, range(chunks, wanted))])
+        chunks = wanted
+    return Difference(float(first - second), *map(float, bounds(found)), two_sided(found), len(found))
+
+
+def two_sided(differences):
+    """p of "they do not differ" from the differences in resamples, see `difference`."""
+    rarer = min((differences <= 0).sum(), (differences >= 0).sum())
+    return float(min(1, 2 * (rarer + 1) / (len(differences) + 1)))
+
+
+# --- Of plain arrays
+
+
+def interval_of_means(values, seed=0):
+    """Interval of the mean of each column: (N, M) scores -> (M, 2)."""
+    values = np.asarray(values, dtype=np.float64)
+    weights, = draw([(len(values), ())], seed)
+    return bounds(weights @ values / len(values)).T
+
+
+def paired_difference(first, second, seed=0):
+    """Difference of the means of two methods' scores of the same images in the same order, (N,) each."""
+    first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if first.shape != second.shape:
+        raise ValueError(f'{len(first)} and {len(second)} scores must be of the same images')
+    return difference(first.mean(), second.mean(), lambda chunk: draw([(len(first), ())], seed, chunk)[0]
+                      @ (first - second) / len(first))
+
+
+def intervals_of_areas(probabilities, labels, tasks, seed=0):
+    """Intervals of the AUCs: {'<task> AUC': [low, high], ..., 'mean AUC': ...}.
+
+    probabilities : (N, K); labels : (N,) class numbers; tasks : {name: class number against the rest}
+    None where a task, or any of them for the mean, has one class only.
+    """
+    probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
+    truths = {name: labels == number for name, number in tasks.items()}
+    weights, = draw([(len(labels), truths.values())], seed)
+    areas = {f'{name} AUC': area(probabilities[:, tasks[name]], truth, weights)
+             if both(truth) and len(weights) else None for name, truth in truths.items()}
+    defined = [found for found in areas.values() if found is not None]
+    areas['mean AUC'] = np.mean(defined, axis=0) if len(defined) == len(tasks) else None
+    return {name: None if found is None else bounds(found).tolist() for name, found in areas.items()}
+
+
+# --- Scores of a classification under weights
 
 
 def area(p, truth, weights):
@@ -261,59 +136,3 @@ def average_precision(p, truth, weights):
     hits = np.cumsum((weights * truth)[:, order], axis=1)[:, last]
     gained = np.diff(hits, prepend=0, axis=1)
     return (gained * hits / np.maximum(found, 1)).sum(1) / hits[:, -1]   # found is 0 before the first
-
-
-def _both(truth):
-    return truth.any() and not truth.all()
-
-
-def _defined(result, column):
-    return result.kind == 'segmentation' or all(
-        _both(part.labels == number) for part in result.parts for number in _tasks(column))
-
-
-def _require_column(result, column):
-    if column not in COLUMNS[result.kind]:
-        raise ValueError(f'{column!r} is not a score of a {result.kind}: {", ".join(COLUMNS[result.kind])}')
-
-
-# --- Pairing
-
-
-def _aligned(results, column):
-    """Results with their images in the first one's order; InputError where images or labels differ."""
-    first, aligned, faults = results[0], [], []
-    for result in results:
-        _require_column(result, column)
-        if len(result.parts) != len(first.parts):
-            faults.append(f'{result.parts[0].source} is one of {len(result.parts)} parts, '
-                          f'{first.parts[0].source} one of {len(first.parts)}')
-            continue
-        pairs = list(zip(result.parts, first.parts, strict=True))
-        found = [fault for part, like in pairs for fault in _mismatch(part, like)]
-        faults += found
-        if not found:
-            aligned.append(replace(result, parts=tuple(_ordered(part, like.names) for part, like in pairs)))
-    if faults:
-        raise InputError('Results of different images cannot be compared', faults,
-                         'evaluate all of them on the same data')
-    return aligned
-
-
-def _mismatch(part, like):
-    """Lines that report images, or labels, that only one of two parts has."""
-    names, others = set(part.names), set(like.names)
-    lines = [f'{like.source}: {name} is missing, which {part.source} has' for name in sorted(names - others)]
-    lines += [f'{part.source}: {name} is missing, which {like.source} has' for name in sorted(others - names)]
-    if lines or part.labels is None:
-        return lines
-    classes = dict(zip(like.names, like.labels, strict=True))
-    return [f'{part.source}: {name} has the class {label}, in {like.source} {classes[name]}'
-            for name, label in zip(part.names, part.labels, strict=True) if label != classes[name]]
-
-
-def _ordered(part, names):
-    places = {name: place for place, name in enumerate(part.names)}
-    order = [places[name] for name in names]
-    return replace(part, names=names, values=part.values[order],
-                   labels=None if part.labels is None else part.labels[order])

@@ -3,7 +3,6 @@ import numpy as np
 
 SEGMENTATION = ('JA', 'DI', 'pixel-AC', 'pixel-SE', 'pixel-SP')
 CLASSIFICATION = ('AUC', 'AP', 'AC', 'SE', 'SP')
-RESAMPLES = 1000
 
 
 def confusion(prediction, truth):
@@ -59,35 +58,3 @@ def _decision_scores(prediction, truth):
     return {name: float(row[SEGMENTATION.index(f'pixel-{name}')]) for name in ('AC', 'SE', 'SP')}
 
 
-def interval_of_means(values, seed=0):
-    """Bootstrap 95 % interval over images of the mean of each column.
-
-    values : (N, M). Returns (M, 2): lower and upper bound (percentile bootstrap, 1000 resamples).
-    """
-    values = np.asarray(values, dtype=np.float64)
-    draws = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
-    means = np.stack([values[draw].mean(0) for draw in draws])
-    return np.percentile(means, [2.5, 97.5], axis=0).T
-
-
-def intervals_of_areas(probabilities, labels, tasks, seed=0):
-    """Bootstrap 95 % intervals over images of the AUCs: {'<task> AUC': [low, high], ..., 'mean AUC'}.
-
-    Resamples in which a task has one class are skipped; None where that leaves none.
-    """
-    from sklearn.metrics import roc_auc_score  # slow to import
-    probabilities, labels = np.asarray(probabilities), np.asarray(labels)
-    rng = np.random.default_rng(seed)
-    rows = []
-    for _ in range(RESAMPLES):
-        draw = rng.integers(0, len(labels), len(labels))
-        truth = [labels[draw] == number for number in tasks.values()]
-        if all(t.any() and not t.all() for t in truth):
-            areas = [roc_auc_score(t, probabilities[draw, number])
-                     for t, number in zip(truth, tasks.values(), strict=True)]
-            rows.append([*areas, np.mean(areas)])
-    names = [f'{task} AUC' for task in tasks] + ['mean AUC']
-    if not rows:
-        return dict.fromkeys(names)
-    low, high = np.percentile(rows, [2.5, 97.5], axis=0)
-    return {name: [float(low[i]), float(high[i])] for i, name in enumerate(names)}

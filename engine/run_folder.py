@@ -23,7 +23,6 @@ SECONDS_BETWEEN_FIGURES = 60
 GO_ANEW = 'start anew with --RESUME=False'
 REPOSITORY = Path(__file__).resolve().parent.parent
 GIT_MAY_TAKE = 5   # seconds, to say what code this is
-MOST = 1e300   # larger numbers of metrics.jsonl are damage
 
 
 class Run:
@@ -128,8 +127,7 @@ class Run:
         """Take up metrics.jsonl up to `step`; later rows belong to work that was lost and is redone."""
         path = self.folder / 'metrics.jsonl'
         try:
-            lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
-            rows = list(map(read_row, lines))
+            rows = read_rows(path) if path.exists() else []
         except ValueError as error:
             raise InputError('A run folder is damaged', [f'{path}: {error}'], GO_ANEW) from None
         self.rows = [row for row in rows if row['step'] <= step]
@@ -177,14 +175,13 @@ class Run:
         self._lock.release()
 
 
-def read_row(line):
-    """A line of metrics.jsonl as {name: number}; null stands for NaN. Raises ValueError."""
-    row = {name: math.nan if value is None else value for name, value in files.json_object(line).items()}
-    if type(row.get('step')) is not int or not all(
-            type(value) is float and not MOST < abs(value) < math.inf
-            or type(value) is int and abs(value) < 2**63 for value in row.values()):   # as NumPy holds them
-        raise ValueError(f'{line[:80]!r} does not hold numbers and a step')
-    return row
+def read_rows(path):
+    """The rows of a metrics.jsonl: dicts of numbers with a 'step'; null stands for NaN. Raises ValueError."""
+    rows = [{name: math.nan if value is None else value for name, value in files.json_object(line).items()}
+            for line in path.read_text(encoding='utf-8').splitlines() if line.strip()]
+    if not all('step' in row for row in rows):
+        raise ValueError('holds a line without a step')
+    return rows
 
 
 def versions(device):

@@ -1,7 +1,7 @@
 """Scoring masks against the truth: arrays as they are found, or folders of png files by any method."""
 import numpy as np
 
-from engine import files, images, metrics
+from engine import bootstrap, files, images, metrics
 from engine.errors import InputError
 
 SUFFIX = '_segmentation'   # behind the image id in the challenge's file names
@@ -88,23 +88,9 @@ def summary(scores, columns=metrics.SEGMENTATION):
 
     scores : (N, len(columns)) in [0, 1]
     """
-    means, bounds = scores.mean(0), metrics.interval_of_means(scores)
+    means, bounds = scores.mean(0), bootstrap.interval_of_means(scores)
     return {**dict(zip(columns, means.tolist(), strict=True)),
             'ci95': dict(zip(columns, bounds.tolist(), strict=True))}
-
-
-def paired_difference(a, b, resamples=10_000, seed=0):
-    """Mean of a - b over images with its paired bootstrap: (mean, low, high, p), two-sided.
-
-    a, b : (N,) scores of the same images. p = 2 (k + 1) / (resamples + 1), at most 1, where k resamples
-    reach zero from the mean's side: no p is below what so many resamples can tell.
-    """
-    difference, rng = np.asarray(a, np.float64) - np.asarray(b, np.float64), np.random.default_rng(seed)
-    means = np.array([difference[rng.integers(0, len(difference), len(difference))].mean()
-                      for _ in range(resamples)])
-    least = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(difference.mean()), float(low), float(high), min(1.0, 2 * (least + 1) / (resamples + 1))
 
 
 def holm(p):

@@ -1,63 +1,70 @@
-"""What a step costs, counted in arithmetic: enough to plan a day, not to judge a kernel."""
+"""What a job costs, counted in arithmetic: enough to plan a day, not to judge a kernel."""
+from dataclasses import dataclass
+
 from experiments import inputs
 from mbdcnn.inference import VIEWS
 
-# GFLOP of one forward pass of one 224 x 224 px picture; a training step costs three times that.
-COARSE_SN, MASK_CN, D_NET = 31.7, 10.7, 7.4
+# GFLOP of one forward pass of one picture of SIDE px; enhanced-SN's E-layer adds next to nothing.
+FORWARD = {'CoarseSN': 31.7, 'MaskCN': 10.7, 'EnhancedSN': 31.7, 'D-Net': 7.4}
 SIDE = 224
-STEP = 3
+STEP = 3       # forward passes that an optimiser step costs
+SAVES = 0.1    # checkpoints for each validation: each best score saves, and each minute
 
 
-def of_step(step, values, layout):
-    """PFLOP of a Step. values : its settings; layout : of the root whose dataset/ it reads."""
-    if step.script == 'train_MaskCN.py':
-        return _pflop(MASK_CN, values['INPUT_SIZE'], _seen_by_classifier(values, layout))
-    if step.network:
-        return _segmentation_training(values, layout)
-    if step.script == 'generate_Coarse_mask.py':
-        drawn = _drawn(values, layout) * (len(VIEWS) if values['TTA'] else 1)
-        return _pflop(COARSE_SN, values['INPUT_SIZE'], drawn)
-    if step.script == 'eval_MaskCN.py':
-        return _pflop(MASK_CN, values['INPUT_SIZE'], inputs.entries(layout, 'cls', values['SPLIT']))
+@dataclass(frozen=True)
+class Training:
+    """What a training goes through: `steps` of `batch` pictures, `validations` of `validated` pictures."""
+    steps: float
+    batch: int
+    validations: int
+    validated: int
+
+    @property
+    def forwards(self):
+        """Forward passes of single pictures, an optimiser step's counted as STEP."""
+        return STEP * self.steps * self.batch + self.validations * self.validated
+
+    def seconds(self, step, validation, save):
+        """How long it takes, from the seconds of a step, of validating one picture, and of one save."""
+        return self.steps * step + self.validations * (self.validated * validation + SAVES * save)
+
+
+def of_training(values, pictures, validated):
+    """The Training of a script with settings `values` on so many pictures and validation images."""
+    if 'STEPS' in values:   # mask-CN
+        steps, length, validated = values['STEPS'], values['STEPS'], validated * values['VALIDATION_CROPS']
+    else:
+        steps, length = pictures * values['EPOCH'] / values['BATCH_SIZE'], values['EPOCH']
+    return Training(steps, values['BATCH_SIZE'], -(-length // values['VALIDATE_EVERY']), validated)
+
+
+def of_job(job, values, layout):
+    """PFLOP of a Job. values : its settings; layout : of the root whose dataset/ it reads."""
+    kind = 'cls' if 'MaskCN' in job.script else 'seg'
+    scale = (values.get('INPUT_SIZE', SIDE) / SIDE) ** 2 / 1e6
+    if job.network:
+        pictures = inputs.count(layout, kind, 'Training')
+        pictures = min(values['TRAIN_IMAGES'] or pictures, pictures)
+        if values.get('TRANSFER') == 'mdc':   # and those that get a proxy mask
+            pictures = max(pictures, inputs.count(layout, 'cls', 'Training'))
+        folds = values.get('CROSS_FIT', 0)    # each network leaves one of them out
+        work = of_training(values, pictures * (folds - 1) / folds if folds else pictures,
+                           inputs.count(layout, kind, 'Validation'))
+        transfer = values.get('TRANSFER', 'none')
+        # A map of mask-CN takes one forward pass, of a training picture too.
+        maps = work.forwards - (STEP - 1) * work.steps * work.batch if transfer in ('e-layer', 'd-net') else 0
+        own = FORWARD['D-Net' if transfer == 'd-net' else job.network]
+        return scale * (folds or 1) * (own * work.forwards + FORWARD['MaskCN'] * maps)
+    if job.script == 'generate_Coarse_mask.py':
+        drawn = sum(len(inputs.lines(layout, *each)) for each in inputs.EVERYTHING)
+        images, crops = inputs.count(layout, 'cls', 'Training'), len(inputs.lines(layout, 'cls', 'Training'))
+        if 0 < values['CROPS_OF_IMAGES'] < images:   # about: images differ in their number of crops
+            drawn -= crops * (1 - values['CROPS_OF_IMAGES'] / images)
+        return scale * FORWARD['CoarseSN'] * drawn * (len(VIEWS) if values['TTA'] else 1)
+    if job.script == 'eval_MaskCN.py':
+        return scale * FORWARD['MaskCN'] * len(inputs.lines(layout, 'cls', values['SPLIT']))
     # With the E-layer; the other ways of TRANSFER cost less.
-    one = COARSE_SN + (MASK_CN if values['NETWORK'] == 'EnhancedSN' else 0)
+    one = FORWARD['CoarseSN'] + (FORWARD['MaskCN'] if values['NETWORK'] == 'EnhancedSN' else 0)
     views, scales = (len(VIEWS), values['SCALES']) if values['TTA'] else (1, values['SCALES'][:1])
-    return sum(_pflop(one, scale, inputs.count(layout, 'seg', values['SPLIT']) * views) for scale in scales)
-
-
-def _seen_by_classifier(values, layout):
-    """Forward passes of a training of mask-CN, a step's counted as three."""
-    validated = inputs.count(layout, 'cls', 'Validation') * values['VALIDATION_CROPS']
-    return STEP * values['STEPS'] * values['BATCH_SIZE'] + validated * _times(values['STEPS'], values)
-
-
-def _segmentation_training(values, layout):
-    pictures = inputs.count(layout, 'seg', 'Training')
-    pictures = min(values['TRAIN_IMAGES'] or pictures, pictures)
-    if values.get('TRANSFER') == 'mdc':   # and those that get a proxy mask
-        pictures = max(pictures, inputs.count(layout, 'cls', 'Training'))
-    folds = values.get('CROSS_FIT', 0)
-    trained = pictures * values['EPOCH'] * (folds - 1 if folds else 1)
-    validated = inputs.count(layout, 'seg', 'Validation') * _times(values['EPOCH'], values) * (folds or 1)
-    transfer = values.get('TRANSFER', 'none')
-    own = D_NET if transfer == 'd-net' else COARSE_SN
-    maps = MASK_CN * (trained + validated) if transfer in ('e-layer', 'd-net') else 0
-    return _pflop(1, values['INPUT_SIZE'], own * (STEP * trained + validated) + maps)
-
-
-def _drawn(values, layout):
-    """Crops and pictures of all splits that get a coarse mask."""
-    drawn = sum(inputs.entries(layout, *each) for each in inputs.EVERYTHING)
-    images, crops = inputs.count(layout, 'cls', 'Training'), inputs.entries(layout, 'cls', 'Training')
-    if 0 < values['CROPS_OF_IMAGES'] < images:   # about: images differ in their number of crops
-        drawn -= crops * (1 - values['CROPS_OF_IMAGES'] / images)
-    return drawn
-
-
-def _times(length, values):
-    """How often a training of `length` validates."""
-    return -(-length // values['VALIDATE_EVERY'])
-
-
-def _pflop(gflop, side, pictures):
-    return gflop * (side / SIDE) ** 2 * pictures / 1e6
+    return sum((side / SIDE) ** 2 for side in scales) * one * views / 1e6 * inputs.count(
+        layout, 'seg', values['SPLIT'])

@@ -1,9 +1,10 @@
-"""Experiments, tables and figures as declared in experiments.toml, turned into steps.
+"""Experiments, tables and figures as declared in experiments.toml, turned into jobs.
 
-A step is one run of one script; steps with the same script, settings and inputs are equal, whatever
+A job is one run of one script; jobs with the same script, settings and inputs are equal, whatever
 they are called, so that a graph of experiments shares what is the same.
 """
 import dataclasses
+import graphlib
 import itertools
 import math
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ from pathlib import Path
 
 from dataset.layout import SPLITS
 from engine import settings
-from engine.bootstrap import COLUMNS
 from engine.errors import InputError
 from experiments import toml_schema
+from experiments.results import COLUMNS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 EVERY_COLUMN = tuple(column for columns in COLUMNS.values() for column in columns)
@@ -26,12 +27,12 @@ SCRIPTS = (*NETWORKS, 'generate_Coarse_mask.py')
 
 
 @dataclass(frozen=True)
-class Step:
+class Job:
     """One run of one script.
 
-    name : of the run folder; not part of what a step is, see __eq__
+    name : of the run folder; not part of what a job is, see __eq__
     script : file name; overrides : sorted tuple of (NAME, literal), without ROOT and RECIPE
-    needs : tuple of Steps whose output it reads; start : Step that it is fine-tuned from, or None
+    needs : tuple of Jobs whose output it reads; start : Job that it is fine-tuned from, or None
     data : folder below ROOT whose dataset/ it reads, '' for ROOT itself
     """
     name: str = dataclasses.field(compare=False)
@@ -42,7 +43,7 @@ class Step:
     data: str
 
     def __hash__(self):
-        """Of this step alone: through all that it needs, the ways are exponentially many."""
+        """Of this job alone: through all that it needs, the ways are exponentially many."""
         return hash((self.script, self.overrides, self.data, len(self.needs), self.start is None))
 
     @property
@@ -52,17 +53,17 @@ class Step:
 
     @property
     def before(self):
-        """The steps that must be finished first."""
+        """The jobs that must be finished first."""
         return self.needs if self.start is None else (*self.needs, self.start)
 
     def upstream(self):
-        """Every step that this one reads from, nearest first, each once."""
+        """Every job that this one reads from, nearest first, each once."""
         found, queue = [], list(self.needs)
         while queue:
-            step = queue.pop(0)
-            if step not in found:
-                found.append(step)
-                queue += step.needs
+            job = queue.pop(0)
+            if job not in found:
+                found.append(job)
+                queue += job.needs
         return found
 
 
@@ -75,7 +76,7 @@ class Declarations:
 
     def __init__(self, path, values, recipe='default'):
         self.path, self.recipe, self.faults = Path(path), recipe, []
-        self._steps, self._first = {}, {}   # by name and seed; equal steps go by what is declared first
+        self._jobs, self._first = {}, {}   # by name and seed; equal jobs go by what is declared first
         try:
             declared = settings.read_toml(self.path)
         except (OSError, ValueError) as error:
@@ -102,38 +103,43 @@ class Declarations:
         self._refuse()
         for name in self.experiments:
             self._check_experiment(name)
+        try:
+            graphlib.TopologicalSorter({name: _needs(table) for name, table in
+                                        self.experiments.items()}).prepare()
+        except graphlib.CycleError as error:
+            self.faults.append(f'experiment.{error.args[1][0]}: needs itself')
         for name, table in self.tables.items():
             self._check_table(f'table.{name}', table)
         for name, figure in self.figures.items():
             self._check_figure(f'figure.{name}', figure)
         self._refuse()
         for name in self.experiments:
-            self.step(name)
+            self.job(name)
 
     def _refuse(self):
         if self.faults:
             raise InputError(f'{self.path} cannot be used', self.faults, 'correct these lines')
 
-    # Steps
+    # Jobs
 
-    def step(self, name, seed=0):
-        """The Step of an experiment, with all that it needs. seed : added to each script's own SEED."""
-        if (name, seed) not in self._steps:
-            step = self._make_step(name, seed)
-            self._steps[name, seed] = self._first.setdefault(step, step)
-        return self._steps[name, seed]
+    def job(self, name, seed=0):
+        """The Job of an experiment, with all that it needs. seed : added to each script's own SEED."""
+        if (name, seed) not in self._jobs:
+            job = self._make_job(name, seed)
+            self._jobs[name, seed] = self._first.setdefault(job, job)
+        return self._jobs[name, seed]
 
-    def _make_step(self, name, seed):
+    def _make_job(self, name, seed):
         declared = self.experiments[name]
         overrides = {key: value for key, value in declared.items() if key.isupper()}
         if seed:
             own = settings.resolved(REPOSITORY / declared['script'], {'RECIPE': self.recipe, **overrides})
             overrides['SEED'] = own['SEED'] + seed
-        called = f'{self.step(name).name}-seed{seed}' if seed else name
-        return Step(called, declared['script'], self._effective(declared['script'], overrides),
-                    tuple(self.step(need, seed) for need in declared.get('needs', ())),
-                    self.step(declared['start'], seed) if 'start' in declared else None,
-                    declared.get('data', ''))
+        called = f'{self.job(name).name}-seed{seed}' if seed else name
+        return Job(called, declared['script'], self._effective(declared['script'], overrides),
+                   tuple(self.job(need, seed) for need in declared.get('needs', ())),
+                   self.job(declared['start'], seed) if 'start' in declared else None,
+                   declared.get('data', ''))
 
     def _effective(self, script, overrides):
         """Those overrides that change a setting, with the type that the script gives them, sorted."""
@@ -142,45 +148,41 @@ class Declarations:
         return tuple(sorted((name, changed[name]) for name in overrides if changed[name] != plain[name]))
 
     def scoring(self, name, split, seed=0, masks=None):
-        """The Step that scores an experiment's network on a split.
+        """The Job that scores an experiment's network on a split.
 
         masks : name of an experiment whose coarse masks and data are used, where not its own
         """
-        step = self.step(name, seed)
-        needs, data = (step,), step.data
+        job = self.job(name, seed)
+        needs, data = (job,), job.data
         if masks is not None:
-            needs, data = (step, self.step(masks, seed)), self.step(masks, seed).data
+            needs, data = (job, self.job(masks, seed)), self.job(masks, seed).data
         overrides = {'SPLIT': split}
-        if step.network == 'CoarseSN':
+        if job.network == 'CoarseSN':
             overrides['NETWORK'] = 'CoarseSN'
-        script = 'eval_MaskCN.py' if step.network == 'MaskCN' else 'eval_EnhancedSN.py'
+        script = 'eval_MaskCN.py' if job.network == 'MaskCN' else 'eval_EnhancedSN.py'
         where = '' if masks is None else f'-{masks}'
-        return Step(f'scores_{step.name}-{split}{where}', script, self._effective(script, overrides),
-                    needs, None, data)
+        return Job(f'scores_{job.name}-{split}{where}', script, self._effective(script, overrides),
+                   needs, None, data)
 
     def scorings(self, row, split, seed=0):
-        """The Steps that score a table's row or a figure's point: one, or one for each fold."""
-        split = row.get('split', split)
-        if 'folds' in row:
-            return [self.scoring(row['of'].replace('{fold}', str(fold)), split, seed, row.get('with'))
-                    for fold in range(1, row['folds'] + 1)]
-        return [self.scoring(row['of'], split, seed, row.get('with'))]
+        """The Jobs that score a table's row or a figure's point: one, or one for each fold."""
+        return [self.scoring(name, row.get('split', split), seed, row.get('with')) for name in _scored(row)]
 
-    def steps_of(self, exhibit, seeds=(0,), leave_out=None):
-        """Every Step that a table or figure (a declared dict) needs, in an order in which they can run.
+    def jobs_of(self, item, seeds=(0,), leave_out=None):
+        """Every Job that a table or figure (a declared dict) needs, in an order in which they can run.
 
-        leave_out : function of a trained Step; its scoring is left out when that is true
+        leave_out : function of a trained Job; its scoring is left out when that is true
         """
-        split = split_of(exhibit)
+        split = split_of(item)
         wanted = []
         for seed in seeds:
-            for row in (*exhibit.get('rows', ()), *points(exhibit)):
+            for row in (*item.get('rows', ()), *points(item)):
                 if 'of' in row:
-                    wanted += [step for step in self.scorings(row, split, seed)
-                               if leave_out is None or not leave_out(step.needs[0])]
-        if 'pictures' in exhibit:
-            wanted += [self.step(name) for name in exhibit['of'].values()]
-            enhanced = exhibit['of'].get('enhanced mask')
+                    wanted += [job for job in self.scorings(row, split, seed)
+                               if leave_out is None or not leave_out(job.needs[0])]
+        if 'pictures' in item:
+            wanted += [self.job(name) for name in item['of'].values()]
+            enhanced = item['of'].get('enhanced mask')
             wanted += [self.scoring(enhanced, split)] if enhanced else []
         return in_order(wanted)
 
@@ -196,18 +198,17 @@ class Declarations:
                         for name, table in tables.items() if not isinstance(table, dict)]
         return {name: table for name, table in tables.items() if isinstance(table, dict)}
 
-    def _filled(self, value, values, where=''):
+    def _filled(self, value, values):
         """Put values into the '{NAME}'s of every text in nested dicts and lists."""
         if isinstance(value, dict):
-            return {key: self._filled(item, values, where or key) for key, item in value.items()}
+            return {key: self._filled(item, values) for key, item in value.items()}
         if isinstance(value, list):
-            return [self._filled(item, values, where) for item in value]
+            return [self._filled(item, values) for item in value]
         if not isinstance(value, str) or '{' not in value:
             return value
-        whole = value[1:-1]
-        if value == f'{{{whole}}}' and whole in values:
-            return values[whole]
         for name, given in values.items():
+            if value == f'{{{name}}}':   # alone, it keeps its type
+                return given
             value = value.replace(f'{{{name}}}', str(given))
         return value
 
@@ -251,19 +252,6 @@ class Declarations:
             settings.resolved(REPOSITORY / table['script'], {'RECIPE': self.recipe, **overrides})
         except InputError as error:
             self.faults += [f'{where}: {fault}' for fault in error.faults]
-        if not unknown and self._in_a_circle(name):
-            self.faults.append(f'{where}: needs itself')
-
-    def _in_a_circle(self, name):
-        seen, queue = set(), [name]
-        while queue:
-            for need in _needs(self.experiments.get(queue.pop(), {})):
-                if need == name:
-                    return True
-                if need not in seen:
-                    seen.add(need)
-                    queue.append(need)
-        return False
 
     def _check_table(self, where, table):
         columns, labels = table.get('columns', ()), [row['label'] for row in table.get('rows', ())]
@@ -291,14 +279,11 @@ class Declarations:
 
     def _check_scored(self, where, row, columns):
         """A row or point must score networks that exist and have these columns."""
-        names = [row['of']]
-        if 'folds' in row:
-            names = [row['of'].replace('{fold}', str(fold)) for fold in range(1, row['folds'] + 1)]
-        names += [row['with']] if 'with' in row else []
-        for name in names:
+        scored = _scored(row)
+        for name in (*scored, *([row['with']] if 'with' in row else ())):
             if name not in self.experiments:
                 self.faults.append(f'{where}: {name} is not declared')
-            elif name != row.get('with'):
+            elif name in scored:
                 script = self.experiments[name].get('script')
                 possible = COLUMNS['classification' if script == 'train_MaskCN.py' else 'segmentation']
                 self.faults += [f'{where}: {name} has no {column}' for column in columns
@@ -335,9 +320,15 @@ def _needs(table):
     return [*table.get('needs', ()), *([table['start']] if 'start' in table else [])]
 
 
-def split_of(exhibit):
+def _scored(row):
+    """Names of the experiments that a table's row or a figure's point scores: one, or one for each fold."""
+    folds = range(1, row.get('folds', 0) + 1)
+    return [row['of'].replace('{fold}', str(fold)) for fold in folds] or [row['of']]
+
+
+def split_of(item):
     """The split that a table or figure is scored on; the paper's ablations use the validation set."""
-    return exhibit.get('split', 'Validation')
+    return item.get('split', 'Validation')
 
 
 def points(figure):
@@ -347,16 +338,16 @@ def points(figure):
             for x in panel.get('x', ())]
 
 
-def in_order(steps):
-    """Steps and all that they need, each once, in an order in which they can run."""
+def in_order(jobs):
+    """Jobs and all that they need, each once, in an order in which they can run."""
     done = {}
 
-    def visit(step):
-        if step not in done:
-            for need in step.before:
+    def visit(job):
+        if job not in done:
+            for need in job.before:
                 visit(need)
-            done[step] = None
+            done[job] = None
 
-    for step in steps:
-        visit(step)
+    for job in jobs:
+        visit(job)
     return list(done)

@@ -1,4 +1,4 @@
-"""Running the steps of experiments one after the other, each as a process of its own."""
+"""Running the jobs of experiments one after the other, each as a process of its own."""
 import signal
 import subprocess
 import time
@@ -11,48 +11,48 @@ from engine.errors import InputError
 ENDED_BY_SIGNAL = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 
-def run(library, steps, failed):
-    """Run the steps that are not finished, in order; their output goes to the terminal.
+def run(store, jobs, failed):
+    """Run the jobs that are not finished, in order; their output goes to the terminal.
 
-    A step that fails costs those that need it, not the others. failed : {step: why it was not run or
+    A job that fails costs those that need it, not the others. failed : {job: why it was not run or
     did not finish}, of earlier calls or blocked from the start; what fails now is added.
     Raises Interrupted after the running script has saved its state, and InputError when another
     process runs experiments below the same root.
     """
-    if all(step in failed or library.finished(step) for step in steps):
+    if all(job in failed or store.finished(job) for job in jobs):
         return
-    library.runs.mkdir(parents=True, exist_ok=True)
+    store.runs.mkdir(parents=True, exist_ok=True)
     try:
-        with filelock.FileLock(library.runs / '.lock', timeout=0):
-            for number, step in enumerate(steps, start=1):
-                _run_if_needed(library, step, failed, f'[{number}/{len(steps)}]')
+        with filelock.FileLock(store.runs / '.lock', timeout=0):
+            for number, job in enumerate(jobs, start=1):
+                _run_if_needed(store, job, failed, f'[{number}/{len(jobs)}]')
     except filelock.Timeout:
-        raise InputError('Two programs run experiments', [f'{library.runs}: another process works here'],
+        raise InputError('Two programs run experiments', [f'{store.runs}: another process works here'],
                          'wait for it or use another --ROOT; --RUN=False shows what is finished') from None
 
 
-def _run_if_needed(library, step, failed, place):
-    blame = next((need for need in step.before if need in failed), None)
+def _run_if_needed(store, job, failed, place):
+    blame = next((need for need in job.before if need in failed), None)
     if blame is not None:
-        failed.setdefault(step, f'needs {blame.name}: {failed[blame]}')
-    if step in failed:
+        failed.setdefault(job, f'needs {blame.name}: {failed[blame]}')
+    if job in failed:
         return
-    library.look_again(step)
-    if not library.finished(step):
-        code = _run_one(library, step, place)
+    store.look_again(job)
+    if not store.finished(job):
+        code = _run_one(store, job, place)
         if code:
-            failed[step] = f'{library.command(step)} ended with exit code {code}'
+            failed[job] = f'{store.command(job)} ended with exit code {code}'
 
 
-def _run_one(library, step, place):
-    """Run one step in its folder; its exit code."""
-    library.prepare(step)
-    print(f'\n{place} {library.command(step)}', flush=True)
+def _run_one(store, job, place):
+    """Run one job in its folder; its exit code."""
+    store.prepare(job)
+    print(f'\n{place} {store.command(job)}', flush=True)
     since, code = time.monotonic(), None
     try:
-        code = call(library.arguments(step))
+        code = call(store.arguments(job))
     finally:
-        library.note(step, time.monotonic() - since, finished=code == 0)
+        store.note(job, time.monotonic() - since, finished=code == 0)
     return code
 
 

@@ -8,7 +8,10 @@ import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine import bootstrap, files
+from tabulate import tabulate
+
+from engine import files
+from experiments import results
 
 WIDTH = 110     # characters of a line of text; more columns go into a second block
 FIELDS = ('row', 'printed', 'column', 'paper', 'ours', 'difference', 'spread', 'low', 'high', 'seeds', 'note')
@@ -21,7 +24,7 @@ LATEX = str.maketrans({
 
 @dataclass(frozen=True)
 class Cell:
-    """One score in percent, as printed and as measured."""
+    """One score as printed and as measured; fractions, in every form of a table percent."""
     paper: float | None = None
     values: tuple = ()               # ours, one a training seed; empty: not run
     interval: tuple | None = None    # (low, high), bootstrap 95 % over images, of the mean over the seeds
@@ -61,16 +64,16 @@ class Table:
     notes: list = field(default_factory=list)
 
 
-def make_cell(paper, results, column, note=''):
-    """The Cell of a score column (scores.COLUMNS) from Results, one a training seed; none = not run.
+def make_cell(paper, found, column, note=''):
+    """The Cell of a score column (results.COLUMNS) from Results, one a training seed; none = not run.
 
     paper : percent; None or NaN where none is printed. InputError where the seeds hold different images.
     """
-    paper = None if paper is None or math.isnan(paper) else paper
-    values = tuple(bootstrap.score(result, column) for result in results)
+    paper = None if paper is None or math.isnan(paper) else paper / 100
+    values = tuple(results.score(result, column) for result in found)
     if None in values:
         return Cell(paper, note=note or 'undefined: a part of the images has one class only')
-    return Cell(paper, values, bootstrap.interval(results, column) if values else None, note)
+    return Cell(paper, values, results.interval(found, column) if values else None, note)
 
 
 def write(table, folder, stem):
@@ -118,15 +121,15 @@ def _line(text):
 def _pieces(cell, printed, marks):
     """A cell as (paper, '/', ours, spread, difference, interval, mark); what does not apply is ''."""
     alone = printed or (cell.paper is None and not cell.values)
-    return (_number(cell.paper), '' if alone else '/', '' if alone else _number(cell.mean),
-            '' if cell.spread is None else f'± {cell.spread:.1f}',
-            '' if cell.difference is None else f'({round(cell.difference, 1) + 0.0:+.1f})',   # no -0.0
-            '[{:.1f}, {:.1f}]'.format(*cell.interval) if cell.interval else '',
+    return (_percent(cell.paper), '' if alone else '/', '' if alone else _percent(cell.mean),
+            '' if cell.spread is None else f'± {100 * cell.spread:.1f}',
+            '' if cell.difference is None else f'({round(100 * cell.difference, 1) + 0.0:+.1f})',   # no -0.0
+            f'[{", ".join(map(_percent, cell.interval))}]' if cell.interval else '',
             marks.get(_line(cell.note), ''))
 
 
-def _number(value):
-    return '-' if value is None else f'{value:.1f}'
+def _percent(value):
+    return '-' if value is None else f'{100 * value:.1f}'
 
 
 # --- The four forms
@@ -134,24 +137,21 @@ def _number(value):
 
 def to_text(table, width=WIDTH):
     """The table for the terminal, in blocks of as many columns as `width` characters hold."""
-    marks, lines = _marks(table), _wrapped(f'{table.name}. {table.title}', _legend(table), width=width)
-    labels = ['', *(_line(row.label) for row in table.rows)]
-    room = max(map(len, labels))
-    block = None
-    for place, title in enumerate(table.columns):
-        column = [title, *_aligned([_pieces(cells[place], row.printed, marks)
-                                    for row, cells in _cells(table)])]
-        wide = max(map(len, column))
-        if block is None or len(block[0]) + 3 + wide > width:
-            block = [label.ljust(room) for label in labels]
-            lines += ['', block]
-        block[:] = [f'{start}   {text.ljust(wide)}' for start, text in zip(block, column, strict=True)]
-    flat = [text.rstrip() for line in lines for text in (line if isinstance(line, list) else [line])]
-    return '\n'.join([*flat, '', *_wrapped(*_notes(table), width=width)]).rstrip() + '\n'
-
-
-def _wrapped(*texts, width):
-    return [line for text in texts for line in textwrap.wrap(text, width, break_on_hyphens=False)]
+    marks = _marks(table)
+    columns = [_aligned([_pieces(cells[place], row.printed, marks) for row, cells in _cells(table)])
+               for place in range(len(table.columns))]
+    labels = [_line(row.label) for row in table.rows]
+    room = width - max(map(len, labels), default=0)
+    wide = 2 + max(len(text) for title, lines in zip(table.columns, columns, strict=True)
+                   for text in (title, *lines))
+    some = max(1, room // wide)   # columns of a block
+    blocks = [tabulate(list(zip(labels, *columns[start:start + some], strict=True)),
+                       ['', *table.columns[start:start + some]], 'plain', disable_numparse=True,
+                       preserve_whitespace=True) for start in range(0, len(columns), some)]
+    head, notes = ('\n'.join(textwrap.fill(text, width, break_on_hyphens=False) for text in texts)
+                   for texts in ((f'{table.name}. {table.title}', _legend(table)), _notes(table)))
+    lines = '\n\n'.join([head, *blocks, notes]).split('\n')
+    return '\n'.join(line.rstrip() for line in lines).rstrip() + '\n'
 
 
 def _aligned(rows):
@@ -164,11 +164,10 @@ def _aligned(rows):
 def to_markdown(table):
     """The table for GitHub: `80.0 / 79.1 (-0.9) [76.0, 82.1]` in each cell, and what that means."""
     marks = _marks(table)
-    lines = [['', *map(_markdown, table.columns)], ['---'] * (1 + len(table.columns))]
-    lines += [[_markdown(row.label), *(' '.join(filter(None, _pieces(cell, row.printed, marks)))
-                                       for cell in cells)] for row, cells in _cells(table)]
-    text = [f'### {_markdown(table.name)}. {_markdown(table.title)}', '', _legend(table), '']
-    text += ['| ' + ' | '.join(line) + ' |' for line in lines]
+    lines = [[_markdown(row.label), *(' '.join(filter(None, _pieces(cell, row.printed, marks)))
+                                      for cell in cells)] for row, cells in _cells(table)]
+    text = [f'### {_markdown(table.name)}. {_markdown(table.title)}', '', _legend(table), '',
+            tabulate(lines, ['', *map(_markdown, table.columns)], 'github', disable_numparse=True)]
     if notes := _notes(table):
         text += ['', *(f'- {_markdown(note)}' for note in notes)]
     return '\n'.join(text) + '\n'
@@ -187,7 +186,7 @@ def to_csv(table):
         for column, cell in zip(table.columns, cells, strict=True):
             numbers = (cell.paper, cell.mean, cell.difference, cell.spread, *(cell.interval or (None, None)))
             lines.writerow([row.label, 'yes' if row.printed else 'no', column,
-                            *('' if number is None else f'{number:.4f}' for number in numbers),
+                            *('' if number is None else f'{100 * number:.4f}' for number in numbers),
                             len(cell.values), _line(cell.note)])
     return text.getvalue()
 
@@ -200,30 +199,27 @@ def to_latex(table):
     marks, kind = _marks(table), 'table*' if len(table.columns) > 2 else 'table'
     caption = f'{table.title} ({table.name} of the original paper). {_legend(table)}'
     slug = re.sub(r'[^a-z0-9]+', '-', table.name.lower()).strip('-')
-    lines = [rf'\begin{{{kind}}}[t]', r'\centering', rf'\caption{{{_latex(caption)}}}',
-             rf'\label{{tab:{slug}}}', r'\footnotesize', r'\setlength{\tabcolsep}{4pt}',
-             rf'\begin{{tabular}}{{l{"c" * len(table.columns)}}}', r'\toprule',
-             _latex_line(['', *map(_latex, table.columns)]), r'\midrule']
+    lines = []
     for row, cells in _cells(table):
         pieces = [_pieces(cell, row.printed, marks) for cell in cells]
-        lines.append(_latex_line([_latex(row.label), *map(_latex_cell, pieces)]))
+        gap = r'\addlinespace[2pt] ' if lines else ''
+        lines.append([gap + _latex(row.label), *map(_latex_cell, pieces)])
         if any(piece[5] for piece in pieces):
-            lines[-1] = lines[-1].removesuffix('[2pt]')
-            lines.append(_latex_line(['', *(rf'{{\scriptsize {piece[5]}}}' if piece[5] else ''
-                                            for piece in pieces)]))
-    lines += [r'\bottomrule', r'\end{tabular}']
+            lines.append(['', *(rf'{{\scriptsize {piece[5]}}}' if piece[5] else '' for piece in pieces)])
+    tabular = tabulate(lines, ['', *map(_latex, table.columns)], 'latex_raw', disable_numparse=True,
+                       colalign=('left', *['center'] * len(table.columns)))
+    for rule in (r'\toprule', r'\midrule', r'\bottomrule'):   # its own booktabs form escapes once more
+        tabular = tabular.replace(r'\hline', rule, 1)
+    text = [rf'\begin{{{kind}}}[t]', r'\centering', rf'\caption{{{_latex(caption)}}}',
+            rf'\label{{tab:{slug}}}', r'\footnotesize', r'\setlength{\tabcolsep}{4pt}', tabular]
     if notes := _notes(table):
-        lines += [r'\par\smallskip', r'\begin{minipage}{\linewidth}', r'\footnotesize\raggedright',
-                  '\\par\n'.join(map(_latex, notes)), r'\end{minipage}']
-    return '\n'.join([*lines, rf'\end{{{kind}}}']) + '\n'
+        text += [r'\par\smallskip', r'\begin{minipage}{\linewidth}', r'\footnotesize\raggedright',
+                 '\\par\n'.join(map(_latex, notes)), r'\end{minipage}']
+    return '\n'.join([*text, rf'\end{{{kind}}}']) + '\n'
 
 
 def _latex(text):
     return _line(text).translate(LATEX)
-
-
-def _latex_line(cells):
-    return ' & '.join(cells) + r' \\[2pt]'
 
 
 def _latex_cell(pieces):

@@ -5,7 +5,7 @@ from dataset import folds, isic, splits
 from engine import checkpoints, files
 from engine.errors import InputError
 
-RECORD = 'made_by.json'
+RECORD = splits.MADE_BY
 SCRIPT = 'generate_Coarse_mask.py'
 FOLDS = 'fold_networks'   # the fact that masks of CROSS_FIT have in addition
 LARGEST = 1 << 14   # px, side of cached pictures; a damaged record must not fill the disk
@@ -16,6 +16,7 @@ def begin(folder, facts):
     """Prepare a mask folder; masks made under other `facts` are removed, the others are kept.
 
     facts : dict, with 'coarse_sn' the fingerprint of the weights
+    Returns {stem: hash} of the pictures that finished masks were drawn from, see splits.is_drawn.
     """
     path, all_masks = folder / RECORD, folder.parent
     if all_masks.is_symlink() and (all_masks.parent / 'experiment.json').is_file():
@@ -23,16 +24,21 @@ def begin(folder, facts):
                          [f'{all_masks}: is a link to {all_masks.resolve()}'], 'python reproduce_tables.py')
     folder.mkdir(parents=True, exist_ok=True)
     files.remove_abandoned(folder)
-    if files.read_json(path).get('facts') != facts:
+    record = files.read_json(path, 'pictures')
+    if record.get('facts') != facts:
+        record = {}
         path.unlink(missing_ok=True)
         for mask in folder.glob('*.png'):
             mask.unlink()
     files.write_text(path, json.dumps({'facts': facts, 'complete': False}) + '\n')
+    return record.get('pictures', {})
 
 
-def finish(folder, facts, count, cfg):
-    """Record that the folder holds all its `count` masks, and the Settings they were drawn with."""
-    record = {'facts': facts, 'complete': True, 'masks': count, 'settings': vars(cfg)}
+def finish(folder, facts, pictures, cfg):
+    """Record that the folder holds the masks of all `pictures` (paths), and the Settings that drew them."""
+    hashes = files.for_all(files.fingerprint, pictures, f'{folder.name}: reading')
+    record = {'facts': facts, 'complete': True, 'masks': len(pictures), 'settings': vars(cfg),
+              'pictures': dict(zip([path.stem for path in pictures], hashes, strict=True))}
     files.write_text(folder / RECORD, json.dumps(record) + '\n')
 
 

@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from dataset.isic import CLASSES, MASK_SUFFIX, TASKS
-from engine import checkpoints, files, hardware, images, metrics, scoring
+from engine import bootstrap, checkpoints, files, hardware, images, metrics, scoring
 from engine.errors import InputError
 from engine.samples import to_device
 from mbdcnn import paper_scores
@@ -173,34 +173,6 @@ def report_segmentation(layout, network, split, names, scores, facts):
     return summary
 
 
-def read_summary(text):
-    """The json of `report_segmentation` or `report_classification` as a dict; else ValueError."""
-    summary = files.json_object(text)
-    if type(summary.get('n')) is not int or summary['n'] < 0:
-        raise ValueError('does not say of how many images it is')
-    for part, of in (('recipe', str), ('weights', dict), ('settings', dict)):
-        if not isinstance(summary.get(part), of | None):
-            raise ValueError(f'{part} is not what an evaluation writes')
-    for kind in ('with TTA', 'without TTA', '9-crop', '1-crop'):
-        scores = summary.get(kind)
-        if not (scores is None or isinstance(scores, dict) and _are_scores(scores)):
-            raise ValueError(f'{kind}: holds other things than scores')
-    return summary
-
-
-def _are_scores(scores):
-    """True for a dict of numbers, with pairs of numbers in 'ci95', and dicts of numbers for the tasks."""
-    bounds = scores.get('ci95') or {}
-    tasks = [scores[task] for task in TASKS if task in scores]
-    plain = [value for name, value in scores.items() if name not in ('ci95', *TASKS)]
-    return (isinstance(bounds, dict) and all(isinstance(task, dict) for task in tasks)
-            and all(pair is None or isinstance(pair, list) and len(pair) == 2 and all(map(_is_score, pair))
-                    for pair in bounds.values())
-            and all(map(_is_score, [*plain, *(value for task in tasks for value in task.values())])))
-
-
-def _is_score(value):
-    return value is None or type(value) in (int, float) and not abs(value) > 1.001
 
 
 def report_classification(layout, split, names, results, labels, facts):
@@ -216,7 +188,7 @@ def report_classification(layout, split, names, results, labels, facts):
     files.write_csv(layout.results / f'MaskCN_{split}_challenge.csv', [
         ('image', 'melanoma', 'seborrheic_keratosis'), *((row[0], *row[2:]) for row in rows)])
     scored = {kind: {**metrics.classification_scores(p, labels, TASKS),
-                     'ci95': metrics.intervals_of_areas(p, labels, TASKS)} for kind, p in results.items()}
+                     'ci95': bootstrap.intervals_of_areas(p, labels, TASKS)} for kind, p in results.items()}
     summary = {'network': 'MaskCN', 'split': split, 'n': len(names), **scored['9-crop'], **scored, **facts}
     files.write_text(stem.with_suffix('.json'), json.dumps(summary, indent=1) + '\n')
     _print_heading(summary)

@@ -1,61 +1,19 @@
 """One self-contained page, results/report.html, of everything that lies in results/ and models/."""
-import csv
 import shlex
-from dataclasses import dataclass
 from datetime import datetime
-from html import escape
 from pathlib import Path
-from string import Template
-
-import numpy as np
 
 from dataset import isic
-from engine import checkpoints, files, metrics, run_folder
+from engine import checkpoints, files, metrics
 from engine.errors import InputError
 from mbdcnn import evaluation, paper_scores
-from report import html_parts
-from report.html_parts import charts, heading, paragraph, percent, score, table
+from report import charts
+from report.data import NETWORKS, gather
+from report.render import render
 
-TEMPLATE = Path(__file__).with_suffix('.html')
-SPLITS = 'Testing', 'Validation'
 SEGMENTERS = 'CoarseSN', 'EnhancedSN'
-NETWORKS = 'CoarseSN', 'MaskCN', 'EnhancedSN'
 DRAWN_DATA = 'demo_data.json'   # dataset/make_demo_data.py leaves it with its pictures
 GROUP = 3                       # pictures in each of best, median and worst
-
-
-@dataclass
-class Evaluation:
-    """One evaluation's files.
-
-    summary : dict, the json; names : image ids; values : (N, 5) scores or (N, 3) probabilities of
-    the csv; labels : (N,) class numbers of mask-CN's images. The last three are None where `faults`
-    (text) says why.
-    """
-    summary: dict
-    names: list | None = None
-    values: np.ndarray | None = None
-    labels: np.ndarray | None = None
-    faults: str = ''
-
-
-@dataclass
-class Experiment:
-    """What lies below a root.
-
-    evaluations : {(network, split): Evaluation}; rows, configs : {network: metrics.jsonl, config.json}
-    damaged : lines about files that cannot be read
-    """
-    layout: object
-    evaluations: dict
-    rows: dict
-    configs: dict
-    damaged: list
-
-    @property
-    def splits(self):
-        """The splits with any evaluation; Testing where there is none at all."""
-        return [split for split in SPLITS if any(key[1] == split for key in self.evaluations)] or ['Testing']
 
 
 def write(layout):
@@ -76,113 +34,26 @@ def page(layout, moment):
                                                         f'{layout.models}: holds no training run',
                                                         *found.damaged],
                          'train and evaluate first: steps 2 to 6 of the README')
-    sections = [('scores', 'Scores', segmentation_scores(found) + classification_scores(found)),
-                ('training', 'Training', curves(found)),
-                ('roc', 'ROC curves', roc_curves(found)),
-                ('reliability', 'Reliability of the probabilities', reliability(found)),
-                ('overlap', 'Overlap with the truth', overlaps(found)),
-                ('pictures', 'Best, median and worst pictures', pictures(found)),
-                ('settings', 'Settings, versions, data and weights', facts(found))]
-    links = ''.join(f'<li><a href="#{name}">{escape(title)}</a></li>' for name, title, _ in sections)
-    title = f'MB-DCNN: report of {layout.root.resolve().name or layout.root}'
-    body = [f'<header>{opening(found, title, moment)}</header>',
-            f'<nav aria-label="Sections"><ul>{links}</ul></nav>', '<main>']
-    body += [f'<section id="{name}">\n{heading(2, title)}\n' + '\n'.join(parts) + '\n</section>'
-             for name, title, parts in sections]
-    template = Template(TEMPLATE.read_text(encoding='utf-8'))
-    return template.substitute(title=escape(title), body='\n'.join([*body, '</main>']))
-
-
-# --- Reading
-
-
-def gather(layout):
-    """Read results/ and models/ into an Experiment; what cannot be read is left out and named."""
-    found = Experiment(layout, {}, {}, {}, [])
-    for network in NETWORKS:
-        for split in SPLITS:
-            path = layout.results / f'{network}_{split}.json'
-            summary = _read(path, evaluation.read_summary, found.damaged)
-            if summary is not None:
-                found.evaluations[network, split] = _evaluation(layout, network, split, path, summary)
-        rows = _read(layout.run(network) / 'metrics.jsonl', _json_lines, found.damaged)
-        config = _read(layout.run(network) / 'config.json', _config, found.damaged)
-        found.rows |= {network: rows} if rows else {}
-        found.configs |= {network: config} if config is not None else {}
-    return found
-
-
-def _read(path, parse, damaged):
-    """parse(text of path), or None where it is missing, or damaged: then with a line about it."""
-    try:
-        return parse(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        damaged.append(f'{path.parent.name}/{path.name}: cannot be read ({error})')
-        return None
-
-
-def _config(text):
-    return files.json_object(text, 'settings')
-
-
-def _json_lines(text):
-    return [run_folder.read_row(line) for line in text.splitlines() if line.strip()]
-
-
-def _evaluation(layout, network, split, path, summary):
-    """Join an evaluation's json with its csv and, for mask-CN, with the labels."""
-    columns = isic.CLASSES if network == 'MaskCN' else metrics.SEGMENTATION
-
-    def parse(text):
-        rows = list(csv.DictReader(text.splitlines()))
-        values = np.array([[float(row[name]) for name in columns] for row in rows])
-        if not ((values >= 0) & (values <= 1)).all():   # NaN fails too
-            raise ValueError('holds other numbers than those from 0 to 1')
-        return [row['image_id'] for row in rows], values
-
-    damaged = []
-    table_of_images = _read(path.with_suffix('.csv'), parse, damaged)
-    if table_of_images is None or not table_of_images[0]:
-        return Evaluation(summary, faults=(damaged or [f'{path.stem}.csv is missing or empty'])[0])
-    names, values = table_of_images
-    if len(names) != summary['n']:
-        return Evaluation(summary, faults=f'{path.stem}.csv and .json are not of one evaluation')
-    labels, faults = _labels(layout, split, names) if network == 'MaskCN' else (None, '')
-    return Evaluation(summary, names, values, labels, faults)
-
-
-def _labels(layout, split, names):
-    """((N,) class numbers, '') or (None, why there are none)."""
-    try:
-        known = isic.read_labels(layout.labels(split))
-    except InputError as error:
-        return None, f'the labels cannot be read: {error.faults[0]}'
-    absent = [name for name in names if name not in known]
-    if absent:
-        return None, f'{layout.labels(split).name} has no row for {absent[0]}'
-    return np.array([known[name] for name in names]), ''
-
-
-# --- Sections: each returns a list of HTML parts
-
-
-def opening(found, title, moment):
-    """Title, date, recipe, what this is not, and warnings."""
     recipes = {item.summary.get('recipe') for item in found.evaluations.values()}
-    recipes |= {str(config.get('settings', {}).get('RECIPE', '')) for config in found.configs.values()}
-    date = moment.isoformat(' ', 'minutes')
-    parts = [heading(1, title),
-             f'<p class="quiet">Written <time datetime="{moment.isoformat()}">{escape(date)}</time>. Recipe: '
-             f'{escape(", ".join(sorted(filter(None, recipes))) or "not recorded")}.</p>',
-             paragraph('Skin lesion segmentation and classification with MB-DCNN. This is a research tool, '
-                       'not a medical device.')]
-    if (found.layout.data / DRAWN_DATA).exists():
-        parts.append(paragraph('The pictures are drawn by a program (demo data): the scores say that the '
-                               'software works, and cannot be compared with the paper.', 'notice'))
-    parts += [paragraph(line, 'notice') for line in [*found.damaged, *_outdated(found)]]
-    return '\n'.join(parts)
+    recipes |= {config.get('settings', {}).get('RECIPE') for config in found.configs.values()}
+    classified = [(split, item) for split, item in found.of('MaskCN') if item.labels is not None]
+    segmented = [(network, split, item) for split in found.splits for network in SEGMENTERS
+                 for where, item in found.of(network) if where == split and item.values is not None]
+    return render(
+        'report.html', title=f'MB-DCNN: report of {layout.root.resolve().name or layout.root}', moment=moment,
+        recipes=sorted(filter(None, recipes)), drawn=(layout.data / DRAWN_DATA).exists(),
+        warnings=[*found.damaged, *_outdated(found)], splits=found.splits, evaluations=found.evaluations,
+        root='' if layout.root == Path('.') else f' --ROOT={shlex.quote(str(layout.root))}',
+        segmentation=segmentation_scores(found), classification=classification_scores(found),
+        training={network: network in found.rows and charts.curve_charts(network, found.rows[network])
+                  for network in NETWORKS},
+        roc=[charts.roc_chart(split, item.values, item.labels) for split, item in classified],
+        bins=charts.BINS, reliability=[
+            charts.reliability_chart(split, name, number, item.values, item.labels)
+            for split, item in classified for number, name in enumerate(isic.CLASSES)],
+        overlap=[charts.overlap_chart(network, split, item.values[:, 0])
+                 for network, split, item in segmented],
+        pictures=pictures(found, segmented), facts=facts(found))
 
 
 def _outdated(found):
@@ -194,158 +65,87 @@ def _outdated(found):
             for part, used in (item.summary.get('weights') or {}).items() if current.get(part, used) != used]
 
 
-def _missing(found, what, script, *options):
-    """The line in place of something that a script has not made yet."""
-    root = str(found.layout.root)
-    words = [script, *options, *([f'--ROOT={shlex.quote(root)}'] if root != '.' else [])]
-    return paragraph(f'{what}:', 'missing', 'python ' + ' '.join(words), ' makes it.')
-
-
-def _evaluated(found, network, split):
-    """(Evaluation or None, [the line in its place])."""
-    if (network, split) in found.evaluations:
-        return found.evaluations[network, split], []
-    option = [f'--NETWORK={network}'] if network == 'CoarseSN' else []
-    script = 'eval_MaskCN.py' if network == 'MaskCN' else 'eval_EnhancedSN.py'
-    return None, [_missing(found, f'{network} on {split} is not there yet', script, f'--SPLIT={split}',
-                           *option)]
+# --- What the template shows of each section
 
 
 def segmentation_scores(found):
-    """Tables of both segmentation networks beside the paper's rows."""
-    parts = [heading(3, 'Segmentation')]
+    """{split: table of both segmentation networks beside the paper's rows}."""
+    tables = {}
     for split in found.splits:
-        rows, marked, lines = [], [], []
+        rows = []
         for network in SEGMENTERS:
-            item, absent = _evaluated(found, network, split)
-            lines += absent
+            item = found.evaluations.get((network, split))
             printed = paper_scores.SEGMENTATION.get((network, split))
             if printed:
-                marked.append(f'{network}, paper')
-                rows.append([marked[-1], *(percent(printed[name]) for name in metrics.SEGMENTATION), ''])
+                rows.append({'title': f'{network}, paper', 'paper': True, 'cells': [
+                    *(charts.percent(printed[name], 1) for name in metrics.SEGMENTATION), '']})
             for kind in ('with TTA', 'without TTA'):
                 scores = item and item.summary.get(kind)
                 if scores:
-                    cells = [score(scores, name) for name in metrics.SEGMENTATION]
-                    rows.append([f'{network}, {kind}', *cells, str(item.summary['n'])])
-        if len(lines) < len(SEGMENTERS):
-            parts.append(table(f'{split}: means over images, percent, with 95 % intervals',
-                               ['network', *metrics.SEGMENTATION, 'images'], rows, marked=marked))
-        parts += lines
-    return [*parts, paragraph(html_parts.SEGMENTATION_TERMS, 'quiet')]
+                    rows.append({'title': f'{network}, {kind}', 'cells': [
+                        *(_score(scores, name) for name in metrics.SEGMENTATION), str(item.summary['n'])]})
+        if any((network, split) in found.evaluations for network in SEGMENTERS):
+            tables[split] = {'caption': f'{split}: means over images, percent, with 95 % intervals',
+                             'header': ['network', *metrics.SEGMENTATION, 'images'], 'rows': rows}
+    return tables
 
 
 def classification_scores(found):
-    """Tables of mask-CN beside the paper's column."""
-    parts = [heading(3, 'Classification')]
-    for split in found.splits:
-        item, absent = _evaluated(found, 'MaskCN', split)
-        parts += absent
-        if item is None:
-            continue
+    """{split: table of mask-CN beside the paper's column, and whether an AUC in it is undefined}."""
+    tables = {}
+    for split, item in found.of('MaskCN'):
         printed = paper_scores.CLASSIFICATION.get(split, {})
         kinds = {kind: item.summary[kind] for kind in ('9-crop', '1-crop') if item.summary.get(kind)}
         rows = []
         for task in isic.TASKS:
             of_task = [{**scores.get(task, {}), 'ci95': scores.get('ci95')} for scores in kinds.values()]
-            rows += [[f'{task} {name}', percent(printed.get(task) if name == 'AUC' else None),
-                      *(score(scores, name, f'{task} {name}') for scores in of_task)]
-                     for name in metrics.CLASSIFICATION]
-        rows.append(['mean AUC', percent(printed.get('mean AUC')),
-                     *(score(scores, 'mean AUC') for scores in kinds.values())])
-        parts.append(table(f'{split}: {item.summary["n"]} images, percent, with 95 % intervals of the AUCs',
-                           ['score', 'paper', *kinds], rows))
-        if any(scores.get('mean AUC') is None for scores in kinds.values()):
-            parts.append(paragraph(f'{split}: AUC and AP are undefined where a split holds one class only.'))
-    return [*parts, paragraph(html_parts.CLASSIFICATION_TERMS, 'quiet')]
+            rows += [{'title': f'{task} {name}', 'cells': [
+                charts.percent(printed.get(task) if name == 'AUC' else None, 1),
+                *(_score(scores, name, f'{task} {name}') for scores in of_task)]}
+                for name in metrics.CLASSIFICATION]
+        rows.append({'title': 'mean AUC', 'cells': [
+            charts.percent(printed.get('mean AUC'), 1),
+            *(_score(scores, 'mean AUC') for scores in kinds.values())]})
+        tables[split] = {
+            'caption': f'{split}: {item.summary["n"]} images, percent, with 95 % intervals of the AUCs',
+            'header': ['score', 'paper', *kinds], 'rows': rows,
+            'undefined': any(scores.get('mean AUC') is None for scores in kinds.values())}
+    return tables
 
 
-def curves(found):
-    """Training loss and validation score of each network."""
+def _score(scores, name, interval=None):
+    """A table cell: a score in percent, and its interval (`name`'s or `interval`'s) where there is one."""
+    low_high = (scores.get('ci95') or {}).get(interval or name)
+    value = charts.percent(scores.get(name))
+    return {'value': value, 'interval': ', '.join(map(charts.percent, low_high))} if low_high else value
+
+
+def pictures(found, segmented):
+    """The best, median and worst pictures of each segmentation network and split.
+
+    Returns [{title, why, groups: [(title, [case])]}]; a case has a name, a caption and `pictures`. Where
+    there are no pictures, the text `why` says so.
+    """
     parts = []
-    for network in NETWORKS:
-        rows = found.rows.get(network)
-        parts += [heading(3, network),
-                  html_parts.curve_charts(network, rows) if rows else
-                  _missing(found, f'{network} has no training log', f'train_{network}.py')]
-    return parts
-
-
-def roc_curves(found):
-    """ROC curves of melanoma and keratosis, one chart a split."""
-    def draw(split, item):
-        scores = metrics.classification_scores(item.values, item.labels, isic.TASKS)
-        if all(scores[task]['AUC'] is None for task in isic.TASKS):
-            return paragraph(f'{split}: no ROC curve, because the split holds one class only.', 'missing')
-        return html_parts.roc_chart(split, item.values, item.labels)
-    return _charts_of_probabilities(found, draw)
-
-
-def reliability(found):
-    """Reliability diagrams, three a split."""
-    def draw(split, item):
-        return '\n'.join(html_parts.reliability_chart(split, name, number, item.values, item.labels)
-                         for number, name in enumerate(isic.CLASSES))
-    return [paragraph(html_parts.RELIABILITY_TERMS, 'quiet'), *_charts_of_probabilities(found, draw)]
-
-
-def _charts_of_probabilities(found, draw):
-    """draw(split, Evaluation) for each split with probabilities and labels, else the reason."""
-    drawn, lines = [], []
-    for split in found.splits:
-        item, absent = _evaluated(found, 'MaskCN', split)
-        lines += absent
-        if item is not None and item.labels is None:
-            lines.append(paragraph(f'{split}: left out, because {item.faults}', 'missing'))
-        elif item is not None:
-            drawn.append(draw(split, item))
-    return [charts(drawn), *lines] if drawn else lines
-
-
-def _segmented(found):
-    """([(network, split, Evaluation with values)], lines about the others)."""
-    usable, lines = [], []
-    for split in found.splits:
-        for network in SEGMENTERS:
-            item, absent = _evaluated(found, network, split)
-            lines += absent
-            if item is not None and item.values is None:
-                lines.append(paragraph(f'{network} on {split}: left out, because {item.faults}', 'missing'))
-            elif item is not None:
-                usable.append((network, split, item))
-    return usable, lines
-
-
-def overlaps(found):
-    """Histograms of the Jaccard index."""
-    usable, lines = _segmented(found)
-    drawn = [html_parts.overlap_chart(network, split, item.values[:, 0])
-             for network, split, item in usable]
-    return [charts(drawn), *lines] if drawn else lines
-
-
-def pictures(found):
-    """The best, median and worst pictures of each segmentation network and split."""
-    usable, parts = _segmented(found)
-    if usable:
-        parts.append(paragraph(html_parts.PICTURE_TERMS, 'quiet'))
-    for network, split, item in usable:
-        parts.append(heading(3, f'{network} on {split}'))
+    for network, split, item in segmented:
+        part = {'title': f'{network} on {split}', 'why': '', 'groups': []}
+        parts.append(part)
         try:
             pairs = {image.stem: (image, truth)
                      for image, truth in isic.read_segmentation_list(found.layout, split)}
         except InputError as error:
-            parts.append(paragraph(f'Left out, because pictures are missing: {error.faults[0]}', 'missing'))
+            part['why'] = error.faults[0]
             continue
         groups = extremes(item.names, item.values[:, 0])
         chosen = [number for numbers in groups.values() for number in numbers]
         names = [item.names[number] for number in chosen]
         masks = evaluation.predicted_paths(found.layout.results / f'{network}_{split}_masks', names)
-        cases = [(*pairs.get(name, (None, None)), mask) for name, mask in zip(names, masks, strict=True)]
-        drawn = dict(zip(chosen, files.for_all(_drawn_or_why, cases, 'report: pictures'), strict=True))
-        for title, numbers in groups.items():
-            parts += [heading(4, title), '<div class="cases">',
-                      *(_case(item, number, drawn[number]) for number in numbers), '</div>']
+        paths = [(*pairs.get(name, (None, None)), mask) for name, mask in zip(names, masks, strict=True)]
+        drawn = dict(zip(chosen, files.for_all(_drawn_or_why, paths, 'report: pictures'), strict=True))
+        part['groups'] = [(title, [{
+            'name': item.names[number], 'caption': f'{item.names[number]}: JA '
+            f'{charts.percent(item.values[number, 0])} %', **drawn[number]} for number in numbers])
+            for title, numbers in groups.items()]
     return parts
 
 
@@ -363,28 +163,21 @@ def extremes(names, scores):
 
 
 def _drawn_or_why(paths):
-    """The pictures of one case, or the text that says why there are none."""
+    """{'pictures'} of one case, or {'why'} there are none."""
     if paths[0] is None:
-        return 'not in the list of step 1'
+        return {'why': 'not in the list of step 1'}
     try:
-        return html_parts.draw_case(*paths)
+        return {'pictures': charts.draw_case(*paths)}
     except InputError as error:
-        return error.faults[0]
-
-
-def _case(item, number, drawn):
-    name, caption = item.names[number], f'{item.names[number]}: JA {100 * item.values[number, 0]:.1f} %'
-    if isinstance(drawn, str):
-        return paragraph(f'{caption}; no picture: {drawn}', 'missing')
-    return html_parts.case(name, caption, drawn)
+        return {'why': error.faults[0]}
 
 
 def facts(found):
-    """Where every number comes from, folded away."""
-    parts = []
-    for (network, split), item in found.evaluations.items():
-        content = {part: item.summary.get(part) for part in ('weights', 'settings')}
-        parts.append(html_parts.facts(f'Evaluation of {network} on {split}',
-                                        {'data': {'fingerprint': item.summary.get('data')}, **content}))
-    return parts + [html_parts.facts(f'Training of {network}', config)
-                    for network, config in found.configs.items()]
+    """Where every number comes from: [(title, {part: {name: value}})]."""
+    return [*((f'Evaluation of {network} on {split}', {
+        'data': {'fingerprint': item.summary.get('data')}, 'weights': item.summary.get('weights') or {},
+        'settings': item.summary.get('settings') or {}})
+        for (network, split), item in found.evaluations.items()),
+        *((f'Training of {network}', {part: values for part, values in config.items()
+                                      if isinstance(values, dict)})
+          for network, config in found.configs.items())]

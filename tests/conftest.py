@@ -89,7 +89,7 @@ def run_in_turn(*commands, expect=0):
     words = [[script, *([] if root is None else [f'--ROOT={root}']), *overrides]
              for script, root, *overrides in commands]
     done = subprocess.run([sys.executable, '-c', IN_TURN, json.dumps(words)], cwd=REPOSITORY, text=True,
-                          capture_output=True, env=os.environ | ENVIRONMENT, timeout=300)
+                          capture_output=True, env=os.environ | ENVIRONMENT, timeout=900)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
     for command, (code, text) in zip(commands, results, strict=True):

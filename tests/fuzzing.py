@@ -89,10 +89,9 @@ def damaged_bytes(draw, good):
 
 
 def json_files(good):
-    """What a JSON file may hold instead of `good`: another shape, or damaged text."""
-    return st.one_of(damaged(good).map(lambda tree: json.dumps(tree).encode()),
-                     damaged(good).map(lambda tree: json.dumps(tree).encode()),
-                     damaged_bytes(json.dumps(good).encode()))
+    """What a JSON file that only we write may hold after a disk or an interrupted copy damaged it."""
+    return st.one_of(damaged_bytes(json.dumps(good).encode()), JUNK,
+                     st.sampled_from([b'{}', b'[1]', b'null']))
 
 
 def toml(value):

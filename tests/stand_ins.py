@@ -3,13 +3,15 @@ blink. Fixtures for the tests of experiments/declarations.py and experiments/run
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dataset.layout import Layout
 from engine import settings
 from experiments import runner
 from experiments.declarations import Declarations
-from experiments.run_store import Library
+from experiments.run_store import RunStore
 from mbdcnn import coarse_masks
 
 VALUES = {'FOLDS': 4, 'CROSS_FIT': 3}
@@ -43,7 +45,7 @@ compare = [['ten', 'thirty']]
 
 @pytest.fixture
 def root(tmp_path):
-    """A root with lists of four segmentation and four classification images a split; no real pictures."""
+    """A root with lists of four segmentation and four classification images a split, 8 px each."""
     layout = Layout(tmp_path / 'root')
     for split in ('Training', 'Validation'):
         for folder, listed, lines in (
@@ -53,7 +55,9 @@ def root(tmp_path):
                  [f'{split}{n}.png {n % 3}' for n in range(4)])):
             for name in (word for line in lines for word in line.split() if word.endswith('.png')):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_text(name)
+                pixels = np.random.default_rng([*name.encode()]).integers(0, 256, (8, 8, 3), np.uint8)
+                Image.fromarray((pixels[..., 0] > 127) * np.uint8(255) if name.endswith('_segmentation.png')
+                                else pixels).save(folder / name)
             listed.parent.mkdir(parents=True, exist_ok=True)
             listed.write_text('\n'.join(lines) + '\n')
     return layout.root
@@ -76,7 +80,7 @@ def calls(monkeypatch):
                 for of in (layout.coarse_for_segmentation, layout.coarse_for_classification):
                     folder = of(split)
                     coarse_masks.begin(folder, {'coarse_sn': content})
-                    coarse_masks.finish(folder, {'coarse_sn': content}, 4, settings.Settings())
+                    coarse_masks.finish(folder, {'coarse_sn': content}, [], settings.Settings())
         elif script.startswith('train'):
             network = script.removeprefix('train_').removesuffix('.py')
             folds = int(options.get('CROSS_FIT', 0))
@@ -106,7 +110,7 @@ def declare(tmp_path, text):
 
 
 def run_table(declared, root, name, seeds=(0,)):
-    """Run what a table needs with a new Library; returns (library, failed)."""
-    library, failed = Library(root), {}
-    runner.run(library, declared.steps_of(declared.tables[name], seeds), failed)
-    return library, failed
+    """Run what a table needs with a new RunStore; returns (store, failed)."""
+    store, failed = RunStore(root), {}
+    runner.run(store, declared.jobs_of(declared.tables[name], seeds), failed)
+    return store, failed

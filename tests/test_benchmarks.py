@@ -9,6 +9,7 @@ from benchmarks import bench, full_run, machine, plain, scaling, works, works_da
 from dataset import crops, synthetic
 from dataset.layout import Layout
 from engine import images, metrics
+from experiments import costs
 from mbdcnn import evaluation, inference
 from mbdcnn.inference import segment_files
 from net import loss
@@ -134,15 +135,14 @@ def test_every_stage_of_a_full_run_is_measured(name, tmp_path, monkeypatch):
                             lambda network, data, *rest, validate=validate: seen.append(data) or validate(
                                 network, data, *rest))
     monkeypatch.setattr(full_run, 'draw', lambda size, *rest: works_data.draw((64, 64), *rest))
-    monkeypatch.setitem(full_run.BATCHES, name, 4)
+    monkeypatch.setattr(full_run, 'full_training', lambda _: costs.Training(1000, 4, 20, 150))
     monkeypatch.setitem(works_net.SETTINGS, 'INPUT_SIZE', 32)
     given = SimpleNamespace(IMAGES=4, STEPS=1, WARM=1, ROUNDS=1, PROFILE=False, PICTURES_ON='auto',
                             COMPILE='off')
     row = full_run.measure(name, given, CPU, tmp_path) | {'stage': name}
     assert [data.images.shape for data in seen] == [(4, 32, 32, 3)] * 2
     assert row['full run'] == pytest.approx(
-        full_run.FULL[name] * row['step']
-        + full_run.VALIDATIONS[name] * (full_run.SEEN[name] * row['validation'] + 0.1 * row['save']))
+        1000 * row['step'] + 20 * (150 * row['validation'] + 0.1 * row['save']))
     text = full_run.report('a machine', {row['precision']: 1e12, 'memory': 1e10}, [row], plain=1.0)
     assert name in text and 'All three stages' in text
 

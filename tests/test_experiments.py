@@ -10,8 +10,8 @@ from engine.cli import Interrupted
 from engine.errors import InputError
 from experiments import costs, runner
 from experiments.declarations import REPOSITORY, Declarations, in_order
-from experiments.paper_figures import Exhibits
-from experiments.run_store import HERE, RECORD, Library
+from experiments.reproduction import Reproduction
+from experiments.run_store import HERE, RECORD, RunStore
 from tests.conftest import STAGES
 from tests.stand_ins import SWEEP, SYSTEM, VALUES, declare, run_table
 
@@ -21,21 +21,21 @@ def test_the_papers_experiments_are_declared():
     declared = Declarations(REPOSITORY / 'experiments.toml', VALUES)
     assert set(declared.tables) == {str(number) for number in range(1, 8)}
     assert set(declared.figures) == {str(number) for number in range(4, 10)}
-    for exhibit in (*declared.tables.values(), *declared.figures.values()):
-        steps = declared.steps_of(exhibit)
-        assert all(steps.index(need) < steps.index(step) for step in steps for need in step.before)
-    assert declared.step('enhanced_k30') == declared.step('enhanced')      # the default, under one name
-    assert declared.step('enhanced_k30').name == 'enhanced'
-    assert declared.step('enhanced_k50') != declared.step('enhanced')
-    assert dict(declared.step('enhanced_lambda0.5').overrides) == {'RANK_WEIGHT': 0.5}
-    assert dict(declared.step('coarse_folds').overrides) == {'CROSS_FIT': 3}
+    for item in (*declared.tables.values(), *declared.figures.values()):
+        jobs = declared.jobs_of(item)
+        assert all(jobs.index(need) < jobs.index(job) for job in jobs for need in job.before)
+    assert declared.job('enhanced_k30') == declared.job('enhanced')      # the default, under one name
+    assert declared.job('enhanced_k30').name == 'enhanced'
+    assert declared.job('enhanced_k50') != declared.job('enhanced')
+    assert dict(declared.job('enhanced_lambda0.5').overrides) == {'RANK_WEIGHT': 0.5}
+    assert dict(declared.job('coarse_folds').overrides) == {'CROSS_FIT': 3}
 
 
 def test_tables_share_one_coarse_sn():
     declared = Declarations(REPOSITORY / 'experiments.toml', VALUES)
-    steps = in_order([step for name in '4567' for step in declared.steps_of(declared.tables[name])])
-    assert [step.name for step in steps].count('coarse') == 1
-    assert len({step for step in steps if step.script == 'train_CoarseSN.py'}) == 3   # dice, hybrid, folds
+    jobs = in_order([job for name in '4567' for job in declared.jobs_of(declared.tables[name])])
+    assert [job.name for job in jobs].count('coarse') == 1
+    assert len({job for job in jobs if job.script == 'train_CoarseSN.py'}) == 3   # dice, hybrid, folds
 
 
 @pytest.mark.parametrize(('text', 'said'), [
@@ -64,7 +64,7 @@ def test_faults_of_a_declaration_are_named(tmp_path, text, said):
 
 def test_equal_runs_are_shared_and_nothing_runs_twice(tmp_path, root, calls):
     declared = declare(tmp_path, SYSTEM + SWEEP)
-    library, failed = run_table(declared, root, 'K')
+    store, failed = run_table(declared, root, 'K')
     assert not failed
     assert [(script, name) for script, name, _ in calls] == [
         ('train_CoarseSN.py', 'coarse'), ('generate_Coarse_mask.py', 'masks'), ('train_MaskCN.py', 'mask_cn'),
@@ -116,8 +116,8 @@ def test_a_changed_constant_runs_what_depends_on_it_and_nothing_else(tmp_path, r
         ('eval_EnhancedSN.py', 'scores_enhanced-Validation-2')]
     calls.clear()
     monkeypatch.setattr(settings, 'read_values', plain)       # edited back: the first runs serve again
-    library, _ = run_table(declare(tmp_path, SYSTEM + SWEEP), root, 'K')
-    assert calls == [] and library.folder(declared.step('mask_cn')) == 'runs/mask_cn'
+    store, _ = run_table(declare(tmp_path, SYSTEM + SWEEP), root, 'K')
+    assert calls == [] and store.folder(declared.job('mask_cn')) == 'runs/mask_cn'
 
 
 def test_a_constant_that_a_script_gained_later_outdates_nothing(tmp_path, root, calls, monkeypatch):
@@ -155,26 +155,26 @@ def test_a_failure_costs_only_what_needs_it(tmp_path, root, calls, monkeypatch):
     declared, whole = declare(tmp_path, SYSTEM + SWEEP), runner.call
     monkeypatch.setattr(runner, 'call',
                         lambda words: 2 if words[2].endswith('enhanced_k10') else whole(words))
-    library, failed = run_table(declared, root, 'K')
-    assert [step.name for step in failed] == ['enhanced_k10', 'scores_enhanced_k10-Validation']
+    store, failed = run_table(declared, root, 'K')
+    assert [job.name for job in failed] == ['enhanced_k10', 'scores_enhanced_k10-Validation']
     assert failed[list(failed)[1]].startswith('needs enhanced_k10: python train_EnhancedSN.py')
-    assert 'exit code 2' in failed[declared.step('enhanced_k10')]
-    table = Exhibits(declared, library, (0,), failed).table('K')
+    assert 'exit code 2' in failed[declared.job('enhanced_k10')]
+    table = Reproduction(declared, store, (0,), failed).table('K')
     cells = {row.label: row.cells['JA'] for row in table.rows}
     assert cells['ten'].values == () and 'enhanced_k10' in cells['ten'].note
     assert cells['default'].values == cells['thirty'].values != ()
-    assert table.rows[-1].printed and cells['theirs'].paper == 76.5
+    assert table.rows[-1].printed and cells['theirs'].paper == 0.765
 
 
 def test_seeds_train_everything_anew_and_are_averaged(tmp_path, root, calls):
     declared = declare(tmp_path, SYSTEM + SWEEP)
-    library, failed = run_table(declared, root, 'K', seeds=(0, 1))
+    store, failed = run_table(declared, root, 'K', seeds=(0, 1))
     assert not failed
     seeded = [(name, options) for script, name, options in calls if name.endswith('-seed1')]
     assert [name for name, _ in seeded] == ['coarse-seed1', 'masks-seed1', 'mask_cn-seed1',
                                             'enhanced_k10-seed1', 'enhanced-seed1']
     assert all(options['SEED'] == '1' for _, options in seeded)
-    table = Exhibits(declared, library, (0, 1), {}).table('K')
+    table = Reproduction(declared, store, (0, 1), {}).table('K')
     cell = table.rows[0].cells['JA']
     assert len(cell.values) == 2 and cell.spread is not None
     assert cell.mean == pytest.approx(sum(cell.values) / 2)
@@ -235,39 +235,40 @@ data = 'PH2/fold_{fold}'
 columns = ['JA']
 rows = [{ label = 'r', of = 'tuned_{fold}', folds = 1 }]
 """)
-    library, failed = run_table(declared, root, 'x')
+    store, failed = run_table(declared, root, 'x')
     assert not failed
     options = {name: given for _, name, given in calls}['tuned_1']
     assert options['INITIAL_WEIGHTS'] == str(root / 'runs/coarse/models/CoarseSN/CoarseSN.pth')
     assert (root / 'runs/tuned_1/dataset').resolve() == (root / 'dataset').resolve()
-    assert library.layout(declared.step('tuned_1')).root.name == 'tuned_1'
+    assert store.layout(declared.job('tuned_1')).root.name == 'tuned_1'
 
 
 # --- Commands, cost, ROOT's own stages
 
 def test_commands_can_be_typed(tmp_path, root):
     declared = declare(tmp_path, SYSTEM + SWEEP)
-    library = Library('run', 'demo')
-    assert library.command(declared.step('coarse')) == (
+    store = RunStore('run', 'demo')
+    assert store.command(declared.job('coarse')) == (
         'python train_CoarseSN.py --ROOT=run/runs/coarse --RECIPE=demo')
-    library = Library('run', processes=2)
-    assert library.command(declared.step('enhanced_k10')) == (
+    store = RunStore('run', processes=2)
+    assert store.command(declared.job('enhanced_k10')) == (
         'torchrun --nproc-per-node=2 train_EnhancedSN.py --ROOT=run/runs/enhanced_k10 --HARD_PIXELS=10')
-    assert library.command(declared.step('masks')).startswith('python generate')   # works alone
+    assert store.command(declared.job('masks')).startswith('python generate')   # works alone
 
 
 def test_costs_count_arithmetic(root):
-    layout, common = Layout(root), {'TRAIN_IMAGES': 0, 'VALIDATE_EVERY': 5}
+    layout, common = Layout(root), {'TRAIN_IMAGES': 0, 'VALIDATE_EVERY': 5, 'BATCH_SIZE': 2}
     declared = Declarations(REPOSITORY / 'experiments.toml', VALUES)
     coarse = common | {'EPOCH': 10, 'INPUT_SIZE': 224, 'CROSS_FIT': 0}
     expected = 31.7e9 * (3 * 4 * 10 + 4 * 2) / 1e15    # 4 pictures, 10 epochs, 2 validations of 4
-    assert costs.of_step(declared.step('coarse'), coarse, layout) == pytest.approx(expected)
-    half = costs.of_step(declared.step('coarse'), coarse | {'INPUT_SIZE': 112}, layout)
+    assert costs.of_job(declared.job('coarse'), coarse, layout) == pytest.approx(expected)
+    half = costs.of_job(declared.job('coarse'), coarse | {'INPUT_SIZE': 112}, layout)
     assert half == pytest.approx(expected / 4)
-    folds = costs.of_step(declared.step('coarse'), coarse | {'CROSS_FIT': 3}, layout)
+    folds = costs.of_job(declared.job('coarse'), coarse | {'CROSS_FIT': 3}, layout)
     assert folds == pytest.approx(31.7e9 * (3 * 4 * 10 * 2 + 3 * 4 * 2) / 1e15)
-    cn = {'STEPS': 6, 'BATCH_SIZE': 2, 'VALIDATE_EVERY': 4, 'VALIDATION_CROPS': 1, 'INPUT_SIZE': 224}
-    assert costs.of_step(declared.step('mask_cn'), cn, layout) == pytest.approx(
+    cn = {'TRAIN_IMAGES': 0, 'STEPS': 6, 'BATCH_SIZE': 2, 'VALIDATE_EVERY': 4, 'VALIDATION_CROPS': 1,
+          'INPUT_SIZE': 224}
+    assert costs.of_job(declared.job('mask_cn'), cn, layout) == pytest.approx(
         10.7e9 * (3 * 6 * 2 + 2 * 4) / 1e15)
 
 
@@ -280,11 +281,11 @@ def test_stages_that_lie_in_root_serve(chain, tmp_path):
         lines = ''.join(f'{key} = {value!r}\n' for key, value in options.items())
         text = text.replace(f'[experiment.{name}]\n', f'[experiment.{name}]\n{lines}')
     declared = declare(tmp_path, text)
-    library = Library(chain.root)
+    store = RunStore(chain.root)
     for name in ('coarse', 'masks', 'mask_cn', 'enhanced'):
-        assert library.folder(declared.step(name)) == HERE, name
+        assert store.folder(declared.job(name)) == HERE, name
     other = declare(tmp_path, text.replace("EPOCH = '1'", "EPOCH = '7'"))     # enhanced-SN alone
-    library = Library(chain.root)
-    assert library.folder(other.step('mask_cn')) == HERE
-    assert library.folder(other.step('enhanced')) == 'runs/enhanced'
+    store = RunStore(chain.root)
+    assert store.folder(other.job('mask_cn')) == HERE
+    assert store.folder(other.job('enhanced')) == 'runs/enhanced'
     assert not (chain.root / 'runs').exists()

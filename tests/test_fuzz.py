@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from dataset import download, isic, ph2
 from dataset.layout import Layout
-from engine import bootstrap, metrics, settings
-from experiments import line_charts, tables
-from experiments.paper_figures import Exhibits
-from experiments.run_store import Library
+from engine import metrics, settings
+from experiments import line_charts, results, tables
+from experiments.reproduction import Reproduction
+from experiments.run_store import RunStore
 from tests.fuzzing import (
     JUNK,
     MARKS,
@@ -186,7 +186,7 @@ def test_results_are_read_as_written(tmp_path, rows, newline, mark):
     csv.writer(text, lineterminator=newline).writerows(
         [('image_id', *metrics.SEGMENTATION), *((name, *values) for name, values in rows.items())])
     path.write_bytes((mark + text.getvalue()).encode())
-    part = bootstrap.read([path]).parts[0]
+    part = results.read([path]).parts[0]
     assert part.names == tuple(rows) and np.array_equal(part.values, list(rows.values()))
 
 
@@ -196,11 +196,11 @@ def test_results_are_read_as_written(tmp_path, rows, newline, mark):
 def test_spoiled_results(tmp_path, data):
     path = tmp_path / 'r.csv'
     path.write_bytes(data)
-    result, _ = refused(lambda: bootstrap.read([path], {'a': 0, 'b': 1, 'c': 2}), path)
+    result, _ = refused(lambda: results.read([path], {'a': 0, 'b': 1, 'c': 2}), path)
     if result is not None:
         assert ((result.parts[0].values >= 0) & (result.parts[0].values <= 1)).all()
         assert set(result.parts[0].names) <= set('abc') and result.kind == 'classification'
-        bootstrap.interval(result, 'mean AUC')
+        results.interval(result, 'mean AUC')
 
 
 @fuzz(60)
@@ -321,29 +321,29 @@ def declare(tmp_path, monkeypatch):
 def use_all(declared, root):
     """Everything that reproduce_tables.py does with declarations before a run and, without any, after it."""
     drawn = []
-    library = Library(root)
-    exhibits = Exhibits(declared, library, (0, 1), {})
+    store = RunStore(root)
+    reproduction = Reproduction(declared, store, (0, 1), {})
     for name, table in declared.tables.items():
-        made = exhibits.table(name)
-        drawn += [declared.steps_of(table, (0, 1)), tables.to_text(made)]
+        made = reproduction.table(name)
+        drawn += [declared.jobs_of(table, (0, 1)), tables.to_text(made)]
         tables.write(made, root, f'table_{name}')
     for name, figure in declared.figures.items():
         if 'pictures' in figure:
-            exhibits.panel(name, root)
+            reproduction.panel(name, root)
         else:
-            drawn += [figure, exhibits.chart(name, root)]
-        drawn.append(declared.steps_of(figure, (0, 1)))
-    for step in [step for steps in drawn if isinstance(steps, list) for step in steps]:
-        assert library.command(step) and not library.finished(step)
+            drawn += [figure, reproduction.chart(name, root)]
+        drawn.append(declared.jobs_of(figure, (0, 1)))
+    for job in [job for jobs in drawn if isinstance(jobs, list) for job in jobs]:
+        assert store.command(job) and not store.finished(job)
     return drawn
 
 
 def test_declarations_are_read_as_written(declare, tmp_path):
     declared = declare(toml_file(DECLARED))
     assert ' '.join(declared.experiments) == 'coarse masks cn k10 k30 tuned 1 tuned 2 tuned 3'
-    assert declared.step('k10').overrides == (('HARD_PIXELS', 10),) and declared.step('k30').overrides == ()
-    assert dict(declared.step('cn').overrides) == {'STEPS': 40, 'SHIFT': (0.0, 0.2)}
-    assert declared.step('tuned 2').start == declared.step('coarse')
+    assert declared.job('k10').overrides == (('HARD_PIXELS', 10),) and declared.job('k30').overrides == ()
+    assert dict(declared.job('cn').overrides) == {'STEPS': 40, 'SHIFT': (0.0, 0.2)}
+    assert declared.job('tuned 2').start == declared.job('coarse')
     assert declared.tables['1']['rows'][1]['folds'] == 3
     assert len(use_all(declared, tmp_path)) == 6
 

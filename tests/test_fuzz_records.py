@@ -16,10 +16,11 @@ from PIL import Image
 import reproduce_tables
 from dataset import extraction, fetch, folds, isic, make_demo_data, splits
 from dataset.layout import Layout
-from engine import checkpoints, metrics, run_folder, settings
-from experiments.run_store import RECORD, Library
+from engine import bootstrap, checkpoints, run_folder, settings
+from experiments import inputs
+from experiments.run_store import RECORD, RunStore
 from mbdcnn import coarse_masks, evaluation, networks, predictor
-from report import html_parts
+from report import charts
 from report import page as report
 from tests.fuzzing import (
     JSON,
@@ -92,31 +93,38 @@ def root(tmp_path_factory):
     facts = {'coarse_sn': checkpoints.fingerprint(layout.weights('CoarseSN')), 'input_size': 16, 'views': 6,
              coarse_masks.FOLDS: 'ab,cd'}
     for split in ('Training', 'Validation'):
-        for folder in (layout.coarse_for_segmentation(split), layout.coarse_for_classification(split)):
+        for kind, folder in (('seg', layout.coarse_for_segmentation(split)),
+                             ('cls', layout.coarse_for_classification(split))):
             coarse_masks.begin(folder, facts)
-            coarse_masks.finish(folder, facts, 6, settings.Settings(**CONFIG | {'CROSS_FIT': 0}))
+            pictures = [path for path, _ in inputs.READERS[kind](layout, split)]
+            for picture in pictures:
+                shutil.copy2(picture, folder / f'{picture.stem}.png')   # with the picture's time
+            coarse_masks.finish(folder, facts, pictures, settings.Settings(**CONFIG | {'CROSS_FIT': 0}))
     data = splits.segmentation(layout, 'Training', 16)
+    validation = splits.segmentation(layout, 'Validation', 16).fingerprint
     for number, (folder, network) in enumerate(NETWORKS.items()):
         part = folds.without(data, 2, number, 0).fingerprint if number in (1, 2) else data.fingerprint
-        inputs = {'training': part, 'coarse_masks': coarse_masks.require(layout, [masks]),
+        seen = {'training': part, 'validation': validation,
+                'coarse_masks': coarse_masks.require(layout, [masks]),
                   'mask_cn': checkpoints.fingerprint(layout.weights('MaskCN'))}
         write_json(layout.models / folder / 'config.json', {
             'network': network, 'settings': CONFIG | ({} if number in (1, 2) else {'CROSS_FIT': 0}),
-            'inputs': inputs, 'start': 'random weights',
+            'inputs': seen, 'start': 'random weights',
             'versions': {'torch': '2'}, 'finished': {'step': 4, 'best': 0.5, 'best_step': 2}})
     drawn = {name: 0.3 if 'SHARE' in name else 6 for name in make_demo_data.RECORDED}
     write_json(layout.data / make_demo_data.RECORD, drawn)
     write_json(layout.data / fetch.RECORD, {'a.zip': {'url': 'https://x', 'size': 1, 'sha256': 'ab'}})
     write(layout.data / 'a.zip', b'')
     write_json(layout.results / 'CoarseSN_Validation.json', {
-        'settings': {'NETWORK': 'CoarseSN'}, 'weights': {'CoarseSN': facts['coarse_sn']}})
+        'settings': {'NETWORK': 'CoarseSN'}, 'weights': {'CoarseSN': facts['coarse_sn']},
+        'data': inputs.content(layout, 'seg', 'Validation')})
     write(layout.results / 'CoarseSN_Validation.csv', b'')
     return layout
 
 
 def test_good_records_are_accepted(root, declare):
-    for step in map(declare(STEPS).step, ('coarse', 'masks')):
-        assert Library(root.root).folder(step) == '.'
+    for job in map(declare(STEPS).job, ('coarse', 'masks')):
+        assert RunStore(root.root).folder(job) == '.'
     fold_of, facts = coarse_masks.cross_fit(root, 2)
     assert len(fold_of) == 6 and facts.keys() == {coarse_masks.FOLDS}
     assert predictor._drawing(root) == (16, 6) and networks.trained_transfer(root) == 'e-layer'
@@ -131,7 +139,7 @@ def test_spoiled_config_json(root, declare, folder, data):
     path = root.models / folder / 'config.json'
     weights_path, cfg = path.with_name(f'{NETWORKS[folder]}.pth'), settings.Settings(**CONFIG)
     made = coarse_masks.require(root, [root.coarse_for_segmentation('Training')])
-    step = declare(STEPS).step('coarse')
+    job = declare(STEPS).job('coarse')
     with holding(path, data.draw(json_files(json.loads(path.read_bytes())))):
         for use in (lambda: checkpoints.read_config(weights_path), lambda: networks.trained_transfer(root),
                     lambda: networks.warn_of_other_size(weights_path, 16),
@@ -141,21 +149,21 @@ def test_spoiled_config_json(root, declare, folder, data):
                     lambda: evaluation.provenance(cfg, [weights_path], 'x')):
             value, _ = refused(use, root.root)
             json.dumps(value)
-        assert Library(root.root).folder(step) in ('.', 'runs/coarse')
+        assert RunStore(root.root).folder(job) in ('.', 'runs/coarse')
 
 
 @fuzz(60)
 @given(st.data())
 def test_spoiled_made_by_json(root, declare, tmp_path, data):
     folder = root.coarse_for_segmentation('Training')
-    path, step = folder / coarse_masks.RECORD, declare(STEPS).step('masks')
+    path, job = folder / coarse_masks.RECORD, declare(STEPS).job('masks')
     with holding(path, data.draw(json_files(json.loads(path.read_bytes())))):
         made, _ = refused(lambda: coarse_masks.require(root, [folder]), folder)
         assert made is None or made['coarse_sn'] == checkpoints.fingerprint(root.weights('CoarseSN'))
-        library = Library(root.root)
-        library._folders[step] = '.'   # as if ROOT itself had drawn them
-        assert isinstance(library.identity(step), str)
-        assert Library(root.root).folder(step) in ('.', 'runs/masks')
+        store = RunStore(root.root)
+        store._folders[job] = '.'   # as if ROOT itself had drawn them
+        assert isinstance(store.identity(job), str)
+        assert RunStore(root.root).folder(job) in ('.', 'runs/masks')
         write(tmp_path / coarse_masks.RECORD, path.read_bytes())
         coarse_masks.begin(tmp_path, {'coarse_sn': 'x'})
     assert json.loads((tmp_path / coarse_masks.RECORD).read_text())['facts'] == {'coarse_sn': 'x'}
@@ -165,29 +173,29 @@ def test_spoiled_made_by_json(root, declare, tmp_path, data):
 @given(st.data())
 def test_spoiled_results_of_root(root, declare, data):
     declared, path = declare(STEPS), root.results / 'CoarseSN_Validation.json'
-    step = declared.scoring('coarse', 'Validation')
-    assert Library(root.root).folder(step) == '.'
+    job = declared.scoring('coarse', 'Validation')
+    assert RunStore(root.root).folder(job) == '.'
     with holding(path, data.draw(json_files(json.loads(path.read_bytes())))):
-        assert Library(root.root).folder(step) in ('.', 'runs/scores_coarse-Validation')
+        assert RunStore(root.root).folder(job) in ('.', 'runs/scores_coarse-Validation')
 
 
 @fuzz(60)
 @given(st.data())
 def test_spoiled_experiment_json(root, declare, data):
     declared = declare(STEPS)
-    library, step = Library(root.root), declared.step('longer')
-    library.prepare(step)
-    library.note(step, 1.5, True)
-    path = root.root / library.folder(step) / RECORD
+    store, job = RunStore(root.root), declared.job('longer')
+    store.prepare(job)
+    store.note(job, 1.5, True)
+    path = root.root / store.folder(job) / RECORD
     wanted = [('table', '1', declared.tables['1'])]
     try:
         with holding(path, data.draw(json_files(json.loads(path.read_bytes())))):
-            library = Library(root.root)
-            reproduce_tables.show_list(library, wanted, {wanted[0][:2]: declared.steps_of(wanted[0][2])},
-                                       reproduce_tables.measured_rates(library, declared, (0,)))
-            library.prepare(step)
-            library.note(step, 1.5, False)
-            record = json.loads((library.root / library.folder(step) / RECORD).read_text())
+            store = RunStore(root.root)
+            reproduce_tables.show_list(store, wanted, {wanted[0][:2]: declared.jobs_of(wanted[0][2])},
+                                       reproduce_tables.measured_rates(store, declared, (0,)))
+            store.prepare(job)
+            store.note(job, 1.5, False)
+            record = json.loads((store.root / store.folder(job) / RECORD).read_text())
         assert record['seconds'] >= 1.5 and record['made from']['script'] == 'train_CoarseSN.py'
     finally:
         shutil.rmtree(root.root / 'runs')
@@ -290,7 +298,7 @@ def reported(tmp_path_factory):
     rng, labels = np.random.default_rng(0), np.array([0, 1, 2] * 2)
     facts = {'recipe': 'demo', 'data': 'a', 'settings': {'SCALES': [1, 2]}, 'weights': {'CoarseSN': 'x'}}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, 'RESAMPLES', 20)
+        patch.setattr(bootstrap, 'RESAMPLES', 20)
         p = rng.dirichlet(np.ones(3), 6)
         evaluation.report_segmentation(layout, 'CoarseSN', 'Testing', names, {
             'plain': rng.random((6, 5)), 'tta': rng.random((6, 5))}, facts)
@@ -309,9 +317,9 @@ def test_spoiled_results_are_named_in_the_report(reported, monkeypatch, data):
     def chart(draw, label, caption, size=None):
         if path.suffix != '.json':   # the charts are not of these
             draw(Figure())   # without the time that it takes to write it
-        return caption
+        return {'svg': '', 'caption': caption}
 
-    monkeypatch.setattr(html_parts, 'chart', chart)
+    monkeypatch.setattr(charts, 'chart', chart)
     path = data.draw(st.sampled_from([
         reported.results / 'CoarseSN_Testing.json', reported.results / 'MaskCN_Testing.json',
         reported.results / 'CoarseSN_Testing.csv', reported.results / 'MaskCN_Testing.csv',

@@ -36,7 +36,7 @@ from PIL import Image
 from torch import nn
 
 from dataset.layout import Layout
-from engine import figures, metrics
+from engine import bootstrap, figures
 from mbdcnn import panels
 from tests import conftest
 
@@ -109,7 +109,7 @@ def nursery():
     make_narrow()
     for module in PRELOADED:
         importlib.import_module(module)
-    panels.VALIDATION_IMAGES, metrics.RESAMPLES = 2, 20   # these and layouts would take most of the time
+    panels.VALIDATION_IMAGES, bootstrap.RESAMPLES = 2, 20   # these and layouts would take most of the time
     ConstrainedLayoutEngine.execute = lambda engine, figure: None
     Image.init()
     figures.subplots(1, 1, (1, 1))[0].savefig(io.BytesIO())   # loads fonts

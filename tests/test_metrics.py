@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dataset.isic import TASKS
 from dataset.layout import Layout
-from engine import images, metrics
+from engine import bootstrap, images, metrics
 from mbdcnn import evaluation
 
 QUICK = settings(max_examples=100, deadline=None)
@@ -167,7 +167,9 @@ def test_one_class_alone_gives_none_and_no_crash(tmp_path, capsys, labels, undef
         missing = task in undefined
         assert (scores[task]['AUC'] is None) is (scores[task]['AP'] is None) is missing
     assert scores['mean AUC'] is None
-    assert set(metrics.intervals_of_areas(p, labels, TASKS).values()) == {None}
+    bounds = bootstrap.intervals_of_areas(p, np.array(labels), TASKS)
+    assert {name for name, pair in bounds.items() if pair is None} == {
+        'mean AUC', *(f'{task} AUC' for task in undefined)}
     names = [f'ISIC_{number:07d}' for number in range(len(labels))]
     evaluation.report_classification(Layout(tmp_path), 'Validation', names, {'9-crop': p, '1-crop': p},
                                      np.array(labels), {'recipe': 'default'})
@@ -176,42 +178,7 @@ def test_one_class_alone_gives_none_and_no_crash(tmp_path, capsys, labels, undef
     assert written['mean AUC'] is None and written['recipe'] == 'default'
 
 
-# --- Intervals and reports
-
-def test_bootstrap_intervals_of_means():
-    values = np.random.default_rng(2).beta(8, 2, (400, 5))
-    widths = []
-    for count in (25, 100, 400):
-        bounds = metrics.interval_of_means(values[:count])
-        means = values[:count].mean(0)
-        assert bounds.shape == (5, 2) and (bounds[:, 0] < means).all() and (means < bounds[:, 1]).all()
-        np.testing.assert_array_equal(bounds, metrics.interval_of_means(values[:count]))
-        widths.append((bounds[:, 1] - bounds[:, 0]).mean())
-    assert widths[0] > 1.5 * widths[1] > 2.25 * widths[2]   # about 1 / sqrt(n)
-    half = 1.96 * values.std(0) / np.sqrt(len(values))      # the normal approximation
-    np.testing.assert_allclose(widths[2], 2 * half.mean(), rtol=0.1)
-    assert not np.array_equal(bounds, metrics.interval_of_means(values, seed=1))
-
-
-def test_an_interval_of_one_image_is_that_image():
-    np.testing.assert_array_equal(metrics.interval_of_means([[0.25, 1.0]]), [[0.25, 0.25], [1.0, 1.0]])
-
-
-def test_bootstrap_intervals_of_areas(monkeypatch):
-    monkeypatch.setattr(metrics, 'RESAMPLES', 200)
-    p, labels = predictions(3, 400)
-    widths = []
-    for count in (60, 400):
-        bounds = metrics.intervals_of_areas(p[:count], labels[:count], TASKS)
-        scores = metrics.classification_scores(p[:count], labels[:count], TASKS)
-        points = {'mean AUC': scores['mean AUC'],
-                  **{f'{task} AUC': scores[task]['AUC'] for task in TASKS}}
-        assert bounds.keys() == points.keys()
-        assert all(low < points[name] < high for name, (low, high) in bounds.items())
-        assert bounds == metrics.intervals_of_areas(p[:count], labels[:count], TASKS)
-        widths.append(bounds['mean AUC'][1] - bounds['mean AUC'][0])
-    assert widths[0] > 1.5 * widths[1]
-
+# --- Reports
 
 def test_segmentation_report_holds_every_image_and_both_means(tmp_path, capsys):
     rng = np.random.default_rng(4)

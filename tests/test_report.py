@@ -9,13 +9,14 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
 
 from dataset.layout import Layout
-from engine import checkpoints, images, metrics
+from engine import bootstrap, checkpoints, images, metrics
 from engine.errors import InputError
 from mbdcnn import evaluation, paper_scores
-from report import html_parts
+from report import charts
 from report import page as report
 
 MOMENT = datetime(2024, 2, 29, 12, 30, tzinfo=UTC)
@@ -122,7 +123,7 @@ def add_run(layout, network):
 def few_resamples():
     """Intervals are the evaluation's business; a thousand resamples would take most of the time here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, 'RESAMPLES', 50)
+        patch.setattr(bootstrap, 'RESAMPLES', 50)
         yield
 
 
@@ -185,7 +186,7 @@ def test_calibration_equals_a_count_image_by_image():
     rng = np.random.default_rng(0)
     probability = np.r_[rng.random(50), 0.0, 1.0]
     happened = rng.random(52) < probability
-    counts, predicted, share, error = html_parts.calibration(probability, happened)
+    counts, predicted, share, error = charts.calibration(probability, happened)
     total = 0
     for number in range(10):
         held = [i for i in range(52) if number == min(9, int(probability[i] * 10))]
@@ -195,7 +196,7 @@ def test_calibration_equals_a_count_image_by_image():
         total += abs(sum(probability[i] - happened[i] for i in held)) / 52
     assert error == pytest.approx(total)
     # empty bins count nothing
-    assert html_parts.calibration(np.array([0.25]), np.array([True]))[3] == 0.75
+    assert charts.calibration(np.array([0.25]), np.array([True]))[3] == 0.75
 
 
 @pytest.mark.parametrize('count', [1, 2, 3, 5, 9, 40])
@@ -240,7 +241,7 @@ def test_the_page_needs_nothing_from_outside(full):
 def test_text_of_others_is_escaped(full):
     page = full[2]
     assert '<script' not in page and '<b>' not in page
-    assert html.escape(HOSTILE) in page and '&lt;b&gt;bold' in page
+    assert str(escape(HOSTILE)) in page and '&lt;b&gt;bold' in page
     assert f'{HOSTILE}: image' in Reader(page).values('alt')
 
 

@@ -11,7 +11,7 @@ from dataset.splits import Segmentation
 from engine import hardware
 from engine.errors import InputError
 from engine.settings import RECIPES, resolved
-from experiments.run_store import REPOSITORY, Library
+from experiments.run_store import REPOSITORY, RunStore
 from mbdcnn import evaluation, networks
 from mbdcnn.inference import Segmenter
 from net import weights
@@ -200,9 +200,9 @@ def test_a_run_goes_on_with_the_epsilon_it_began_with(tmp_path):
 
 def test_a_run_of_before_the_constant_had_a_random_e_layer(tmp_path):
     made = {'script': 'train_EnhancedSN.py', 'settings': {'SEED': 0, 'E_LAYER_START': 'identity'}}
-    assert not Library.agrees_with(made, {'SEED': 0})
-    assert Library.agrees_with(made | {'settings': {'SEED': 0, 'E_LAYER_START': 'random'}}, {'SEED': 0})
-    assert Library.agrees_with(made, json.loads(json.dumps(made['settings'])))
+    assert not RunStore.agrees_with(made, {'SEED': 0})
+    assert RunStore.agrees_with(made | {'settings': {'SEED': 0, 'E_LAYER_START': 'random'}}, {'SEED': 0})
+    assert RunStore.agrees_with(made, json.loads(json.dumps(made['settings'])))
 
 
 @pytest.mark.parametrize('script', SCRIPTS)

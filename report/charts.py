@@ -1,13 +1,13 @@
-"""What the report is made of: HTML elements, charts as inline SVG, pictures as data."""
+"""What the report shows: charts as inline SVG, pictures as data."""
 import base64
 import hashlib
 import io
 import math
 import re
-from html import escape
 
 import cv2
 import numpy as np
+from markupsafe import Markup, escape
 
 from dataset.isic import TASKS
 from engine import figures, images, metrics
@@ -28,110 +28,18 @@ DRAWING = {'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.size': 10, 'h
            'text.color': INK, 'axes.edgecolor': INK, 'axes.labelcolor': INK, 'xtick.color': INK,
            'ytick.color': INK, 'grid.color': INK, 'hatch.color': INK, 'legend.frameon': False,
            'legend.fontsize': 9, 'axes.spines.top': False, 'axes.spines.right': False}
-SEGMENTATION_TERMS = (
-    'JA: Jaccard index; DI: Dice index; AC, SE, SP: accuracy, sensitivity and specificity of the pixels; '
-    'TTA: test-time augmentation. Intervals are bootstraps over images; they do not cover how one training '
-    "differs from the next. The paper's numbers are of ISIC-2017.")
-CLASSIFICATION_TERMS = (
-    'AUC: area under the ROC curve; AP: average precision; AC, SE, SP: accuracy, sensitivity and specificity '
-    'of the most probable class; each class against the rest. 9-crop: mean over nine crops of an image; '
-    '1-crop: the whole image alone.')
-RELIABILITY_TERMS = (
-    f'Images are put into {BINS} bins by the predicted probability of a class. Points on the '
-    'dotted diagonal are right on average; below it, the probabilities are too high. Vertical lines: 95 % '
-    'intervals. Below: how many images each bin holds.')
-PICTURE_TERMS = (
-    'By Jaccard index (JA). In the contours, the truth is the thick green line and the found mask the thin '
-    'magenta one.')
-
-# --- HTML elements; what they take is text unless said otherwise
 
 
-def text(words):
-    """Words as HTML; a number stays with its percent sign and behind its equals sign."""
-    return escape(words).replace(' %', '&nbsp;%').replace(' = ', '&nbsp;=&nbsp;')
 
-
-def paragraph(words, kind='', code='', after=''):
-    """A <p> of words, optionally with a class, and with a command and more words behind it."""
-    attribute = f' class="{kind}"' if kind else ''
-    code = f' <code>{escape(code)}</code>' if code else ''
-    return f'<p{attribute}>{text(words)}{code}{text(after)}</p>'
-
-
-def heading(level, words):
-    return f'<h{level}>{text(words)}</h{level}>'
-
-
-def table(caption, header, rows, kind='', marked=()):
-    """A table in a container that scrolls by itself.
-
-    header : column titles, may be empty; rows : lists, first the row's title; a cell is text, or a
-    tuple of text and small text below; marked : titles of rows in the paper's style
-    """
-    head = ''.join(f'<th scope="col">{escape(title)}</th>' for title in header)
-    lines = []
-    for title, *cells in rows:
-        kind_of_row = ' class="paper"' if title in marked else ''
-        lines.append(f'<tr{kind_of_row}><th scope="row">{escape(title)}</th>'
-                     + ''.join(f'<td>{_cell(cell)}</td>' for cell in cells) + '</tr>')
-    return (f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
-            f'<table class="{kind}"><caption>{text(caption)}</caption>'
-            + (f'<thead><tr>{head}</tr></thead>' if header else '')
-            + '<tbody>' + '\n'.join(lines) + '</tbody></table></div>')
-
-
-def _cell(cell):
-    words, small = cell if isinstance(cell, tuple) else (cell, '')
-    return text(words) + (f'<small>{text(small)}</small>' if small else '')
-
-
-def score(scores, name, interval=None):
-    """A table cell: a score in percent, and its interval (`name`'s or `interval`'s) where there is one."""
-    bounds = (scores.get('ci95') or {}).get(interval or name)
-    value = percent(scores.get(name), 100)
-    return (value, f'[{percent(bounds[0], 100)}, {percent(bounds[1], 100)}]') if bounds else value
-
-
-def percent(value, factor=1):
+def percent(value, factor=100):
     """factor * value with one digit, a dash for what is absent or undefined."""
     return '–' if value is None or not math.isfinite(value) else f'{factor * value:.1f}'
 
 
-def facts(title, content):
-    """Tables of names and values, folded away. content : {part: {name: value}}; other values are left out."""
-    tables = [table(part, [], [[name, _shown(value)] for name, value in values.items()], 'facts')
-              for part, values in content.items() if isinstance(values, dict) and values]
-    return details(title, ''.join(tables))
-
-
-def _shown(value):
-    return ', '.join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def details(summary, content):
-    """A part that is folded away until its summary is clicked; content : HTML."""
-    return f'<details><summary>{text(summary)}</summary>{content}</details>'
-
-
-def case(name, caption, pictures):
-    """One picture with everything about it; pictures : [(what it shows, <img> data and size)]."""
-    shown = ''.join(
-        f'<div><span>{text(what)}</span><img src="{data}" width="{width}" height="{height}" '
-        f'alt="{escape(f"{name}: {what}")}"></div>' for what, (data, width, height) in pictures)
-    return f'<figure class="case"><div>{shown}</div><figcaption>{text(caption)}</figcaption></figure>'
-
-
-def charts(drawn):
-    """Charts (list of HTML) side by side where there is room."""
-    return '<div class="charts">' + '\n'.join(drawn) + '</div>'
-
-
 # --- Pictures
 
-
 def draw_case(image_path, truth_path, found_path):
-    """Image, true mask, found mask and both contours: [(what, (data URI, width, height))].
+    """Image, true mask, found mask and both contours: [{what, data (an URI), width, height}].
 
     The pictures keep their shape; the long side is SIDE. Raises InputError for unusable files.
     """
@@ -142,7 +50,8 @@ def draw_case(image_path, truth_path, found_path):
     truth, found = (images.resize_mask(images.read_mask(path), size) for path in (truth_path, found_path))
     drawn = [('image', image), ('truth', truth), ('found', found),
              ('contours', figures.outlined(image, truth, found))]
-    return [(what, (_data(array), *size)) for what, array in drawn]
+    return [{'what': what, 'data': _data(array), 'width': size[0], 'height': size[1]}
+            for what, array in drawn]
 
 
 def _data(array):
@@ -162,7 +71,7 @@ def _data(array):
 
 
 def chart(draw, label, caption, size=CHART):
-    """A <figure> with a chart as inline SVG: draw(figure) draws on a Matplotlib figure.
+    """{svg, caption} of a chart as inline SVG: draw(figure) draws on a Matplotlib figure.
 
     label : what a screen reader says in place of the chart; caption : the text below it
     """
@@ -176,7 +85,7 @@ def chart(draw, label, caption, size=CHART):
         draw(figure)
         figure.savefig(file, format='svg', transparent=True,
                        metadata=dict.fromkeys(('Date', 'Creator', 'Format', 'Type')))
-    return f'<figure>{_inline(file.getvalue(), label)}<figcaption>{text(caption)}</figcaption></figure>'
+    return {'svg': Markup(_inline(file.getvalue(), label)), 'caption': caption}
 
 
 def _inline(svg, label):
@@ -196,7 +105,7 @@ def _inline(svg, label):
 
 
 def curve_charts(network, rows):
-    """Charts of training loss and validation score. rows : list of dicts as in metrics.jsonl."""
+    """Charts of training loss and of validation score. rows : list of dicts as in metrics.jsonl."""
     steps = [row['step'] for row in rows]
     series = {name: [float('nan') if row.get(name) is None else row[name] for row in rows]
               for name in (*LOSSES, *SCORES) if name in rows[-1]}   # the first may be that of the start
@@ -207,7 +116,7 @@ def curve_charts(network, rows):
         drawn.append(_curve_chart(network, steps, losses, 'training loss'))
     if scores:   # the first one is what the best weights are chosen by
         drawn.append(_curve_chart(network, steps, scores, 'validation score', next(iter(scores))))
-    return charts(drawn)
+    return drawn
 
 
 def _curve_chart(network, steps, series, ylabel, best=None):
@@ -233,10 +142,12 @@ def _curve_chart(network, steps, series, ylabel, best=None):
 
 
 def roc_chart(split, probabilities, labels):
-    """ROC curves of both tasks, with the point that the arg-max decision reaches."""
+    """ROC curves of both tasks, with the point that the arg-max decision reaches; or {text}, why none."""
     from sklearn.metrics import roc_curve
     scores = metrics.classification_scores(probabilities, labels, TASKS)
     areas = {task: scores[task]['AUC'] for task in TASKS if scores[task]['AUC'] is not None}
+    if not areas:
+        return {'text': f'{split}: no ROC curve, because the split holds one class only.'}
 
     def draw(figure):
         axes = figure.subplots()

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from dataset import splits
 from dataset.layout import Layout
 from engine import settings
 from engine.errors import InputError
-from experiments import runner
-from experiments.paper_figures import Exhibits
-from experiments.run_store import HERE, Library
+from experiments import inputs, runner
+from experiments.reproduction import Reproduction
+from experiments.run_store import HERE, RunStore
 from mbdcnn import coarse_masks
 from reproduce_tables import without_data
 from tests.stand_ins import SWEEP, SYSTEM, declare, run_table
@@ -72,7 +73,7 @@ def test_an_experiments_own_seed_is_the_first(tmp_path, root, calls):
 script = 'train_CoarseSN.py'
 SEED = 1
 """)
-    seeds = [dict(declared.step('coarse', seed).overrides)['SEED'] for seed in range(3)]
+    seeds = [dict(declared.job('coarse', seed).overrides)['SEED'] for seed in range(3)]
     assert seeds == [1, 2, 3]
 
 
@@ -92,54 +93,138 @@ rows = [{ label = 'all', of = 'coarse' }]
     declared = declare(tmp_path, text)
     run_table(declared, root, 'all')
     calls.clear()
-    library = Library(root)
-    steps = declared.steps_of(declared.figures['n'], leave_out=library.too_few)
-    runner.run(library, steps, {})
+    store = RunStore(root)
+    jobs = declared.jobs_of(declared.figures['n'], leave_out=store.too_few)
+    runner.run(store, jobs, {})
     assert names(calls) == ['coarse_n2', 'scores_coarse_n2-Validation']   # 4 of 4 is `coarse`; 9 is left out
-    _, table = Exhibits(declared, library, (0,), {}).chart('n', tmp_path)
+    _, table = Reproduction(declared, store, (0,), {}).chart('n', tmp_path)
     cells = [row.cells['JA'] for row in table.rows]
     assert [len(cell.values) for cell in cells] == [1, 1, 0]
     assert cells[2].note == 'there are only 4 images'
 
 
+def train_in_root(root, job, **changed):
+    """As if train_CoarseSN.py had run in ROOT itself: its weights and its config.json, with these changes."""
+    layout, values = Layout(root), json.loads(json.dumps(RunStore(root).values(job)))
+    run = layout.run('CoarseSN')
+    run.mkdir(parents=True, exist_ok=True)
+    (run / 'CoarseSN.pth').write_text('trained in ROOT')
+    seen = {'training': splits.segmentation(layout, 'Training', values['CACHE_SIZE']).fingerprint,
+            'validation': splits.segmentation(layout, 'Validation', values['INPUT_SIZE']).fingerprint}
+    (run / 'config.json').write_text(json.dumps({
+        'settings': values, 'inputs': seen, 'start': 'random weights', 'finished': {'step': 1}} | changed))
+    return run
+
+
 def test_stages_that_appear_in_root_later_leave_finished_runs_alone(tmp_path, root, calls):
     declared = declare(tmp_path, RANDOM + SWEEP)
-    library, _ = run_table(declared, root, 'K')
-    run = Layout(root).run('CoarseSN')
-    run.mkdir(parents=True)
-    (run / 'CoarseSN.pth').write_text('trained in ROOT')
-    values = json.loads(json.dumps(library.values(declared.step('coarse'))))
-    (run / 'config.json').write_text(json.dumps({'settings': values, 'start': 'random weights',
-                                                 'finished': {'step': 1}}))
+    run_table(declared, root, 'K')
+    train_in_root(root, declared.job('coarse'))
     calls.clear()
     run_table(declared, root, 'K')
     assert calls == []
     shutil.rmtree(root / 'runs')
-    library, _ = run_table(declared, root, 'K')
-    assert library.folder(declared.step('coarse')) == HERE and 'coarse' not in names(calls)
+    store, _ = run_table(declared, root, 'K')
+    assert store.folder(declared.job('coarse')) == HERE and 'coarse' not in names(calls)
 
 
 @pytest.mark.parametrize('what', ['picture', 'line', 'unfinished', 'setting', 'fine-tuned'])
 def test_roots_stage_serves_only_what_it_was_trained_on(tmp_path, root, calls, what):
     declared = declare(tmp_path, RANDOM + SWEEP)
-    step, layout = declared.step('coarse'), Layout(root)
-    run = layout.run('CoarseSN')
-    run.mkdir(parents=True)
-    (run / 'CoarseSN.pth').write_text('trained in ROOT')
-    config = {'settings': json.loads(json.dumps(Library(root).values(step))), 'start': 'random weights',
-              'finished': {'step': 1}}
-    (run / 'config.json').write_text(json.dumps(config))
-    assert Library(root).folder(step) == HERE
-    listing, picture = layout.segmentation_list('Training'), layout.segmentation('Training') / 'Images'
+    job, layout = declared.job('coarse'), Layout(root)
+    train_in_root(root, job)
+    assert RunStore(root).folder(job) == HERE
+    listing, pictures = layout.segmentation_list('Training'), layout.segmentation('Training') / 'Images'
     if what == 'picture':
-        (picture / 'Training0.png').write_text('another')
+        shutil.copy(pictures / 'Training1.png', pictures / 'Training0.png')
     elif what == 'line':
         listing.write_text(listing.read_text().replace('Training3', 'Training2'))
     else:
-        changed = {'unfinished': {'finished': None}, 'fine-tuned': {'start': 'weights (sha256 1...)'},
-                   'setting': {'settings': config['settings'] | {'MARGIN': 0.2}}}[what]
-        (run / 'config.json').write_text(json.dumps(config | changed))
-    assert Library(root).folder(step) == 'runs/coarse'
+        values = json.loads(json.dumps(RunStore(root).values(job)))
+        train_in_root(root, job, **{'unfinished': {'finished': None}, 'setting': {'settings': values | {
+            'MARGIN': 0.2}}, 'fine-tuned': {'start': 'weights (sha256 1...)'}}[what])
+    assert RunStore(root).folder(job) == 'runs/coarse'
+
+
+# --- Copies
+
+def copied(root):
+    """A copy of a root in which no file has kept its time, links being links."""
+    copy = root.with_name('copied')
+    shutil.copytree(root, copy, symlinks=True, copy_function=shutil.copyfile)
+    for number, path in enumerate(path for path in sorted(copy.rglob('*.png')) if not path.is_symlink()):
+        os.utime(path, (10**9 + number, 10**9 + number))
+    return copy
+
+
+def test_a_copied_root_keeps_its_runs_and_its_own_stages(tmp_path, root, calls):
+    declared = declare(tmp_path, RANDOM + SWEEP)
+    train_in_root(root, declared.job('coarse'))
+    run_table(declared, root, 'K')
+    copy, made = copied(root), len(calls)
+    store, failed = run_table(declared, copy, 'K')
+    assert not failed and len(calls) == made > 0
+    assert store.folder(declared.job('coarse')) == HERE
+    assert all(store.finished(job) for job in declared.jobs_of(declared.tables['K']))
+
+
+def test_copied_models_do_not_serve_other_pictures(tmp_path, root, calls):
+    job = declare(tmp_path, RANDOM + SWEEP).job('coarse')
+    train_in_root(root, job)
+    other = copied(root)
+    shade = other / 'dataset/seg_data/Training_resize_seg/Images/Training2.png'
+    shutil.copyfile(shade.with_name('Training1.png'), shade)
+    assert RunStore(other).folder(job) == 'runs/coarse' and RunStore(root).folder(job) == HERE
+
+
+def test_pictures_are_told_apart_by_content(root):
+    layout = Layout(root)
+    path = layout.crops('Validation') / 'Validation1.png'
+    before = inputs.fingerprint(layout, 'cls', 'Validation')
+    os.utime(path, (1, 1))
+    assert inputs.fingerprint(layout, 'cls', 'Validation') == before
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + b'x')   # of the same size
+    os.utime(path, (2, 2))
+    assert inputs.fingerprint(layout, 'cls', 'Validation') != before
+    path.write_bytes(data)
+    (layout.cache / 'contents.json').unlink()
+    assert inputs.fingerprint(layout, 'cls', 'Validation') == before
+    listing = layout.classification_list('Validation')
+    listing.write_text(listing.read_text().replace(' 2', ' 1'))
+    assert inputs.fingerprint(layout, 'cls', 'Validation') != before
+
+
+def test_runs_that_recorded_sizes_and_times_still_serve(tmp_path, root, calls):
+    declared = declare(tmp_path, SYSTEM + SWEEP)
+    run_table(declared, root, 'K')
+    for path in (root / 'runs').glob('*/experiment.json'):
+        record, layout = json.loads(path.read_text()), Layout(root)
+        by_content = {inputs.fingerprint(layout, *one): inputs.stamp(layout, *one)
+                      for one in inputs.EVERYTHING if inputs.path_of(layout, *one).is_file()}
+        old = json.dumps(record)
+        for new, stamp in by_content.items():
+            old = old.replace(new, stamp)
+        path.write_text(old)
+    calls.clear()
+    assert run_table(declared, root, 'K')[1] == {} and calls == []
+
+
+def test_coarse_masks_of_a_copy_are_those_of_its_pictures(root):
+    layout = Layout(root)
+    folder, pictures = layout.coarse_for_classification('Training'), sorted(
+        layout.crops('Training').glob('*.png'))
+    coarse_masks.begin(folder, {'coarse_sn': 'x'})
+    for picture in pictures:
+        shutil.copy2(picture, folder / picture.name)   # with the picture's time, as a mask is written
+    coarse_masks.finish(folder, {'coarse_sn': 'x'}, pictures, settings.Settings())
+    layout = Layout(copied(root))
+    folder, pictures = layout.coarse_for_classification('Training'), sorted(
+        layout.crops('Training').glob('*.png'))
+    assert len(splits.coarse_paths(layout, folder, pictures)) == 4
+    shutil.copyfile(pictures[1], pictures[0])
+    with pytest.raises(InputError, match='1 coarse masks are missing'):
+        splits.coarse_paths(layout, folder, pictures)
 
 
 def test_masks_that_are_topped_up_outdate_nothing(tmp_path, root, calls):
@@ -148,9 +233,9 @@ def test_masks_that_are_topped_up_outdate_nothing(tmp_path, root, calls):
     calls.clear()
     shutil.copy(Layout(root).segmentation_list('Validation'), Layout(root).segmentation_list('Testing'))
     shutil.copytree(Layout(root).segmentation('Validation'), Layout(root).segmentation('Testing'))
-    library = Library(root)
-    assert library.folder(declared.step('enhanced')) == 'runs/enhanced'     # LIST says so before any run
-    assert library.finished(declared.step('enhanced')) and not library.finished(declared.step('masks'))
+    store = RunStore(root)
+    assert store.folder(declared.job('enhanced')) == 'runs/enhanced'     # LIST says so before any run
+    assert store.finished(declared.job('enhanced')) and not store.finished(declared.job('masks'))
     run_table(declared, root, 'K')
     assert names(calls) == ['masks']
 
@@ -212,15 +297,15 @@ data = 'PH2/fold_1'
 columns = ['JA']
 rows = [{ label = 'tuned', of = 'tuned' }, { label = 'plain', of = 'coarse' }]
 """)
-    library = Library(root)
-    steps = declared.steps_of(declared.tables['x'])
-    blocked = without_data(library, steps, SimpleNamespace(FOLDS=4))
-    assert {step.name for step in blocked} == {'tuned', 'scores_tuned-Validation'}
+    store = RunStore(root)
+    jobs = declared.jobs_of(declared.tables['x'])
+    blocked = without_data(store, jobs, SimpleNamespace(FOLDS=4))
+    assert {job.name for job in blocked} == {'tuned', 'scores_tuned-Validation'}
     assert all('PH2 is not prepared' in why for why in blocked.values())
-    runner.run(library, steps, blocked)
+    runner.run(store, jobs, blocked)
     assert names(calls) == ['coarse', 'scores_coarse-Validation']
-    table = Exhibits(declared, library, (0,), blocked).table('x')
+    table = Reproduction(declared, store, (0,), blocked).table('x')
     assert 'PH2 is not prepared' in table.rows[0].cells['JA'].note
     assert len(table.rows[1].cells['JA'].values) == 1
     with pytest.raises(InputError, match='dataset/prepare_PH2.py'):
-        without_data(library, [step for step in steps if step in blocked], SimpleNamespace(FOLDS=4))
+        without_data(store, [job for job in jobs if job in blocked], SimpleNamespace(FOLDS=4))

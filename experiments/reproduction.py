@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 
 from dataset import isic, splits
-from engine import bootstrap, figures, hardware, metrics
-from experiments import line_charts, tables
+from engine import figures, hardware
+from experiments import line_charts, results, tables
 from experiments.declarations import points, split_of
 from mbdcnn import evaluation, networks, panels
 from mbdcnn.inference import maps_of_files
@@ -14,14 +14,14 @@ ROMAN = {str(number): roman for number, roman in enumerate('I II III IV V VI VII
 ROWS = 8   # of a figure of pictures
 
 
-class Exhibits:
-    """Fills what Declarations declare from a Library.
+class Reproduction:
+    """The tables and figures that Declarations declare, with the scores and pictures of a RunStore.
 
-    seeds : tuple of training seeds; failed : {Step: why it did not finish}
+    seeds : tuple of training seeds; failed : {Job: why it did not finish}
     """
 
-    def __init__(self, declarations, library, seeds, failed):
-        self.declarations, self.library, self.seeds, self.failed = declarations, library, seeds, failed
+    def __init__(self, declarations, store, seeds, failed):
+        self.declarations, self.store, self.seeds, self.failed = declarations, store, seeds, failed
 
     # Tables
 
@@ -29,7 +29,7 @@ class Exhibits:
         """The tables.Table of a declared table, with the paired differences below it."""
         declared = self.declarations.tables[name]
         split, columns = split_of(declared), declared['columns']
-        rows, results = [], {}
+        rows, scored = [], {}
         for row in declared['rows']:
             paper = dict(zip(columns, row.get('paper', ()), strict=False))
             by_seed, why = self._results(row, split) if 'of' in row else ({}, '')
@@ -38,11 +38,11 @@ class Exhibits:
                 column: tables.make_cell(paper.get(column), found, column, why) for column in columns},
                 printed='of' not in row))
             if 'of' in row:
-                results[row['label']] = by_seed
+                scored[row['label']] = by_seed
         notes = [f'{row["label"]}: {row["source"]}.' for row in declared['rows'] if 'source' in row]
-        notes += self._facts(declared['rows'], results, split)
+        notes += self._facts(declared['rows'], scored, split)
         for first, second in declared.get('compare', ()):
-            notes += _compared(first, second, results, columns[0])
+            notes += _compared(first, second, scored, columns[0])
         shown = f'Table {ROMAN.get(name, name)}'
         return tables.Table(shown, declared.get('title', ''), list(columns), rows, notes)
 
@@ -50,41 +50,41 @@ class Exhibits:
         """({seed: Result} of the seeds that are finished, why there are none or not all)."""
         found, why = {}, ''
         for seed in self.seeds:
-            steps = self.declarations.scorings(row, split, seed)
-            why = why or next(filter(None, (self.library.too_few(step.needs[0]) for step in steps)), '')
-            unfinished = [step for step in steps if not self.library.finished(step)]
+            jobs = self.declarations.scorings(row, split, seed)
+            why = why or next(filter(None, (self.store.too_few(job.needs[0]) for job in jobs)), '')
+            unfinished = [job for job in jobs if not self.store.finished(job)]
             if unfinished:
                 why = why or self.failed.get(unfinished[0], 'not run yet')
             elif not why:
-                found[seed] = self._read(steps)
+                found[seed] = self._read(jobs)
         return found, why
 
-    def _read(self, steps):
+    def _read(self, jobs):
         paths, labels = [], {}
-        for step in steps:
-            paths.append(self.library.scores(step))
-            if step.script == 'eval_MaskCN.py':
-                split = self.library.settings(step)['SPLIT']
-                entries = isic.read_classification_list(self.library.data_root(step), split)
+        for job in jobs:
+            paths.append(self.store.scores(job))
+            if job.script == 'eval_MaskCN.py':
+                split = self.store.settings(job)['SPLIT']
+                entries = isic.read_classification_list(self.store.data_root(job), split)
                 labels |= {isic.image_id_of(path): label for path, label in entries}
-        return bootstrap.read(paths, labels)
+        return results.read(paths, labels)
 
-    def _facts(self, rows, results, split):
+    def _facts(self, rows, scored, split):
         """Sentences on what the numbers are of: split, data, number of images, recipe, seeds."""
         sets = {}   # (split, data): {number of images}
         for row in rows:
-            for result in results.get(row.get('label'), {}).values():
-                steps = self.declarations.scorings(row, split)
-                key = row.get('split', split), ', '.join(dict.fromkeys(step.data for step in steps))
+            for result in scored.get(row.get('label'), {}).values():
+                jobs = self.declarations.scorings(row, split)
+                key = row.get('split', split), ', '.join(dict.fromkeys(job.data for job in jobs))
                 sets.setdefault(key, set()).add(result.count)
         if not sets:
             return []
         counts = '; '.join(f'{of} {data}'.strip() + f', n = {" or ".join(map(str, sorted(numbers)))} images'
                            for (of, data), numbers in sets.items())
-        trained = sorted({len(by_seed) for by_seed in results.values() if by_seed})
+        trained = sorted({len(by_seed) for by_seed in scored.values() if by_seed})
         seeds = 'one training of each network, whose chance the intervals do not cover' if trained == [1] \
             else f'{" or ".join(map(str, trained))} training seeds'
-        return [f'{counts}; recipe {self.library.recipe}; {seeds}.']
+        return [f'{counts}; recipe {self.store.recipe}; {seeds}.']
 
     # Figures of lines
 
@@ -92,7 +92,7 @@ class Exhibits:
         """Draw a declared figure of lines; returns (paths, tables.Table of its points)."""
         declared = self.declarations.figures[name]
         split, score, drawn, table = split_of(declared), declared['score'], [], []
-        every, results = iter(points(declared)), {}
+        every, scored = iter(points(declared)), {}
         for panel in declared['panels']:
             series = []
             for line in panel['lines']:
@@ -100,8 +100,8 @@ class Exhibits:
                 cells = []
                 for x in panel['x']:
                     label = f'{line["label"]}, {panel["axis"]} = {x}'
-                    results[label], why = self._results(next(every), split)
-                    found = list(results[label].values())
+                    scored[label], why = self._results(next(every), split)
+                    found = list(scored[label].values())
                     cells.append(tables.make_cell(paper.get(float(x)), found, score, why))
                     table.append(tables.Row(label, {score: cells[-1]}))
                 places = panel['x'] if panel.get('log') else list(map(str, panel['x']))
@@ -109,25 +109,25 @@ class Exhibits:
             drawn.append(line_charts.Panel(panel['axis'], series, panel.get('log', False)))
         paths = [Path(folder) / f'figure_{name}.{suffix}' for suffix in ('png', 'pdf')]
         line_charts.draw(drawn, f'{split} {score}, %', declared.get('title', ''), paths)
-        rows = [{'label': label, **point} for label, point in zip(results, points(declared), strict=True)]
+        rows = [{'label': label, **point} for label, point in zip(scored, points(declared), strict=True)]
         return paths, tables.Table(f'Figure {name}', declared.get('title', ''), [score], table,
-                                   self._facts(rows, results, split))
+                                   self._facts(rows, scored, split))
 
     # Figures of pictures
 
     def panel(self, name, folder):
         """Draw a declared figure of pictures, of the first seed; (paths, why there are none)."""
         declared = self.declarations.figures[name]
-        split, of = split_of(declared), {key: self.declarations.step(step) for key, step in
+        split, of = split_of(declared), {key: self.declarations.job(job) for key, job in
                                          declared['of'].items()}
         scoring = self.declarations.scoring(declared['of']['enhanced mask'], split) \
             if 'enhanced mask' in of else None
-        for step in (*of.values(), *filter(None, [scoring])):
-            if not self.library.finished(step):
-                return [], f'{step.name}: {self.failed.get(step, "not run yet")}'
-        pairs = isic.read_segmentation_list(self.library.data_root(scoring or next(iter(of.values()))), split)
+        for job in (*of.values(), *filter(None, [scoring])):
+            if not self.store.finished(job):
+                return [], f'{job.name}: {self.failed.get(job, "not run yet")}'
+        pairs = isic.read_segmentation_list(self.store.data_root(scoring or next(iter(of.values()))), split)
         coarse = self._coarse_paths(of.get('coarse mask'), split, pairs)
-        maps = {key: self._maps(step, pairs, coarse) for key, step in of.items() if key.startswith('CAM')}
+        maps = {key: self._maps(job, pairs, coarse) for key, job in of.items() if key.startswith('CAM')}
         if declared['choose'] == 'maps differ' and len(maps) == 2:
             first, second = maps.values()
             order = np.argsort([-np.abs(a - b).mean() for a, b in zip(first, second, strict=True)],
@@ -141,17 +141,17 @@ class Exhibits:
         figures.panel(rows, declared['pictures'], paths)
         return paths, ''
 
-    def _coarse_paths(self, step, split, pairs):
-        if step is None:
+    def _coarse_paths(self, job, split, pairs):
+        if job is None:
             return None
-        folder = self.library.layout(step).coarse_for_segmentation(split)
-        return splits.coarse_paths(self.library.layout(step), folder, [image for image, _ in pairs])
+        folder = self.store.layout(job).coarse_for_segmentation(split)
+        return splits.coarse_paths(self.store.layout(job), folder, [image for image, _ in pairs])
 
-    def _maps(self, step, pairs, coarse):
+    def _maps(self, job, pairs, coarse):
         """Mask-CN's map of every picture: a list of (h, w) float32 arrays."""
-        layout = self.library.layout(step)
-        side = self.library.settings(step)['INPUT_SIZE']
-        machine = self.library.machine
+        layout = self.store.layout(job)
+        side = self.store.settings(job)['INPUT_SIZE']
+        machine = self.store.machine
         device = hardware.choose_device(machine.get('DEVICE', 'auto'))
         classifier = networks.load_classifier(
             layout, device, hardware.choose_precision(machine.get('AMP', 'auto'), device))
@@ -164,9 +164,8 @@ class Exhibits:
         if coarse is not None:
             masks['coarse mask'] = coarse[number]
         if scoring is not None:
-            results = self.library.layout(scoring).results
-            masks['enhanced mask'], = evaluation.predicted_paths(results / f'EnhancedSN_{split}_masks',
-                                                                 [caption])
+            folder = self.store.layout(scoring).results / f'EnhancedSN_{split}_masks'
+            masks['enhanced mask'], = evaluation.predicted_paths(folder, [caption])
         image, found = panels.shown(path, masks.values())
         pictures = {'image': image, **dict(zip(masks, found, strict=True))}
         pictures |= {key: panels.stretched(found[number], image) for key, found in maps.items()}
@@ -176,20 +175,20 @@ class Exhibits:
 
 
 def _series(label, x, cells):
-    """The charts.Series of a line's cells, one a place x on the axis."""
-    ends = [[cell.interval and cell.interval[end] for cell in cells] for end in (0, 1)]
-    return line_charts.Series(label, x, [cell.mean for cell in cells], *ends,
-                         {place: cell.paper for place, cell in zip(x, cells, strict=True)
-                          if cell.paper is not None})
+    """The line_charts.Series of a line's cells, one a place x on the axis; percent."""
+    ends = [[cell.interval and 100 * cell.interval[end] for cell in cells] for end in (0, 1)]
+    means = [None if cell.mean is None else 100 * cell.mean for cell in cells]
+    return line_charts.Series(label, x, means, *ends, {place: 100 * cell.paper for place, cell in
+                                                       zip(x, cells, strict=True) if cell.paper is not None})
 
 
-def _compared(first, second, results, column):
+def _compared(first, second, scored, column):
     """A sentence on the paired difference of two rows in one column, over the seeds that both have."""
-    seeds = [seed for seed in results.get(first, {}) if seed in results.get(second, {})]
-    found = bootstrap.paired_difference([results[second][seed] for seed in seeds],
-                                     [results[first][seed] for seed in seeds], column) if seeds else None
+    seeds = [seed for seed in scored.get(first, {}) if seed in scored.get(second, {})]
+    found = results.paired_difference([scored[second][seed] for seed in seeds],
+                                      [scored[first][seed] for seed in seeds], column) if seeds else None
     if found is None:
         return []
-    p = f'p = {found.p:.3f}' if found.p > 1 / metrics.RESAMPLES else f'p <= {found.p:.3f}'
-    return [f'{column}, "{second}" minus "{first}", paired over images: {found.mean:+.1f} '
-            f'[{found.low:+.1f}, {found.high:+.1f}], {p}.']
+    mean, low, high = (f'{100 * value:+.1f}' for value in (found.mean, found.low, found.high))
+    return [f'{column}, "{second}" minus "{first}", paired over images: {mean} [{low}, {high}], '
+            f'p = {found.p:.3f}.']

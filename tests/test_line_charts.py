@@ -8,7 +8,7 @@ from PIL import Image
 from engine import figures
 from experiments import line_charts
 from experiments.line_charts import Series
-from report import html_parts
+from report import charts
 
 K = [10, 30, 50, 100, 150]
 ONE = Series('enhanced-SN', K, [78.9, 80.2, None, 79.0, 78.7], [75.6, 77.0, None, 75.7, 75.3],
@@ -124,4 +124,5 @@ def test_a_start_that_was_scored_has_a_place_on_the_curves(monkeypatch, tmp_path
     left, right = figure[0].axes
     assert [line.get_label() for line in left.lines] == ['loss', 'dice'] * bool(trained)
     assert right.lines[0].get_xdata().tolist() == [row['step'] for row in rows]
-    assert ('training loss' in html_parts.curve_charts('CoarseSN', rows)) == bool(trained)
+    drawn = [chart['caption'] for chart in charts.curve_charts('CoarseSN', rows)]
+    assert any('training loss' in caption for caption in drawn) == bool(trained)
