@@ -188,7 +188,7 @@ def test_a_page_instead_of_labels_is_refused(server, run):
 def test_settings_that_cannot_be_used_are_listed(run):
     run.layout.data.mkdir(parents=True)
     (run.layout.data / 'demo_data.json').write_text('{}')
-    with pytest.raises(InputError, match="'Test' must be one of(.|\n)*NUM_WORKERS(.|\n)*drawn pictures"):
+    with pytest.raises(InputError, match="NUM_WORKERS(.|\n)*'Test' must be one of(.|\n)*drawn pictures"):
         run('--SPLITS=Test', '--NUM_WORKERS=-1')
 
 
