@@ -43,7 +43,7 @@ def _trained(library, layout, step, made_from):
 
 def _begun_from(library, layout, step, made_from):
     """What config.json's words on the start of a training must contain."""
-    if step.network == 'EnhancedSN':
+    if step.network == 'EnhancedSN' and made_from['settings'].get('START') != 'pretrained':
         return library.fingerprint(layout.weights('CoarseSN'))
     return made_from['pretrained'] or 'random weights'
 

@@ -37,7 +37,7 @@ class Exhibits:
             if 'of' in row:
                 results[row['label']] = by_seed
         notes = [f'{row["label"]}: {row["source"]}.' for row in declared['rows'] if 'source' in row]
-        notes += self._facts(declared['rows'], results, split)
+        notes += [*declared.get('notes', ()), *self._facts(declared['rows'], results, split)]
         for first, second in declared.get('compare', ()):
             notes += _compared(first, second, results, columns[0])
         shown = f'Table {ROMAN.get(name, name)}'

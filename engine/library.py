@@ -95,7 +95,7 @@ class Library:
             return ''
         if values['INITIAL_WEIGHTS']:
             return self.fingerprint(Path(values['INITIAL_WEIGHTS']))
-        if 'PRETRAINED' not in values:
+        if 'PRETRAINED' not in values or values.get('START', 'pretrained') != 'pretrained':
             return ''
         named = {name.removesuffix('_WEIGHTS').lower(): path for name, path in values.items()
                  if name.endswith('_WEIGHTS') and name != 'INITIAL_WEIGHTS'}

@@ -30,6 +30,36 @@ def test_the_papers_experiments_are_declared():
     assert dict(declared.step('coarse_folds').overrides) == {'CROSS_FIT': 3}
 
 
+def test_the_tables_hold_what_the_paper_prints():
+    declared = Declarations(REPOSITORY / 'experiments.toml', VALUES)
+
+    def printed(table, label):
+        found = declared.tables[table]
+        row = next(row for row in found['rows'] if row['label'] == label)
+        return dict(zip(found['columns'], row['paper'], strict=False))
+
+    whole = {'JA', 'DI', 'pixel-AC', 'pixel-SE', 'pixel-SP'}
+    ours = [(name, row['label']) for name in '1467' for row in declared.tables[name]['rows']
+            if 'ours' not in row['label']]
+    assert len(ours) == 13 and all(printed(*each).keys() == whole for each in ours)
+    for label in ('without coarse masks', 'with coarse masks'):
+        areas = printed('5', label)
+        mean = (areas['melanoma AUC'] + areas['keratosis AUC']) / 2
+        assert areas['mean AUC'] == pytest.approx(mean, abs=0.051) and len(areas) == 3
+    assert printed('7', 'E-layer') == printed('6', 'full') == printed('4', 'Dice + rank')
+    for name in '235':
+        assert {'melanoma AC', 'melanoma SE', 'melanoma SP'} <= set(declared.tables[name]['columns'])
+        assert 'not in our sources' in declared.tables[name]['notes'][0]
+
+
+def test_model_b_is_there_with_and_without_coarse_sn():
+    declared = Declarations(REPOSITORY / 'experiments.toml', VALUES)
+    scripts = {name: [step.script for step in in_order([declared.step(name)])]
+               for name in ('enhanced_rgb', 'enhanced_rgb_alone')}
+    assert scripts == {'enhanced_rgb': ['train_MaskCN.py', 'train_CoarseSN.py', 'train_EnhancedSN.py'],
+                       'enhanced_rgb_alone': ['train_MaskCN.py', 'train_EnhancedSN.py']}
+
+
 def test_tables_share_one_coarse_sn():
     declared = Declarations(REPOSITORY / 'experiments.toml', VALUES)
     steps = in_order([step for name in '4567' for step in declared.steps_of(declared.tables[name])])
