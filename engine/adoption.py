@@ -28,6 +28,7 @@ def _trained(library, layout, step, made_from):
         recorded = config.get('settings', {})
         if not (weights.is_file() and config.get('finished') and not recorded.get('INITIAL_WEIGHTS')
                 and library.agrees(step, recorded)
+                and config.get('processes', 1) == made_from['processes']
                 and _begun_from(library, layout, step, made_from) in str(config.get('start'))
                 and not listed.changed_since(layout, listed.read_by(step.script, values),
                                              (weights.parent / 'config.json').stat().st_mtime)):

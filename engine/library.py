@@ -76,7 +76,7 @@ class Library:
         return {'script': step.script, 'settings': self.settings(step),
                 'needs': [[self.folder(need), need.script, self.identity(need)] for need in step.before],
                 'data': [step.data, self._fingerprint_of_lists(step, lists)],
-                'pretrained': self._pretrained(step)}
+                'pretrained': self._pretrained(step), 'processes': self.processes if step.network else 1}
 
     def data_root(self, step):
         """Layout of the root whose dataset/ a step reads."""
@@ -145,6 +145,7 @@ class Library:
         return HERE if adoption.done_in_root(self, step, made_from) else begun
 
     def _same(self, recorded, made_from):
+        recorded = {'processes': 1} | recorded   # before there was a record of it
         others = all(recorded.get(part) == value for part, value in made_from.items() if part != 'settings')
         return others and self.agrees_with(made_from, recorded.get('settings', {}))
 

@@ -13,6 +13,8 @@ COLUMNS = {
     'classification': ('mean AUC', *(f'{task} {name}' for task in metrics.TASKS
                                      for name in metrics.CLASSIFICATION)),
 }
+SMALL_P = 0.01            # below it, more resamples are drawn: a thousand say little about one in a thousand
+MOST_RESAMPLES = 100_000   # ten times as many until p is no longer small, this many at most
 HEADERS = {('image_id', *metrics.SEGMENTATION): 'segmentation', ('image_id', *CLASSES): 'classification'}
 
 
@@ -44,6 +46,7 @@ class Difference:
     low: float
     high: float
     p: float
+    resamples: int   # that were drawn; p is no smaller than 2 / (resamples + 1)
 
 
 # --- Reading
@@ -143,8 +146,8 @@ def interval(results, column, seed=0):
     The percentile bootstrap of metrics.interval_of_means and intervals_of_areas, within each part.
     """
     results = _aligned(_listed(results), column)
-    drawn = _resampled(results, column, seed)
-    return None if drawn is None else _bounds(drawn)
+    drawn = _resampled([results], column, seed)
+    return None if drawn is None else _bounds(drawn[0])
 
 
 def paired_difference(a, b, column, seed=0):
@@ -152,23 +155,38 @@ def paired_difference(a, b, column, seed=0):
 
     a, b : Results, or equally long lists of them, one a training seed, whose scores are averaged
     within each resample. All must hold the same images in each part (InputError).
-    p = 2 min(share <= 0, share >= 0) over the resamples, from 1 / resamples to 1. The images are what
-    is drawn: how much training varies shows in the spread over seeds alone.
+    p = 2 (b + 1) / (B + 1), at most 1, of B resamples of which b lie on zero or on its other side: 1000,
+    and up to MOST_RESAMPLES while p is below SMALL_P, which a seed determines. The images are what is
+    drawn: how much training varies shows in the spread over seeds alone.
     """
     a, b = _listed(a), _listed(b)
     if len(a) != len(b):
         raise ValueError(f'{len(a)} and {len(b)} results: equal seeds must pair up')
     results = _aligned([*a, *b], column)
     first, second = results[:len(a)], results[len(a):]
-    drawn = [_resampled(group, column, seed) for group in (first, second)]
-    if drawn[0] is None:
+    found = _differences(first, second, column, seed, [0])
+    if not len(found):
         return None
-    differences = drawn[0] - drawn[1]
-    share = min((differences <= 0).mean(), (differences >= 0).mean())
+    chunks = 1
+    while _two_sided(found) < SMALL_P and chunks < MOST_RESAMPLES // metrics.RESAMPLES:
+        wanted = min(10 * chunks, MOST_RESAMPLES // metrics.RESAMPLES)
+        found = np.append(found, _differences(first, second, column, seed, range(chunks, wanted)))
+        chunks = wanted
     mean = np.mean([score(result, column) for result in first]) \
         - np.mean([score(result, column) for result in second])
-    return Difference(float(mean), *_bounds(differences),
-                      float(np.clip(2 * share, 1 / len(differences), 1)))
+    return Difference(float(mean), *_bounds(found), _two_sided(found), len(found))
+
+
+def _differences(first, second, column, seed, chunks):
+    """First minus second in every resample of some chunks: (resamples,) percent, none where undefined."""
+    drawn = [_resampled([first, second], column, seed, chunk) for chunk in chunks]
+    return np.concatenate([np.empty(0), *(a - b for a, b in filter(None, drawn))])
+
+
+def _two_sided(differences):
+    """p of 'no difference'. With b + 1 of B + 1, what was measured counts as a resample: p is never 0."""
+    other = min((differences <= 0).sum(), (differences >= 0).sum())
+    return float(min(1, 2 * (other + 1) / (len(differences) + 1)))
 
 
 def _listed(results):
@@ -180,23 +198,29 @@ def _bounds(values):
     return float(low), float(high)
 
 
-def _resampled(results, column, seed):
-    """Mean score of aligned results in each resample: (resamples,) percent, or None where undefined."""
-    if not _defined(results[0], column):
+def _resampled(groups, column, seed, chunk=0):
+    """Each group's mean score in each resample: [(resamples,) percent], or None where undefined.
+
+    groups : lists of results, all aligned; chunk : number of the RESAMPLES that are drawn, see _weights
+    """
+    if not _defined(groups[0][0], column):
         return None
-    weights = _weights(results[0], seed)
+    weights = _weights(groups[0][0], seed, chunk)
     if not len(weights[0]):
         return None
-    return 100 * np.mean([_under(result, column, weights) for result in results], axis=0)
+    return [100 * np.mean([_under(result, column, weights) for result in results], axis=0)
+            for results in groups]
 
 
-def _weights(result, seed):
+def _weights(result, seed, chunk=0):
     """How often each resample draws each image, within the parts: one (R, N) array a part.
 
-    The draws are those of `metrics`. As there, resamples are left out in which a task has lost one of
-    its classes, so R may be below RESAMPLES; a task that has one class from the start does not count.
+    The draws of chunk 0 are those of `metrics`; each further chunk has draws of its own. As in `metrics`,
+    resamples are left out in which a task has lost one of its classes, so R may be below RESAMPLES; a task
+    that has one class from the start does not count.
     """
-    rng, weights, kept = np.random.default_rng(seed), [], np.ones(metrics.RESAMPLES, bool)
+    rng = np.random.default_rng([seed, chunk] if chunk else seed)
+    weights, kept = [], np.ones(metrics.RESAMPLES, bool)
     for part in result.parts:
         count = len(part.names)
         draws = rng.integers(0, count, (metrics.RESAMPLES, count))

@@ -57,6 +57,7 @@ def fit(stage, cfg, run, process, total_steps, validate_every):
             _draw_best(stage, run)
         run.finish(progress.step, progress.best, progress.best_step)
         return
+    run.note_processes()
     resides = on_device(stage.dataset, cfg, process)
     loader = batches(stage.dataset, cfg, progress.step, total_steps, process, resides)
     print(f'training on {process.world} x {process.device}, {session.precision}, pictures '

@@ -6,10 +6,11 @@ import pytest
 
 from dataset.errors import InputError
 from dataset.layout import Layout
-from engine import costs, runner, settings
+from engine import costs, exhibits, runner, settings
 from engine.exhibits import Exhibits
 from engine.experiments import REPOSITORY, Declarations, in_order
 from engine.library import HERE, RECORD, Library
+from engine.scores import Difference
 from engine.script import Interrupted
 from tests.conftest import STAGES
 from tests.stand_ins import SWEEP, SYSTEM, VALUES, declare, run_table
@@ -208,6 +209,7 @@ def test_seeds_train_everything_anew_and_are_averaged(tmp_path, root, calls):
     assert len(cell.values) == 2 and cell.spread is not None
     assert cell.mean == pytest.approx(sum(cell.values) / 2)
     assert any('"thirty" minus "ten"' in note for note in table.notes)
+    assert any('also chose' in note for note in table.notes)   # it is a table of the validation set
 
 
 def test_two_programs_do_not_run_one_root_at_once(tmp_path, root, calls, monkeypatch):
@@ -317,3 +319,22 @@ def test_stages_that_lie_in_root_serve(chain, tmp_path):
     assert library.folder(other.step('mask_cn')) == HERE
     assert library.folder(other.step('enhanced')) == 'runs/enhanced'
     assert not (chain.root / 'runs').exists()
+
+
+@pytest.mark.parametrize('p, resamples, said', [
+    (0.0423, 1000, 'p = 0.042.'), (0.0098, 10_000, 'p = 0.01.'), (0.00234, 100_000, 'p = 0.002.'),
+    (2 / 100_001, 100_000, 'p <= 2e-05.'), (2 / 701, 700, 'p <= 0.003.')])
+def test_p_is_said_as_precisely_as_it_is_known(monkeypatch, p, resamples, said):
+    monkeypatch.setattr(exhibits.scores, 'paired_difference',
+                        lambda *_: Difference(1.0, 0.5, 1.5, p, resamples))
+    assert exhibits._compared('a', 'b', {'a': {0: None}, 'b': {0: None}}, 'JA')[0].endswith(said)
+
+
+def test_tables_of_the_test_set_do_not_speak_of_validation(tmp_path, root, calls):
+    declared = declare(tmp_path, SYSTEM + SWEEP)
+    library, _ = run_table(declared, root, 'K')
+    rows = declared.tables['K']['rows']
+    shown = Exhibits(declared, library, (0,), {})
+    results = {row['label']: shown._results(row, 'Validation')[0] for row in rows if 'of' in row}
+    assert exhibits.SELECTED in shown._facts(rows, results, 'Validation')
+    assert exhibits.SELECTED not in shown._facts(rows, results, 'Testing')

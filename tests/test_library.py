@@ -117,7 +117,21 @@ def test_stages_that_appear_in_root_later_leave_finished_runs_alone(tmp_path, ro
     assert library.folder(declared.step('coarse')) == HERE and 'coarse' not in names(calls)
 
 
-@pytest.mark.parametrize('what', ['picture', 'line', 'unfinished', 'setting', 'fine-tuned'])
+def test_a_run_of_several_processes_is_another_run(tmp_path, root, calls):
+    declared = declare(tmp_path, SYSTEM + SWEEP)
+    run_table(declared, root, 'K')
+    for path in (root / 'runs').glob('*/experiment.json'):   # as they were before this was recorded
+        record = json.loads(path.read_text())
+        assert record['made from'].pop('processes') == 1
+        path.write_text(json.dumps(record))
+    calls.clear()
+    assert run_table(declared, root, 'K')[1] == {} and calls == []
+    library, step = Library(root, processes=2), declared.step('coarse')
+    assert Library(root).folder(step) == 'runs/coarse' and library.folder(step) == 'runs/coarse-2'
+    assert Library(root, processes=2).made_from(step)['processes'] == 2
+
+
+@pytest.mark.parametrize('what', ['picture', 'line', 'unfinished', 'setting', 'fine-tuned', 'processes'])
 def test_roots_stage_serves_only_what_it_was_trained_on(tmp_path, root, calls, what):
     declared = declare(tmp_path, RANDOM + SWEEP)
     step, layout = declared.step('coarse'), Layout(root)
@@ -135,6 +149,7 @@ def test_roots_stage_serves_only_what_it_was_trained_on(tmp_path, root, calls, w
         listing.write_text(listing.read_text().replace('Training3', 'Training2'))
     else:
         changed = {'unfinished': {'finished': None}, 'fine-tuned': {'start': 'weights (sha256 1...)'},
+                   'processes': {'processes': [2, 1]},
                    'setting': {'settings': config['settings'] | {'MARGIN': 0.2}}}[what]
         (run / 'config.json').write_text(json.dumps(config | changed))
     assert Library(root).folder(step) == 'runs/coarse'

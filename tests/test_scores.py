@@ -220,14 +220,14 @@ def test_the_interval_over_seeds_is_that_of_their_mean():
 def test_equal_results_differ_by_nothing():
     for result, column in ((segmentation(np.random.default_rng(5).random(40)), 'JA'),
                            (classification(classified(5), classified(6, start=900)), 'mean AUC')):
-        assert scores.paired_difference(result, result, column) == scores.Difference(0.0, 0.0, 0.0, 1.0)
+        assert scores.paired_difference(result, result, column) == scores.Difference(0.0, 0.0, 0.0, 1.0, 1000)
 
 
 def test_a_constant_shift_is_found_exactly():
     values = np.random.default_rng(6).random(40) * 0.9
     found = scores.paired_difference(segmentation(values + 0.05), segmentation(values), 'JA')
     assert (found.mean, found.low, found.high) == pytest.approx((5, 5, 5))
-    assert found.p == 1 / metrics.RESAMPLES
+    assert found.p == 2 / 100_001 and found.resamples == 100_000
     back = scores.paired_difference(segmentation(values), segmentation(values + 0.05), 'JA')
     assert back.mean == pytest.approx(-5) and back.p == found.p
 
@@ -237,7 +237,38 @@ def test_pairs_are_by_id_not_by_place():
     order = np.random.default_rng(0).permutation(len(part.names))
     shuffled = Part(tuple(np.array(part.names)[order].tolist()), part.values[order], part.labels[order])
     found = scores.paired_difference(classification(part), classification(shuffled), 'melanoma AP')
-    assert found == scores.Difference(0.0, 0.0, 0.0, 1.0)
+    assert found == scores.Difference(0.0, 0.0, 0.0, 1.0, 1000)
+
+
+@pytest.mark.parametrize('below, p', [(0, 2 / 11), (1, 4 / 11), (4, 10 / 11), (5, 1), (10, 2 / 11)])
+def test_p_counts_what_was_measured_as_one_of_the_resamples(below, p):
+    differences = np.where(np.arange(10) < below, -1.0, 1.0)
+    assert scores._two_sided(differences) == p == scores._two_sided(-differences)
+
+
+def test_small_p_gets_more_resamples_which_are_always_the_same():
+    rng = np.random.default_rng(12)
+    a, b = (segmentation(values) for values in rng.random((2, 60)))
+    few = scores.paired_difference(a, b, 'JA')
+    assert few.p > 0.01 and few.resamples == 1000
+    near = segmentation(np.clip(b.parts[0].values[:, 0] + 0.1 * rng.random(60) - 0.02, 0, 1))
+    many = scores.paired_difference(near, b, 'JA')
+    assert many.p < 0.001 and many.resamples == 100_000
+    assert many == scores.paired_difference(near, b, 'JA')
+    assert many.p == scores.paired_difference(b, near, 'JA').p
+    assert scores.paired_difference(near, b, 'JA', seed=1).low != many.low
+    chunks = [scores._weights(a, 0, chunk)[0] for chunk in (0, 1, 2)]
+    assert all(len(chunk) == 1000 for chunk in chunks)       # memory for one at a time
+    assert not any(np.array_equal(chunks[i], chunks[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_p_is_that_of_the_normal_distribution_where_it_is_small():
+    values = np.random.default_rng(13).normal(0.5, 0.1, 200)
+    shifted = values + np.random.default_rng(14).normal(0.0, 0.05, 200)
+    change = shifted - values
+    shifted += 3.2 * change.std() / np.sqrt(200) - change.mean()   # 3.2 standard errors above
+    found = scores.paired_difference(segmentation(shifted), segmentation(values), 'JA')
+    assert found.resamples == 100_000 and found.p == pytest.approx(0.00137, rel=0.4)
 
 
 def test_pairing_narrows_the_interval_and_p_follows_it():

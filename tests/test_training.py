@@ -161,6 +161,7 @@ def test_a_run_folder_explains_itself(tmp_path):
         assert row['lr'] == training.poly(0.01, row['step'] - 1, 6)
     config = json.loads((tmp_path / 'config.json').read_text())
     assert config['network'] == 'CoarseSN' and config['settings'] == SETTINGS
+    assert config['processes'] == 1
     assert config['inputs'] == {'training': 'a'} and config['versions']['torch'] == torch.__version__
     assert (tmp_path / 'curves.png').exists() and (tmp_path / 'panel.png').exists()
     assert list((tmp_path / 'tensorboard').glob('events.*'))
@@ -266,6 +267,25 @@ def test_a_finished_run_is_left_alone_and_may_be_extended(tmp_path, capsys):
     assert all(after[name] == before[name] for name in ('last.pth', 'CoarseSN.pth', 'metrics.jsonl'))
     train(tmp_path, total=TOTAL + 2)
     assert rows_of(tmp_path)[-1]['step'] == TOTAL + 2
+
+
+def test_a_run_records_by_how_many_processes_it_was_trained(tmp_path, monkeypatch):
+    def recorded():
+        return json.loads((tmp_path / 'config.json').read_text())['processes']
+
+    train(tmp_path)
+    two = hardware.Process(0, 2, torch.device('cpu'))
+    with Run(tmp_path, 'CoarseSN', SimpleNamespace(**SETTINGS), {'training': 'a'}, '', ALONE) as run:
+        run.begin(True)
+        monkeypatch.setattr(run, 'process', two)   # another count, in the same folder
+        assert recorded() == 1                     # as long as it trains nothing
+        run.note_processes()
+        run.note_processes()
+        assert recorded() == [1, 2]
+    train(tmp_path)                                # already trained
+    assert recorded() == [1, 2]
+    train(tmp_path, total=TOTAL + 1)
+    assert recorded() == [1, 2, 1]
 
 
 def test_without_resume_a_run_starts_anew(tmp_path):
