@@ -1,7 +1,7 @@
 """Step 5: train enhanced-SN, coarse-SN guided by mask-CN's localisation maps (paper section III-C).
 
 Reads   dataset/ISIC/{Training,Validation}_seg.txt and the pictures they list (step 1)
-        models/CoarseSN/CoarseSN.pth (step 2), Coarse_masks/*_EnhancedSN/ (step 3),
+        models/CoarseSN/CoarseSN.pth (step 2; not with START=pretrained), Coarse_masks/*_EnhancedSN/ (step 3),
         models/MaskCN/MaskCN.pth (step 4); no coarse masks for a mask-CN of RGB alone. TRANSFER=mdc:
         the classification list, its crops and Coarse_masks/Training_MaskCN/; none: steps 1 and 2 alone
 Writes  models/EnhancedSN/  EnhancedSN.pth (best weights), last.pth (to go on from), config.json,
@@ -31,12 +31,17 @@ SEED = 0                       # of the E-layer's weights, the order of the pict
 # --- Network
 NUM_CLASSES = 2                # output channels, those of coarse-SN: 2 (released) or 1 (paper)
 TRANSFER = 'e-layer'           # of mask-CN's maps: e-layer (paper), d-net or mdc (paper, Table VII), none
+START = 'coarse-sn'            # coarse-sn (paper, III-C), or pretrained: without step 2 (Table VI, B)
+PRETRAINED = 'auto'            # with START=pretrained, as in train_CoarseSN.py; the files likewise
+VOC_WEIGHTS = 'models/deeplabv3plus_xception_VOC2012_epoch46_all.pth'   # file, see models/README.md
+XCEPTION65_WEIGHTS = 'models/xception65.tf_in1k.pth'                    # file, see models/README.md
+XCEPTION_WEIGHTS = 'models/xception-43020ad28.pth'                      # file, see models/README.md
 E_LAYER_START = 'identity'     # identity: begins as coarse-SN (ours), or random (released)
 PROXY_THRESHOLD = 0.3          # mdc: part of a map's maximum from which on a pixel counts as lesion
 INITIAL_WEIGHTS = ''           # fine-tune from, as other/models/EnhancedSN/EnhancedSN.pth; '' = coarse-SN
 CAM_RELU = False               # drop the negative evidence from the localisation maps (released: kept)
 DROPOUT = True                 # three dropout layers, 0.5, 0.5 and 0.1 (released)
-BN_EPS = 0.0                   # of batch norms; 0 = that of coarse-SN
+BN_EPS = 0.0                   # of batch norms; 0 = that of the weights it starts from, so coarse-SN's
 FREEZE_BN = False              # batch norms keep their running statistics while training
 
 # --- Optimisation
@@ -110,7 +115,8 @@ def enhanced_task(cfg, process, network, classifier, train, validation, steps):
 
 def main():
     cfg = settings.resolve(globals(), choices=stages.SEGMENTATION_CHOICES | {
-        'TRANSFER': tuple(networks.ENHANCED), 'E_LAYER_START': networks.E_LAYER_STARTS},
+        'TRANSFER': tuple(networks.ENHANCED), 'START': networks.STARTS,
+        'PRETRAINED': networks.PRETRAINED_SN, 'E_LAYER_START': networks.E_LAYER_STARTS},
         positive=stages.SEGMENTATION_POSITIVE)
     process = hardware.start(cfg)
     stages.check_numbers(cfg, process)

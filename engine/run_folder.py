@@ -44,7 +44,7 @@ class Run:
         self.kept = {name: folder / f'{name}.pth' for name in kept or (network,)}
         self._read_config = read_config
         self.config = {'network': network, 'settings': vars(cfg), 'inputs': inputs, 'start': start,
-                       'versions': versions(process.device)}
+                       'versions': versions(process.device), 'processes': process.world}
         self.rows, self._board, self._drawn = [], None, 0.0
         self.was_finished = False   # the run that `begin` found
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,6 +68,7 @@ class Run:
             self._read_rows(self._step_of(state))
             before = checkpoints.read_config(self.last)
             self.config['start'], self.was_finished = before.get('start'), 'finished' in before
+            self.config['processes'] = before.get('processes', 1)
         elif resume and (there := [path for path in self.kept.values() if path.exists()]):
             raise InputError('Trained weights would be overwritten',
                              [f'{path}: is there, but no last.pth to go on from' for path in there],
@@ -79,6 +80,18 @@ class Run:
             files.remove_abandoned(self.folder, age=0)   # the lock is ours
             self._write_config()
         return state
+
+    def note_processes(self):
+        """Record by how many processes the run is trained from now on: a number, or a list where it changed.
+
+        Dropout draws, and mostly batch norm, differ with it (README, several processes).
+        """
+        before, now = self.config['processes'], self.process.world
+        past = before if isinstance(before, list) else [before]
+        if past[-1:] != [now]:
+            self.config['processes'] = [*past, now]
+            if self.process.main:
+                self._write_config()
 
     def finish(self, step, best, best_step):
         """Mark the training as finished in config.json; `begin` takes the mark away.

@@ -77,6 +77,7 @@ def fit(task, cfg, run, process, total_steps, validate_every):
             _draw_kept(task, run)
         run.finish(progress.step, progress.best, progress.best_step)
         return
+    run.note_processes()
     print(f'training on {process.world} x {process.device}, {session.precision}, '
           f'steps {progress.step} to {total_steps}')
     stream = task.stream(progress.step, total_steps)

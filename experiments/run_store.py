@@ -76,7 +76,7 @@ class RunStore:
         return {'script': job.script, 'settings': self.settings(job),
                 'needs': [[self.folder(need), need.script, self.identity(need)] for need in job.before],
                 'data': [job.data, self._fingerprint_of_lists(job, lists)],
-                'pretrained': self._pretrained(job)}
+                'pretrained': self._pretrained(job), 'processes': self.processes if job.network else 1}
 
     def data_root(self, job):
         """Layout of the root whose dataset/ a job reads."""
@@ -96,7 +96,7 @@ class RunStore:
             return ''
         if values['INITIAL_WEIGHTS']:
             return self.fingerprint(Path(values['INITIAL_WEIGHTS']))
-        if 'PRETRAINED' not in values:
+        if 'PRETRAINED' not in values or values.get('START', 'pretrained') != 'pretrained':
             return ''
         named = {name.removesuffix('_WEIGHTS').lower(): path for name, path in values.items()
                  if name.endswith('_WEIGHTS') and name != 'INITIAL_WEIGHTS'}
@@ -133,8 +133,9 @@ class RunStore:
         return HERE if self._done_in_root(job, made_from) else begun
 
     def _same(self, recorded, made_from):
+        recorded = {'processes': 1} | recorded   # before there was a record of it
         others = all(recorded.get(part) == value for part, value in made_from.items() if part != 'settings')
-        return others and _agree(made_from, recorded.get('settings', {}))
+        return others and agree(made_from, recorded.get('settings', {}))
 
     def _new_folder(self, job):
         taken, number = set(self._folders.values()), 1
@@ -232,14 +233,15 @@ class RunStore:
     def _trained_in_root(self, job, made_from, layout):
         values, pixels = self.values(job), None
         start = made_from['pretrained'] or 'random weights'
-        if job.network == 'EnhancedSN':
+        if job.network == 'EnhancedSN' and values.get('START') != 'pretrained':
             start = self.fingerprint(layout.weights('CoarseSN'))
         for place in self.outputs(job):
             weights = layout.root / place / f'{job.network}.pth'
             config = checkpoints.read_config(weights)
             recorded = config.get('settings', {})
             if not (weights.is_file() and config.get('finished') and not recorded.get('INITIAL_WEIGHTS')
-                    and _agree(made_from, recorded) and start in str(config.get('start'))):
+                    and agree(made_from, recorded) and start in str(config.get('start'))
+                    and config.get('processes', 1) == made_from['processes']):
                 return False
             pixels = pixels or inputs.pixels(layout, job.script, values)
             seen = [config.get('inputs', {}).get(part, '') for part in ('training', 'validation')]
@@ -264,13 +266,13 @@ class RunStore:
                                layout.coarse_for_classification(split))
                 splits.coarse_paths(layout, folders[-1], [picture for picture, _ in entries])
         coarse_masks.require(layout, folders)
-        return all(_agree(made_from, files.read_json(folder / coarse_masks.RECORD).get('settings', {}))
+        return all(agree(made_from, files.read_json(folder / coarse_masks.RECORD).get('settings', {}))
                    for folder in folders)
 
     def _scored_in_root(self, job, made_from, layout):
         values, path = self.values(job), self.scores(job, layout).with_suffix('.json')
         network, result = path.stem.partition('_')[0], files.read_json(path, 'weights')
-        if not (path.with_suffix('.csv').is_file() and _agree(made_from, result.get('settings', {})) and
+        if not (path.with_suffix('.csv').is_file() and agree(made_from, result.get('settings', {})) and
                 result.get('weights', {}).get(network) == self.fingerprint(layout.weights(network))):
             return False
         if network == 'MaskCN':
@@ -337,7 +339,7 @@ class RunStore:
                 if f'{RUNS}/{path.parent.name}' not in used]
 
 
-def _agree(made_from, recorded):
+def agree(made_from, recorded):
     """True when recorded settings are those that a job is made from (RunStore.made_from).
 
     A constant that the script did not have then must have its file top's value, or what runs did

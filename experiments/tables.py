@@ -98,7 +98,7 @@ def _legend(table):
     cells = [cell for _, line in _cells(table) for cell in line]
     spread = ' ± standard deviation over seeds' if any(cell.spread is not None for cell in cells) else ''
     text = (f'Percent: paper / ours{spread} (difference) [bootstrap 95 % interval over images]; '
-            'a dash: not printed or not run.')
+            'a dash: not known from print, or not run.')
     printed = ' Rows with one number a cell are quoted from print.'
     return text + (printed if any(row.printed for row in table.rows) else '')
 

@@ -84,7 +84,8 @@ KINDS = {FLAG: lambda value: isinstance(value, bool), TEXT: _is_text, COUNT: _is
          NAMED_NUMBERS: lambda value: _is_table(value, _is_number) and all(map(_stands_for_number, value)),
          LOOPS: lambda value: _is_table(value, _is_loop)}
 KEYS = {'experiment': {'script': TEXT, 'needs': TEXTS, 'start': TEXT, 'data': TEXT, 'for': LOOPS},
-        'table': {'title': TEXT, 'split': TEXT, 'columns': TEXTS, 'rows': TABLES, 'compare': PAIRS},
+        'table': {'title': TEXT, 'split': TEXT, 'columns': TEXTS, 'rows': TABLES, 'compare': PAIRS,
+                  'notes': TEXTS},
         'row': {'label': TEXT, 'of': TEXT, 'paper': NUMBERS, 'split': TEXT, 'with': TEXT, 'folds': COUNT,
                 'source': TEXT},
         'figure': {'title': TEXT, 'split': TEXT, 'score': TEXT, 'panels': TABLES, 'pictures': TEXTS,

@@ -9,6 +9,6 @@ SEGMENTATION = {
                                 'pixel-SP': 96.8},
 }
 CLASSIFICATION = {   # AUC in percent
-    'Validation': {'mean AUC': 97.0},
+    'Validation': {'melanoma': 94.6, 'keratosis': 99.4, 'mean AUC': 97.0},
     'Testing': {'melanoma': 90.3, 'keratosis': 97.3, 'mean AUC': 93.8},
 }

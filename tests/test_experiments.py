@@ -6,9 +6,10 @@ import pytest
 
 from dataset.layout import Layout
 from engine import settings
+from engine.bootstrap import Difference
 from engine.cli import Interrupted
 from engine.errors import InputError
-from experiments import costs, runner
+from experiments import costs, reproduction, runner
 from experiments.declarations import REPOSITORY, Declarations, in_order
 from experiments.reproduction import Reproduction
 from experiments.run_store import HERE, RECORD, RunStore
@@ -29,6 +30,36 @@ def test_the_papers_experiments_are_declared():
     assert declared.job('enhanced_k50') != declared.job('enhanced')
     assert dict(declared.job('enhanced_lambda0.5').overrides) == {'RANK_WEIGHT': 0.5}
     assert dict(declared.job('coarse_folds').overrides) == {'CROSS_FIT': 3}
+
+
+def test_the_tables_hold_what_the_paper_prints():
+    declared = Declarations(REPOSITORY / 'experiments.toml', VALUES)
+
+    def printed(table, label):
+        found = declared.tables[table]
+        row = next(row for row in found['rows'] if row['label'] == label)
+        return dict(zip(found['columns'], row['paper'], strict=False))
+
+    whole = {'JA', 'DI', 'pixel-AC', 'pixel-SE', 'pixel-SP'}
+    ours = [(name, row['label']) for name in '1467' for row in declared.tables[name]['rows']
+            if 'ours' not in row['label']]
+    assert len(ours) == 13 and all(printed(*each).keys() == whole for each in ours)
+    for label in ('without coarse masks', 'with coarse masks'):
+        areas = printed('5', label)
+        mean = (areas['melanoma AUC'] + areas['keratosis AUC']) / 2
+        assert areas['mean AUC'] == pytest.approx(mean, abs=0.051) and len(areas) == 3
+    assert printed('7', 'E-layer') == printed('6', 'full') == printed('4', 'Dice + rank')
+    for name in '235':
+        assert {'melanoma AC', 'melanoma SE', 'melanoma SP'} <= set(declared.tables[name]['columns'])
+        assert 'not in our sources' in declared.tables[name]['notes'][0]
+
+
+def test_model_b_is_there_with_and_without_coarse_sn():
+    declared = Declarations(REPOSITORY / 'experiments.toml', VALUES)
+    scripts = {name: [job.script for job in in_order([declared.job(name)])]
+               for name in ('enhanced_rgb', 'enhanced_rgb_alone')}
+    assert scripts == {'enhanced_rgb': ['train_MaskCN.py', 'train_CoarseSN.py', 'train_EnhancedSN.py'],
+                       'enhanced_rgb_alone': ['train_MaskCN.py', 'train_EnhancedSN.py']}
 
 
 def test_tables_share_one_coarse_sn():
@@ -179,6 +210,7 @@ def test_seeds_train_everything_anew_and_are_averaged(tmp_path, root, calls):
     assert len(cell.values) == 2 and cell.spread is not None
     assert cell.mean == pytest.approx(sum(cell.values) / 2)
     assert any('"thirty" minus "ten"' in note for note in table.notes)
+    assert any('also chose' in note for note in table.notes)   # it is a table of the validation set
 
 
 def test_two_programs_do_not_run_one_root_at_once(tmp_path, root, calls, monkeypatch):
@@ -289,3 +321,22 @@ def test_stages_that_lie_in_root_serve(chain, tmp_path):
     assert store.folder(other.job('mask_cn')) == HERE
     assert store.folder(other.job('enhanced')) == 'runs/enhanced'
     assert not (chain.root / 'runs').exists()
+
+
+@pytest.mark.parametrize('p, resamples, said', [
+    (0.0423, 1000, 'p = 0.042.'), (0.0098, 10_000, 'p = 0.01.'), (0.00234, 100_000, 'p = 0.002.'),
+    (2 / 100_001, 100_000, 'p <= 2e-05.'), (2 / 701, 700, 'p <= 0.003.')])
+def test_p_is_said_as_precisely_as_it_is_known(monkeypatch, p, resamples, said):
+    monkeypatch.setattr(reproduction.results, 'paired_difference',
+                        lambda *_: Difference(1.0, 0.5, 1.5, p, resamples))
+    assert reproduction._compared('a', 'b', {'a': {0: None}, 'b': {0: None}}, 'JA')[0].endswith(said)
+
+
+def test_tables_of_the_test_set_do_not_speak_of_validation(tmp_path, root, calls):
+    declared = declare(tmp_path, SYSTEM + SWEEP)
+    store, _ = run_table(declared, root, 'K')
+    rows = declared.tables['K']['rows']
+    shown = Reproduction(declared, store, (0,), {})
+    results = {row['label']: shown._results(row, 'Validation')[0] for row in rows if 'of' in row}
+    assert reproduction.SELECTED in shown._facts(rows, results, 'Validation')
+    assert reproduction.SELECTED not in shown._facts(rows, results, 'Testing')

@@ -128,7 +128,21 @@ def test_stages_that_appear_in_root_later_leave_finished_runs_alone(tmp_path, ro
     assert store.folder(declared.job('coarse')) == HERE and 'coarse' not in names(calls)
 
 
-@pytest.mark.parametrize('what', ['picture', 'line', 'unfinished', 'setting', 'fine-tuned'])
+def test_a_run_of_several_processes_is_another_run(tmp_path, root, calls):
+    declared = declare(tmp_path, SYSTEM + SWEEP)
+    run_table(declared, root, 'K')
+    for path in (root / 'runs').glob('*/experiment.json'):   # as they were before this was recorded
+        record = json.loads(path.read_text())
+        assert record['made from'].pop('processes') == 1
+        path.write_text(json.dumps(record))
+    calls.clear()
+    assert run_table(declared, root, 'K')[1] == {} and calls == []
+    two, job = RunStore(root, processes=2), declared.job('coarse')
+    assert RunStore(root).folder(job) == 'runs/coarse' and two.folder(job) == 'runs/coarse-2'
+    assert RunStore(root, processes=2).made_from(job)['processes'] == 2
+
+
+@pytest.mark.parametrize('what', ['picture', 'line', 'unfinished', 'setting', 'fine-tuned', 'processes'])
 def test_roots_stage_serves_only_what_it_was_trained_on(tmp_path, root, calls, what):
     declared = declare(tmp_path, RANDOM + SWEEP)
     job, layout = declared.job('coarse'), Layout(root)
@@ -142,7 +156,8 @@ def test_roots_stage_serves_only_what_it_was_trained_on(tmp_path, root, calls, w
     else:
         values = json.loads(json.dumps(RunStore(root).values(job)))
         train_in_root(root, job, **{'unfinished': {'finished': None}, 'setting': {'settings': values | {
-            'MARGIN': 0.2}}, 'fine-tuned': {'start': 'weights (sha256 1...)'}}[what])
+            'MARGIN': 0.2}}, 'fine-tuned': {'start': 'weights (sha256 1...)'},
+            'processes': {'processes': [2, 1]}}[what])
     assert RunStore(root).folder(job) == 'runs/coarse'
 
 

@@ -11,11 +11,12 @@ from dataset.splits import Segmentation
 from engine import hardware
 from engine.errors import InputError
 from engine.settings import RECIPES, resolved
-from experiments.run_store import REPOSITORY, RunStore
+from experiments.run_store import REPOSITORY, RunStore, agree
 from mbdcnn import evaluation, networks
 from mbdcnn.inference import Segmenter
 from net import weights
 from net.models import Xception_dilation, deeplabv3plus, deeplabv3plus_d, deeplabv3plus_en
+from tests.stand_ins import SYSTEM, declare
 from tests.test_predict import awake
 from tests.test_training import train
 
@@ -121,8 +122,8 @@ def test_the_last_convolution_starts_as_the_recipe_says(recipe, expected):
 def test_the_released_recipe_starts_as_the_release():
     enhanced = resolved(REPOSITORY / 'train_EnhancedSN.py', {'RECIPE': 'released'})
     mask = resolved(REPOSITORY / 'train_MaskCN.py', {'RECIPE': 'released'})
-    assert enhanced['E_LAYER_START'] == 'random' and enhanced['BN_EPS'] == 0   # that of its coarse-SN
-    assert mask['BN_EPS'] == 1e-5 and mask['PRETRAINED_EXIT_FLOW'] is False
+    assert enhanced['E_LAYER_START'] == 'random' and enhanced['BN_EPS'] == mask['BN_EPS'] == 1e-5
+    assert mask['PRETRAINED_EXIT_FLOW'] is False
 
 
 # --- Epsilon of the batch norms
@@ -200,9 +201,9 @@ def test_a_run_goes_on_with_the_epsilon_it_began_with(tmp_path):
 
 def test_a_run_of_before_the_constant_had_a_random_e_layer(tmp_path):
     made = {'script': 'train_EnhancedSN.py', 'settings': {'SEED': 0, 'E_LAYER_START': 'identity'}}
-    assert not RunStore.agrees_with(made, {'SEED': 0})
-    assert RunStore.agrees_with(made | {'settings': {'SEED': 0, 'E_LAYER_START': 'random'}}, {'SEED': 0})
-    assert RunStore.agrees_with(made, json.loads(json.dumps(made['settings'])))
+    assert not agree(made, {'SEED': 0})
+    assert agree(made | {'settings': {'SEED': 0, 'E_LAYER_START': 'random'}}, {'SEED': 0})
+    assert agree(made, json.loads(json.dumps(made['settings'])))
 
 
 @pytest.mark.parametrize('script', SCRIPTS)
@@ -216,3 +217,39 @@ def test_the_long_recipe_trains_on_all_pictures_at_one_side():
     assert {values.get('INPUT_SIZE', 192) for values in long.values()} == {192}
     assert not any(values.get('TRAIN_IMAGES') or values.get('CROPS_OF_IMAGES') for values in long.values())
     assert long['eval_EnhancedSN.py']['SCALES'] == (192, 224)
+
+
+# --- Enhanced-SN without a coarse-SN (Table VI, B)
+
+@pytest.mark.parametrize('transfer, words', [('e-layer', 'random weights'), ('none', 'random weights')])
+def test_enhanced_sn_can_start_as_coarse_sn_does(tmp_path, pictures, transfer, words, capsys):
+    cfg = settings(START='pretrained', PRETRAINED='none', TRANSFER=transfer, VOC_WEIGHTS='', BN_EPS=0.0)
+    torch.manual_seed(4)
+    network, said = networks.enhanced_for_training(cfg, Layout(tmp_path), pictures)   # there is no coarse-SN
+    assert said.startswith(words) and ('E-layer as the identity' in said) == (transfer == 'e-layer')
+    assert f'enhanced-SN starts from {said}' in capsys.readouterr().out
+    assert float(network.cls_conv.weight.detach().std()) < 0.02 and epsilons(network) == {1e-5}
+    cfg.BN_EPS = 1e-3
+    assert networks.initial_inputs(cfg, Layout(tmp_path))['bn_eps'] == 1e-3
+
+
+def test_the_pretrained_file_belongs_to_a_run_that_starts_from_it(tmp_path, root):
+    file = tmp_path / 'xception.pth'
+    file.write_text('weights')
+    declared = declare(tmp_path, SYSTEM + f"""
+[experiment.alone]
+script = 'train_EnhancedSN.py'
+needs = ['mask_cn']
+START = 'pretrained'
+PRETRAINED = 'xception'
+XCEPTION_WEIGHTS = '{file}'
+[experiment.guided]
+script = 'train_EnhancedSN.py'
+needs = ['mask_cn']
+PRETRAINED = 'xception'
+XCEPTION_WEIGHTS = '{file}'
+""")
+    store = RunStore(root)
+    assert store._pretrained(declared.job('alone')) == store.fingerprint(file)
+    assert store._pretrained(declared.job('guided')) == ''
+    assert library.settings(declared.step('guided')) == library.settings(declared.step('enhanced'))

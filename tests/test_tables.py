@@ -27,7 +27,7 @@ SMALL = Table('Table VI', 'What each stage gives', ['JA', 'mean_AUC'], [
 TEXT = """\
 Table VI. What each stage gives
 Percent: paper / ours ± standard deviation over seeds (difference) [bootstrap 95 % interval over images]; a
-dash: not printed or not run. Rows with one number a cell are quoted from print.
+dash: not known from print, or not run. Rows with one number a cell are quoted from print.
 
            JA                                       mean_AUC
 Yuan & Lo  76.5                                        -
@@ -43,7 +43,7 @@ MARKDOWN = """\
 ### Table VI. What each stage gives
 
 Percent: paper / ours ± standard deviation over seeds (difference) [bootstrap 95 % interval over images]; \
-a dash: not printed or not run. Rows with one number a cell are quoted from print.
+a dash: not known from print, or not run. Rows with one number a cell are quoted from print.
 
 |           | JA                                      | mean_AUC              |
 |-----------|-----------------------------------------|-----------------------|
@@ -70,7 +70,7 @@ full,no,mean_AUC,97.0000,,,,,,0,
 
 LATEX = r"""\begin{table}[t]
 \centering
-\caption{What each stage gives (Table VI of the original paper). Percent: paper / ours $\pm$ standard deviation over seeds (difference) {[}bootstrap 95 \% interval over images{]}; a dash: not printed or not run. Rows with one number a cell are quoted from print.}
+\caption{What each stage gives (Table VI of the original paper). Percent: paper / ours $\pm$ standard deviation over seeds (difference) {[}bootstrap 95 \% interval over images{]}; a dash: not known from print, or not run. Rows with one number a cell are quoted from print.}
 \label{tab:table-vi}
 \footnotesize
 \setlength{\tabcolsep}{4pt}

@@ -172,6 +172,7 @@ def test_a_run_folder_explains_itself(tmp_path):
         assert row['lr'] == 0.01 * trainer.poly(row['step'] - 1, 6)
     config = json.loads((tmp_path / 'config.json').read_text())
     assert config['network'] == 'CoarseSN' and config['settings'] == SETTINGS
+    assert config['processes'] == 1
     assert config['inputs'] == {'training': 'a'} and config['versions']['torch'] == torch.__version__
     assert config['versions'].keys() >= {'host', 'commit', 'dirty'}
     assert (tmp_path / 'curves.png').exists() and (tmp_path / 'panel.png').exists()
@@ -314,6 +315,25 @@ def test_a_run_of_the_version_that_knew_one_network_goes_on(tmp_path):
     for folder in ('new', 'old'):
         train(tmp_path / folder, total=TOTAL + 2)
     assert_same_folders(tmp_path / 'new', tmp_path / 'old')
+
+
+def test_a_run_records_by_how_many_processes_it_was_trained(tmp_path, monkeypatch):
+    def recorded():
+        return json.loads((tmp_path / 'config.json').read_text())['processes']
+
+    train(tmp_path)
+    two = hardware.Process(0, 2, torch.device('cpu'))
+    with Run(tmp_path, 'CoarseSN', SimpleNamespace(**SETTINGS), {'training': 'a'}, '', ALONE) as run:
+        run.begin(True)
+        monkeypatch.setattr(run, 'process', two)   # another count, in the same folder
+        assert recorded() == 1                     # as long as it trains nothing
+        run.note_processes()
+        run.note_processes()
+        assert recorded() == [1, 2]
+    train(tmp_path)                                # already trained
+    assert recorded() == [1, 2]
+    train(tmp_path, total=TOTAL + 1)
+    assert recorded() == [1, 2, 1]
 
 
 def test_without_resume_a_run_starts_anew(tmp_path):
