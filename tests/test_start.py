@@ -252,4 +252,4 @@ XCEPTION_WEIGHTS = '{file}'
     store = RunStore(root)
     assert store._pretrained(declared.job('alone')) == store.fingerprint(file)
     assert store._pretrained(declared.job('guided')) == ''
-    assert library.settings(declared.step('guided')) == library.settings(declared.step('enhanced'))
+    assert store.settings(declared.job('guided')) == store.settings(declared.job('enhanced'))
