@@ -173,8 +173,6 @@ def report_segmentation(layout, network, split, names, scores, facts):
     return summary
 
 
-
-
 def report_classification(layout, split, names, results, labels, facts):
     """Write results/MaskCN_<split>.{csv,json}, the challenge's csv, and print the table.
 
