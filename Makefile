@@ -1,4 +1,4 @@
-# make demo   environment, small synthetic data set, steps 1 to 6 with the real networks, tables
+# make demo   environment, small synthetic data set, stages 1 to 6 with the real networks, tables
 # make test   environment, test suite
 # make tables Tables IV to VII and Figures 4 to 7 of the paper on the demo's data, after make demo
 # make bench  ours against a plain version of the released code's way, in time and memory

@@ -6,7 +6,7 @@ Writes  <OUT>/scaling.json, scaling.md and scaling.png; several GB below <WORK> 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --COUNTS=100,1000
 
-Each phase of each count runs in a process of its own: extraction of all crops (step 1), decoding the
+Each phase of each count runs in a process of its own: extraction of all crops (stage 1), decoding the
 whole-image crops into the cache (the first start of a training), and one pass of augmented samples
 through the loader. Time an image and memory must stay where they are. About 5 minutes on two cores.
 """

@@ -74,7 +74,7 @@ class Work:
 
 
 class Extraction(Work):
-    """9 crops of each original (step 1); ours on all cores, as it runs."""
+    """9 crops of each original (stage 1); ours on all cores, as it runs."""
 
     title, unit, asked, units = 'crops of originals, 3000x2000 to 6748x4499 px jpg', 'image', '4', 6
 

@@ -36,10 +36,10 @@ def test_printed_commands_can_be_run(script, options):
         assert name in constants or name == 'help', f'{script} has no setting {name}'
 
 
-def test_every_step_of_the_readme_is_there():
+def test_every_stage_of_the_readme_is_there():
     printed = {script for name, script, _ in commands() if name.startswith('README.md')}
-    steps = {str(path.relative_to(ROOT)) for path in SCRIPTS}
-    assert steps <= printed, f'not in the README: {sorted(steps - printed)}'
+    stages = {str(path.relative_to(ROOT)) for path in SCRIPTS}
+    assert stages <= printed, f'not in the README: {sorted(stages - printed)}'
 
 
 @pytest.mark.parametrize('page', PAGES)
