@@ -22,6 +22,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+from tabulate import tabulate
 
 from dataset import isic
 from dataset.layout import Layout
@@ -90,26 +91,19 @@ def markdown(summary):
         low, high = (f'{100 * bound:{sign}.1f}' for bound in bounds)
         return f'{100 * value:{sign}.1f} [{low}, {high}]'
 
-    rows = [['method', *COLUMNS]]
-    rows += [[name, *(percent(scores[column], scores['ci95'][column]) for column in COLUMNS)]
-             for name, scores in summary['methods'].items()]
+    rows = [[name, *(percent(scores[column], scores['ci95'][column]) for column in COLUMNS)]
+            for name, scores in summary['methods'].items()]
     parts = [f'{summary["split"]}, n = {summary["n"]}: mean over the pictures in percent [95 % interval]; '
-             f'thresholded JA counts those below {100 * summary["threshold"]:g} % as 0', table(rows)]
+             f'thresholded JA counts those below {100 * summary["threshold"]:g} % as 0',
+             tabulate(rows, ['method', *COLUMNS], 'github', disable_numparse=True)]
     if summary['differences']:
-        rows = [['score', 'difference', 'points', 'p', 'p (Holm)']]
-        rows += [[found['score'], f'{found["first"]} - {found["second"]}',
-                  percent(found['mean'], found['ci95'], '+'), f'{found["p"]:.4f}', f'{found["p_holm"]:.4f}']
-                 for found in summary['differences']]
+        rows = [[found['score'], f'{found["first"]} - {found["second"]}',
+                 percent(found['mean'], found['ci95'], '+'), f'{found["p"]:.4f}', f'{found["p_holm"]:.4f}']
+                for found in summary['differences']]
         few = '; of so few pictures a bootstrap\'s p comes out too small' if summary['n'] < FEW else ''
-        parts += [f'Paired over the pictures{few}', table(rows)]
+        parts += [f'Paired over the pictures{few}', tabulate(
+            rows, ['score', 'difference', 'points', 'p', 'p (Holm)'], 'github', disable_numparse=True)]
     return '\n\n'.join(parts) + '\n'
-
-
-def table(rows):
-    """Rows of text, the first one the head, as a Markdown table whose columns line up."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows = [rows[0], ['-' * width for width in widths], *rows[1:]]
-    return '\n'.join(f'| {" | ".join(map(str.ljust, row, widths))} |' for row in rows)
 
 
 def draw(scores, differences, path):

@@ -30,7 +30,7 @@ def load(folder, name, paths, size, kind, workers=0):
     kind : 'rgb' (bicubic, antialiased) or 'mask' (nearest, values {0, 1})
     Returns Cache. Raises InputError naming every picture that cannot be read.
     """
-    stem = f'{name}-{_source_key(paths, size, kind)}'
+    stem = f'{name}-{files.stamp(paths, f"{VERSION} {size} {kind}")}'
     pixels_path, facts_path = folder / f'{stem}.npy', folder / f'{stem}.json'
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / '.lock'):   # two runs of one root may start together
@@ -49,15 +49,6 @@ def _remove_stale(folder, name, stem):
     for stale in folder.glob(f'{name}-*'):
         if stale.stem != stem:
             stale.unlink(missing_ok=True)
-
-
-def _source_key(paths, size, kind):
-    """A hash of names, sizes and times of the pictures; cheap to compute at every start."""
-    digest = hashlib.sha256(f'{VERSION} {size} {kind}\n'.encode())
-    for path in paths:
-        facts = path.stat()
-        digest.update(f'{path.name} {facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns}\n'.encode())
-    return digest.hexdigest()[:16]
 
 
 def _build(target, paths, size, kind, workers):

@@ -10,20 +10,13 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset.layout import SPLITS
 from engine import settings
 from engine.errors import InputError
 from experiments import toml_schema
 from experiments.results import COLUMNS
+from experiments.toml_schema import MOST, NETWORKS, PICTURES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-EVERY_COLUMN = tuple(column for columns in COLUMNS.values() for column in columns)
-PICTURES = {'image': None, 'truth': None, 'contours': None,   # column of a panel: script that it is of
-            'coarse mask': 'generate_Coarse_mask.py', 'CAM without mask': 'train_MaskCN.py',
-            'CAM with mask': 'train_MaskCN.py', 'enhanced mask': 'train_EnhancedSN.py'}
-CHOICES = 'spread', 'maps differ'
-NETWORKS = {'train_CoarseSN.py': 'CoarseSN', 'train_MaskCN.py': 'MaskCN', 'train_EnhancedSN.py': 'EnhancedSN'}
-SCRIPTS = (*NETWORKS, 'generate_Coarse_mask.py')
 
 
 @dataclass(frozen=True)
@@ -98,11 +91,13 @@ class Declarations:
         for kind, tables in (('experiment', self.experiments), ('table', self.tables),
                              ('figure', self.figures)):
             for name, table in tables.items():
-                self.faults += toml_schema.faults_of_name(f'{kind}.{name}', name)
+                if not toml_schema.NAME.fullmatch(name):
+                    self.faults.append(f'{kind}.{name}: its name must be letters, digits, spaces and _ + - . '
+                                       '(not first), 80 at most')
                 self.faults += toml_schema.faults_of(f'{kind}.{name}', table, kind)
         self._refuse()
-        for name in self.experiments:
-            self._check_experiment(name)
+        for name, table in self.experiments.items():
+            self._check_experiment(f'experiment.{name}', table)
         try:
             graphlib.TopologicalSorter({name: _needs(table) for name, table in
                                         self.experiments.items()}).prepare()
@@ -217,16 +212,14 @@ class Declarations:
         experiments = {}
         for name, table in tables.items():
             loops = self._filled(table.get('for', {}), values)
-            found = toml_schema.faults_of(f'experiment.{name}', table | {'for': loops}, 'experiment')
-            self.faults += found
-            if found:
-                continue
+            checked = table | {'for': loops, 'script': next(iter(NETWORKS))}   # it may be looped over, too
+            faults = toml_schema.faults_of(f'experiment.{name}', checked, 'experiment')
             ranges = [range(1, places + 1) if isinstance(places, int) else places
-                      for places in loops.values()]
-            if math.prod(map(len, ranges)) > toml_schema.MOST:
-                self.faults.append(f'experiment.{name}: makes more than {toml_schema.MOST} experiments')
-                continue
-            for places in itertools.product(*ranges):
+                      for places in (() if faults else loops.values())]
+            if math.prod(map(len, ranges)) > MOST:
+                faults.append(f'experiment.{name}: makes more than {MOST} experiments')
+            self.faults += faults
+            for places in () if faults else itertools.product(*ranges):
                 known = values | dict(zip(loops, places, strict=True))
                 one = self._filled({key: item for key, item in table.items() if key != 'for'}, known)
                 filled = str(self._filled(name, known))
@@ -235,15 +228,11 @@ class Declarations:
                 experiments[filled] = one
         return experiments
 
-    def _check_experiment(self, name):
-        where, table = f'experiment.{name}', self.experiments[name]
-        if table.get('script') not in SCRIPTS:
-            self.faults.append(f'{where}: script must be one of {", ".join(SCRIPTS)}')
-            return
-        unknown = [need for need in _needs(table) if need not in self.experiments]
-        self.faults += [f'{where}: needs {need}, which is not declared' for need in unknown]
+    def _check_experiment(self, where, table):
+        self.faults += [f'{where}: needs {need}, which is not declared'
+                        for need in _needs(table) if need not in self.experiments]
         start = self.experiments.get(table.get('start'), table)
-        if 'start' in table and (table['script'] not in NETWORKS or start.get('script') != table['script']):
+        if 'start' in table and (table['script'] not in NETWORKS or start['script'] != table['script']):
             self.faults.append(f'{where}: start must be an experiment of the same training script')
         overrides = {key: value for key, value in table.items() if key.isupper()}
         if 'ROOT' in overrides:
@@ -254,15 +243,11 @@ class Declarations:
             self.faults += [f'{where}: {fault}' for fault in error.faults]
 
     def _check_table(self, where, table):
-        columns, labels = table.get('columns', ()), [row['label'] for row in table.get('rows', ())]
+        columns, labels = table['columns'], [row['label'] for row in table['rows']]
         if not columns or not labels:
             self.faults.append(f'{where}: needs columns and rows')
-        self.faults += [f'{where}: column {name} must be one of {", ".join(EVERY_COLUMN)}'
-                        for name in columns if name not in EVERY_COLUMN]
-        self._check_split(where, table)
-        for row in table.get('rows', ()):
+        for row in table['rows']:
             place = f'{where}, row {row["label"]!r}'
-            self._check_split(place, row)
             if len(row.get('paper', ())) > len(columns):
                 self.faults.append(f'{place}: has more printed scores than columns')
             if 'of' in row:
@@ -270,12 +255,7 @@ class Declarations:
             elif 'paper' not in row:
                 self.faults.append(f'{place}: needs `of` or `paper`')
         self.faults += [f'{where}: compares {pair}, which are not two of its labels'
-                        for pair in table.get('compare', ())
-                        if len(pair) != 2 or not set(pair) <= set(labels)]
-
-    def _check_split(self, where, table):
-        if split_of(table) not in SPLITS[1:]:
-            self.faults.append(f'{where}: split must be one of {", ".join(SPLITS[1:])}')
+                        for pair in table.get('compare', ()) if not set(pair) <= set(labels)]
 
     def _check_scored(self, where, row, columns):
         """A row or point must score networks that exist and have these columns."""
@@ -284,7 +264,7 @@ class Declarations:
             if name not in self.experiments:
                 self.faults.append(f'{where}: {name} is not declared')
             elif name in scored:
-                script = self.experiments[name].get('script')
+                script = self.experiments[name]['script']
                 possible = COLUMNS['classification' if script == 'train_MaskCN.py' else 'segmentation']
                 self.faults += [f'{where}: {name} has no {column}' for column in columns
                                 if column not in possible]
@@ -292,27 +272,20 @@ class Declarations:
                     self.faults.append(f'{where}: {name} trains no network that could be scored')
 
     def _check_figure(self, where, figure):
-        self._check_split(where, figure)
-        if 'pictures' in figure:
-            self.faults += [f'{where}: picture {name} must be one of {", ".join(PICTURES)}'
-                            for name in figure['pictures'] if name not in PICTURES]
-            if figure.get('choose') not in CHOICES:
-                self.faults.append(f'{where}: choose must be one of {", ".join(CHOICES)}')
-            for name, script in PICTURES.items():
-                of = figure.get('of', {}).get(name)
-                if script and name in figure['pictures'] and (
-                        self.experiments.get(of, {}).get('script') != script):
-                    self.faults.append(f'{where}: of.{name} must be an experiment of {script}')
-            self.faults += [f'{where}: {name} is not declared' for name in figure.get('of', {}).values()
-                            if name not in self.experiments]
-            if not figure['pictures'] or not figure.get('of'):
-                self.faults.append(f'{where}: needs pictures, and `of`, the experiments that they are of')
+        if 'pictures' not in figure:
+            if 'score' not in figure or not figure.get('panels'):
+                self.faults.append(f'{where}: needs a score and panels, or pictures')
+            for point in points(figure):
+                self._check_scored(where, point, [figure.get('score')])
             return
-        if figure.get('score') not in EVERY_COLUMN or not figure.get('panels'):
-            self.faults.append(f'{where}: needs a score (one of {", ".join(EVERY_COLUMN)}) and panels, '
-                               'or pictures')
-        for point in points(figure):
-            self._check_scored(where, point, [figure.get('score')])
+        if not (figure['pictures'] and figure.get('of') and 'choose' in figure):
+            self.faults.append(f'{where}: needs pictures, how to choose them, and `of`, the experiments that '
+                               'they are of')
+        of = {name: self.experiments.get(job, {}).get('script') for name, job in figure.get('of', {}).items()}
+        self.faults += [f'{where}: {figure["of"][name]} is not declared' for name in of if of[name] is None]
+        self.faults += [f'{where}: of.{name} must be an experiment of {script}'
+                        for name, script in PICTURES.items()
+                        if script and name in figure['pictures'] and of.get(name) != script]
 
 
 def _needs(table):

@@ -1,13 +1,11 @@
-"""The lists of step 1 that a script reads: what is missing, how much there is, what is in it."""
+"""The lists of stage 1 that a script reads: what is missing, how much there is, what is in it."""
 import hashlib
 import json
 import os
 
-from tqdm import tqdm
-
 from dataset import isic, splits
 from dataset.layout import SPLITS
-from engine import checkpoints, files
+from engine import files
 from engine.errors import InputError
 
 READERS = {'seg': isic.read_segmentation_list, 'cls': isic.read_classification_list}   # kinds of lists
@@ -61,13 +59,7 @@ def missing(layout, lists):
 
 
 def fingerprint(layout, kind, split):
-    """Hash of a list and of the content of the files in it, wherever they lie; 'none' without a list.
-
-    The files are read once: the hash of their content is kept in dataset/cache/ and holds as long as the
-    list, and names, sizes and times of its files, are the same (`stamp`). So a picture that is replaced by
-    another one of the same size *and* time is noticed when the times change, as they do in a copy. The
-    training scripts look at every pixel.
-    """
+    """Hash of a list and of the content of the files in it, wherever they lie; 'none' without a list."""
     path = path_of(layout, kind, split)
     if not path.is_file():
         return 'none'
@@ -76,28 +68,22 @@ def fingerprint(layout, kind, split):
 
 
 def content(layout, kind, split):
-    """Hash of the content of the files in a list alone, in order: what an evaluation records as its data."""
-    kept, present = layout.cache / 'contents.json', stamp(layout, kind, split)
-    known, name = files.read_json(kept), f'{kind} {split}'
-    if known.get(name, [''])[0] != present:
-        paths = [path for _, some in _files(layout, kind, split) for path in some]
-        known[name] = present, checkpoints.fingerprint_of_files(tqdm(
-            paths, desc=f'reading {path_of(layout, kind, split).name}', unit='file', leave=False))
+    """Hash of the content of the files in a list, in order: what an evaluation records as its data.
+
+    The files are read once: the hash is kept in dataset/cache/ and holds as long as their names, sizes and
+    times are the same. So a picture that is replaced by another one of the same size *and* time is noticed
+    when the times change, as they do in a copy. The training scripts look at every pixel.
+    """
+    folder = layout.segmentation(split) if kind == 'seg' else layout.crops(split)
+    named = isic.read_list(path_of(layout, kind, split), folder)
+    paths = [one for path, word in named for one in ((path, folder / word) if kind == 'seg' else (path,))
+             if os.path.isfile(one)]   # the script reports a missing mask
+    kept, name, stamp = layout.cache / 'contents.json', f'{kind} {split}', files.stamp(paths, kind)
+    known = files.read_json(kept)
+    if known.get(name, [''])[0] != stamp:
+        known[name] = stamp, files.fingerprint(*paths, progress=f'reading {kind} {split}')
         files.write_text(kept, json.dumps(known, indent=1) + '\n')
     return known[name][1]
-
-
-def stamp(layout, kind, split):
-    """Hash of a list, and of names, sizes and times of the files in it; what runs recorded formerly."""
-    if not path_of(layout, kind, split).is_file():
-        return 'none'
-    digest = hashlib.sha256()
-    for word, paths in _files(layout, kind, split):
-        for path in paths:
-            facts = path.stat()
-            digest.update(f'{path.name} {facts.st_size} {facts.st_mtime_ns} '.encode())
-        digest.update(f'{word}\n'.encode())
-    return digest.hexdigest()[:16]
 
 
 def pixels(layout, script, values):
@@ -118,11 +104,3 @@ def pixels(layout, script, values):
         loaded = [splits.segmentation(layout, 'Training', values['CACHE_SIZE'], **limit),
                   splits.segmentation(layout, 'Validation', values['INPUT_SIZE'])]
     return {part for data in loaded for part in data.fingerprint.split('-')}
-
-
-def _files(layout, kind, split):
-    """(second word, existing files) of each line of a list."""
-    folder = layout.segmentation(split) if kind == 'seg' else layout.crops(split)
-    for path, word in isic.read_list(path_of(layout, kind, split), folder):
-        paths = (path, folder / word) if kind == 'seg' else (path,)
-        yield word, [one for one in paths if os.path.isfile(one)]   # the script reports a missing mask

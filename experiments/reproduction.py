@@ -59,18 +59,12 @@ class Reproduction:
             if unfinished:
                 why = why or self.failed.get(unfinished[0], 'not run yet')
             elif not why:
-                found[seed] = self._read(jobs)
+                labels = {}
+                for job in jobs if jobs[0].script == 'eval_MaskCN.py' else ():
+                    listed = isic.read_classification_list(self.store.data_root(job), row.get('split', split))
+                    labels |= {isic.image_id_of(path): label for path, label in listed}
+                found[seed] = results.read([self.store.written(job)[0] for job in jobs], labels)
         return found, why
-
-    def _read(self, jobs):
-        paths, labels = [], {}
-        for job in jobs:
-            paths.append(self.store.scores(job))
-            if job.script == 'eval_MaskCN.py':
-                split = self.store.settings(job)['SPLIT']
-                entries = isic.read_classification_list(self.store.data_root(job), split)
-                labels |= {isic.image_id_of(path): label for path, label in entries}
-        return results.read(paths, labels)
 
     def _facts(self, rows, scored, split):
         """Sentences on what the numbers are of: split, data, number of images, recipe, seeds."""
@@ -84,19 +78,19 @@ class Reproduction:
             return []
         counts = '; '.join(f'{of} {data}'.strip() + f', n = {" or ".join(map(str, sorted(numbers)))} images'
                            for (of, data), numbers in sets.items())
-        trained = sorted({len(by_seed) for by_seed in scored.values() if by_seed})
-        seeds = 'one training of each network, whose chance the intervals do not cover' if trained == [1] \
-            else f'{" or ".join(map(str, trained))} training seeds'
+        trained = ' or '.join(map(str, sorted({len(by_seed) for by_seed in scored.values() if by_seed})))
+        seeds = f'{trained} training seeds' if trained != '1' else \
+            'one training of each network, whose chance the intervals do not cover'
         chosen = [SELECTED] if any(of == 'Validation' for of, _ in sets) else []
         return [f'{counts}; recipe {self.store.recipe}; {seeds}.', *chosen]
 
-    # Figures of lines
+    # Figures
 
     def chart(self, name, folder):
         """Draw a declared figure of lines; returns (paths, tables.Table of its points)."""
         declared = self.declarations.figures[name]
-        split, score, drawn, table = split_of(declared), declared['score'], [], []
-        every, scored = iter(points(declared)), {}
+        split, score, title = split_of(declared), declared['score'], declared.get('title', '')
+        drawn, rows, every, scored = [], [], points(declared), {}
         for panel in declared['panels']:
             series = []
             for line in panel['lines']:
@@ -104,78 +98,69 @@ class Reproduction:
                 cells = []
                 for x in panel['x']:
                     label = f'{line["label"]}, {panel["axis"]} = {x}'
-                    scored[label], why = self._results(next(every), split)
+                    scored[label], why = self._results(every[len(rows)], split)
                     found = list(scored[label].values())
                     cells.append(tables.make_cell(paper.get(float(x)), found, score, why))
-                    table.append(tables.Row(label, {score: cells[-1]}))
+                    rows.append(tables.Row(label, {score: cells[-1]}))
                 places = panel['x'] if panel.get('log') else list(map(str, panel['x']))
                 series.append(_series(line['label'], places, cells))
             drawn.append(line_charts.Panel(panel['axis'], series, panel.get('log', False)))
-        paths = [Path(folder) / f'figure_{name}.{suffix}' for suffix in ('png', 'pdf')]
-        line_charts.draw(drawn, f'{split} {score}, %', declared.get('title', ''), paths)
-        rows = [{'label': label, **point} for label, point in zip(scored, points(declared), strict=True)]
-        return paths, tables.Table(f'Figure {name}', declared.get('title', ''), [score], table,
-                                   self._facts(rows, scored, split))
-
-    # Figures of pictures
+        paths = _paths(name, folder)
+        line_charts.draw(drawn, f'{split} {score}, %', title, paths)
+        facts = self._facts([point | {'label': row.label} for row, point in zip(rows, every, strict=True)],
+                            scored, split)
+        return paths, tables.Table(f'Figure {name}', title, [score], rows, facts)
 
     def panel(self, name, folder):
         """Draw a declared figure of pictures, of the first seed; (paths, why there are none)."""
         declared = self.declarations.figures[name]
-        split, of = split_of(declared), {key: self.declarations.job(job) for key, job in
-                                         declared['of'].items()}
-        scoring = self.declarations.scoring(declared['of']['enhanced mask'], split) \
-            if 'enhanced mask' in of else None
-        for job in (*of.values(), *filter(None, [scoring])):
+        split, columns = split_of(declared), declared['pictures']
+        of = {key: self.declarations.job(job) for key, job in declared['of'].items()}
+        if 'enhanced mask' in of:   # lie where they were scored
+            of['enhanced mask'] = self.declarations.scoring(declared['of']['enhanced mask'], split)
+        for job in of.values():
             if not self.store.finished(job):
                 return [], f'{job.name}: {self.failed.get(job, "not run yet")}'
-        pairs = isic.read_segmentation_list(self.store.data_root(scoring or next(iter(of.values()))), split)
-        coarse = self._coarse_paths(of.get('coarse mask'), split, pairs)
-        maps = {key: self._maps(job, pairs, coarse) for key, job in of.items() if key.startswith('CAM')}
+        data = self.store.data_root(of.get('enhanced mask', next(iter(of.values()))))
+        pairs = isic.read_segmentation_list(data, split)
+        masks = {'truth': [truth for _, truth in pairs]}
+        if 'coarse mask' in of:
+            layout = self.store.layout(of['coarse mask'])
+            masks['coarse mask'] = splits.coarse_paths(layout, layout.coarse_for_segmentation(split),
+                                                       [image for image, _ in pairs])
+        if 'enhanced mask' in of:
+            drawn = self.store.layout(of['enhanced mask']).results / f'EnhancedSN_{split}_masks'
+            masks['enhanced mask'] = evaluation.predicted_paths(drawn, [image.stem for image, _ in pairs])
+        maps = {key: self._maps(job, pairs, masks.get('coarse mask')) for key, job in of.items()
+                if key.startswith('CAM')}
+        chosen = panels.spread(len(pairs), ROWS)
         if declared['choose'] == 'maps differ' and len(maps) == 2:
-            first, second = maps.values()
-            order = np.argsort([-np.abs(a - b).mean() for a, b in zip(first, second, strict=True)],
-                               kind='stable')
-            chosen = sorted(order[:ROWS])
-        else:
-            chosen = panels.spread(len(pairs), ROWS)
-        rows = [self._row(declared['pictures'], number, pairs, coarse, maps, scoring, split)
-                for number in chosen]
-        paths = [Path(folder) / f'figure_{name}.{suffix}' for suffix in ('png', 'pdf')]
-        figures.panel(rows, declared['pictures'], paths)
+            differ = [-np.abs(a - b).mean() for a, b in zip(*maps.values(), strict=True)]
+            chosen = sorted(np.argsort(differ, kind='stable')[:ROWS])
+        rows = []
+        for number in chosen:
+            image, found = panels.shown(pairs[number][0], [paths[number] for paths in masks.values()])
+            shown = {'image': image, **dict(zip(masks, found, strict=True))}
+            shown |= {key: panels.stretched(drawn[number], image) for key, drawn in maps.items()}
+            shown['contours'] = figures.outlined(image, shown['truth'],
+                                                 shown.get('enhanced mask', shown.get('coarse mask')))
+            rows.append((pairs[number][0].stem, [shown[column] for column in columns]))
+        paths = _paths(name, folder)
+        figures.panel(rows, columns, paths)
         return paths, ''
-
-    def _coarse_paths(self, job, split, pairs):
-        if job is None:
-            return None
-        folder = self.store.layout(job).coarse_for_segmentation(split)
-        return splits.coarse_paths(self.store.layout(job), folder, [image for image, _ in pairs])
 
     def _maps(self, job, pairs, coarse):
         """Mask-CN's map of every picture: a list of (h, w) float32 arrays."""
-        layout = self.store.layout(job)
-        side = self.store.settings(job)['INPUT_SIZE']
         machine = self.store.machine
         device = hardware.choose_device(machine.get('DEVICE', 'auto'))
         classifier = networks.load_classifier(
-            layout, device, hardware.choose_precision(machine.get('AMP', 'auto'), device))
+            self.store.layout(job), device, hardware.choose_precision(machine.get('AMP', 'auto'), device))
         return maps_of_files(classifier, [image for image, _ in pairs],
-                             coarse if classifier.uses_masks else None, side)
+                             coarse if classifier.uses_masks else None, self.store.values(job)['INPUT_SIZE'])
 
-    def _row(self, columns, number, pairs, coarse, maps, scoring, split):
-        path, caption = pairs[number][0], pairs[number][0].stem
-        masks = {'truth': pairs[number][1]}
-        if coarse is not None:
-            masks['coarse mask'] = coarse[number]
-        if scoring is not None:
-            folder = self.store.layout(scoring).results / f'EnhancedSN_{split}_masks'
-            masks['enhanced mask'], = evaluation.predicted_paths(folder, [caption])
-        image, found = panels.shown(path, masks.values())
-        pictures = {'image': image, **dict(zip(masks, found, strict=True))}
-        pictures |= {key: panels.stretched(found[number], image) for key, found in maps.items()}
-        pictures['contours'] = figures.outlined(image, pictures['truth'],
-                                                pictures.get('enhanced mask', pictures.get('coarse mask')))
-        return caption, [pictures[column] for column in columns]
+
+def _paths(name, folder):
+    return [Path(folder) / f'figure_{name}.{suffix}' for suffix in ('png', 'pdf')]
 
 
 def _series(label, x, cells):

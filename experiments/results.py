@@ -67,7 +67,7 @@ def read(paths, labels=None):
     labels : {image id: class number}, needed for classification
     Raises InputError naming every missing or damaged file and every image without a label.
     """
-    parts, faults, kinds = [], [], set()
+    parts, faults, kinds, labels = [], [], set(), labels or {}
     for path in map(str, paths):
         try:
             kind, names, values = read_csv(path)
@@ -77,16 +77,14 @@ def read(paths, labels=None):
         kinds.add(kind)
         classes = None
         if kind == 'classification':
-            found = [(labels or {}).get(name) for name in names]
-            unknown = [name for name, label in zip(names, found, strict=True) if label is None]
-            faults += [f'{path}: {name} has no label' for name in unknown]
-            classes = None if unknown else np.array(found)
+            classes = np.array([labels.get(name, -1) for name in names])
+            faults += [f'{path}: {name} has no label' for name in names if name not in labels]
         parts.append(Part(names, values, classes, path))
     if len(kinds) > 1:
         faults.append(f'{", ".join(part.source for part in parts)}: must be of one kind of network')
     if faults:
         raise InputError('Results of an evaluation cannot be used', faults,
-                         'run the evaluation again; labels are those of step 0')
+                         'run the evaluation again; labels are those of stage 0')
     return Result(kinds.pop(), tuple(parts))
 
 
@@ -183,9 +181,11 @@ def _aligned(results, column):
     if faults:
         raise InputError('Results of different images cannot be compared', faults,
                          'evaluate all of them on the same data')
-    return [replace(result, parts=tuple(_ordered(part, like.names)
-                                        for part, like in zip(result.parts, first.parts, strict=True)))
-            for result in results]
+    return [replace(result, parts=tuple(
+        replace(part, names=like.names, values=part.values[order],
+                labels=None if part.labels is None else part.labels[order])
+        for part, like in zip(result.parts, first.parts, strict=True)
+        for order in [[part.names.index(name) for name in like.names]])) for result in results]
 
 
 def _mismatch(part, like):
@@ -198,10 +198,3 @@ def _mismatch(part, like):
     classes = dict(zip(like.names, like.labels, strict=True))
     return [f'{part.source}: {name} has the class {label}, in {like.source} {classes[name]}'
             for name, label in zip(part.names, part.labels, strict=True) if label != classes[name]]
-
-
-def _ordered(part, names):
-    places = {name: place for place, name in enumerate(part.names)}
-    order = [places[name] for name in names]
-    return replace(part, names=names, values=part.values[order],
-                   labels=None if part.labels is None else part.labels[order])

@@ -3,8 +3,9 @@
 A job runs below a root of its own, <ROOT>/runs/<name>/, in which everything that it reads is a link
 and what it writes is a folder. A run folder is found again by what it was made from, not by its name:
 script, settings, data, pretrained file and the outputs that it read. The stages that lie in ROOT
-itself (steps 2 to 6 of the README) serve likewise where they are what a job would make.
+itself (stages 2 to 6 of the README) serve likewise where they are what a job would make.
 """
+import itertools
 import json
 import os
 import shlex
@@ -27,7 +28,8 @@ HERE = '.'   # the folder of a job that ROOT itself has done
 WITHOUT_EFFECT = {'ROOT', 'RECIPE', 'RESUME', 'DEVICE', 'PICTURES_ON', 'COMPILE', 'NUM_WORKERS',
                   'PRETRAINED'}
 FOR_SPEED = {'BATCH_SIZE', 'PANEL_IMAGES'}   # likewise in scripts that train nothing
-SUBSETS = {'TRAIN_IMAGES': {'train_MaskCN.py': 'cls'}, 'CROPS_OF_IMAGES': {'generate_Coarse_mask.py': 'cls'}}
+SUBSETS = 'TRAIN_IMAGES', 'CROPS_OF_IMAGES'
+MASKS = coarse_masks.SCRIPT
 
 
 class RunStore:
@@ -57,18 +59,19 @@ class RunStore:
         ignored = WITHOUT_EFFECT | (set() if job.network else FOR_SPEED)
         values = {name: value for name, value in json.loads(json.dumps(self.values(job))).items()
                   if name not in ignored and not name.endswith('_WEIGHTS')}
-        for name, kinds in SUBSETS.items():
-            if values.get(name):
-                there = inputs.count(self.data_root(job), kinds.get(job.script, 'seg'), 'Training')
-                values[name] = 0 if 0 < there <= values[name] else values[name]
+        for name in SUBSETS:
+            if values.get(name) and 0 < self._training_images(job) <= values[name]:
+                values[name] = 0
         return values
 
     def too_few(self, job):
         """'only N images' when a job was to train on more images than there are, else ''."""
-        wanted = self.values(job).get('TRAIN_IMAGES', 0)
-        kind = SUBSETS['TRAIN_IMAGES'].get(job.script, 'seg')
-        there = inputs.count(self.data_root(job), kind, 'Training')
-        return f'there are only {there} images' if 0 < there < wanted else ''
+        there = self._training_images(job)
+        return f'there are only {there} images' if 0 < there < self.values(job).get('TRAIN_IMAGES', 0) else ''
+
+    def _training_images(self, job):
+        kind = 'cls' if job.script in ('train_MaskCN.py', MASKS) else 'seg'
+        return inputs.count(self.data_root(job), kind, 'Training')
 
     def made_from(self, job):
         """What identifies a run of a job: a dict for RECORD. All that it needs must be finished."""
@@ -82,12 +85,11 @@ class RunStore:
         """Layout of the root whose dataset/ a job reads."""
         return Layout(self.root / job.data)
 
-    def _fingerprint_of_lists(self, job, lists, of=inputs.fingerprint):
-        keys = [(job.data, *one, of) for one in lists]
-        for key in keys:
-            if key not in self._lists:
-                self._lists[key] = of(self.data_root(job), *key[1:3])
-        return ' '.join(self._lists[key] for key in keys)
+    def _fingerprint_of_lists(self, job, lists):
+        for one in lists:
+            if (job.data, *one) not in self._lists:
+                self._lists[job.data, *one] = inputs.fingerprint(self.data_root(job), *one)
+        return ' '.join(self._lists[job.data, *one] for one in lists)
 
     def _pretrained(self, job):
         """Fingerprint of the file of weights that a training starts from, '' for random ones."""
@@ -108,8 +110,8 @@ class RunStore:
     def folder(self, job):
         """Folder of a job's run relative to ROOT: an earlier one, or the name that a new one gets."""
         if job not in self._folders:
-            found = self._find(job) if all(map(self._has_output, job.before)) else None
-            self._folders[job] = found or self._new_folder(job)
+            ready = all(self._has_output(need, self.folder(need)) for need in job.before)
+            self._folders[job] = (self._find(job) if ready else None) or self._new_folder(job)
         return self._folders[job]
 
     def look_again(self, job):
@@ -120,84 +122,71 @@ class RunStore:
     def _find(self, job):
         """A finished run, else ROOT's own stage, else a run that was begun."""
         made_from, begun = self.made_from(job), None
-        # Runs of earlier versions recorded sizes and times of their pictures instead of the content.
-        lists = inputs.read_by(job.script, self.values(job))
-        formerly = made_from | {'data': [job.data, self._fingerprint_of_lists(job, lists, inputs.stamp)]}
         for path in sorted(self.runs.glob(f'*/{RECORD}')):
-            record = files.read_json(path, 'made from')
-            if any(self._same(record.get('made from', {}), wanted) for wanted in (made_from, formerly)):
+            recorded = files.read_json(path, 'made from').get('made from', {})
+            same = made_from | {'settings': None} == recorded | {'settings': None}
+            if same and agree(made_from, recorded['settings']):
                 folder = f'{RUNS}/{path.parent.name}'
-                if record.get('finished') and self._outputs_exist(job, folder):
+                if self._has_output(job, folder):
                     return folder
                 begun = begun or folder
         return HERE if self._done_in_root(job, made_from) else begun
 
-    def _same(self, recorded, made_from):
-        recorded = {'processes': 1} | recorded   # before there was a record of it
-        others = all(recorded.get(part) == value for part, value in made_from.items() if part != 'settings')
-        return others and agree(made_from, recorded.get('settings', {}))
-
     def _new_folder(self, job):
-        taken, number = set(self._folders.values()), 1
-        while True:
-            name = f'{RUNS}/{job.name}' + (f'-{number}' if number > 1 else '')
-            if name not in taken and not (self.root / name).exists():
-                return name
-            number += 1
+        taken = set(self._folders.values())
+        names = (f'{RUNS}/{job.name}' + (f'-{number}' if number > 1 else '') for number in itertools.count(1))
+        return next(name for name in names if name not in taken and not (self.root / name).exists())
 
     def layout(self, job):
         """Layout of a job's folder."""
         return Layout(self.root / self.folder(job))
 
-    def weights(self, job):
-        """Path of the weights that a training step writes."""
-        return self.layout(job).weights(job.network)
-
     def finished(self, job):
         """True when a job's output is complete and made from what it would now be made from."""
-        if not self._has_output(job) or self.folder(job) == HERE:
-            return self.folder(job) == HERE
-        record = files.read_json(self.root / self.folder(job) / RECORD)
-        # Masks of pictures that changed, or of a split that was added, are drawn in the same folder.
-        return job.script != 'generate_Coarse_mask.py' or any(
-            record.get('listed') == self._fingerprint_of_lists(job, inputs.EVERYTHING, of)
-            for of in (inputs.fingerprint, inputs.stamp))
-
-    def _has_output(self, job):
         folder = self.folder(job)
-        return folder == HERE or (bool(files.read_json(self.root / folder / RECORD).get('finished'))
-                                  and self._outputs_exist(job, folder))
+        # Masks of pictures that changed, or of a split that was added, are drawn in the same folder.
+        outdated = folder != HERE and job.script == MASKS and (
+            self._record(job).get('listed') != self._fingerprint_of_lists(job, inputs.EVERYTHING))
+        return self._has_output(job, folder) and not outdated
 
-    def _outputs_exist(self, job, folder):
-        layout = Layout(self.root / folder)
+    def _has_output(self, job, folder):
+        finished = files.read_json(self.root / folder / RECORD).get('finished')
+        return folder == HERE or bool(finished) and all(
+            path.exists() for path in self.written(job, Layout(self.root / folder)))
+
+    def outputs(self, job):
+        """Folders below its root that a job writes and others read."""
+        if not job.network:
+            return ['Coarse_masks'] if job.script == MASKS else ['results']
+        folds = range(1, self.values(job).get('CROSS_FIT', 0) + 1)
+        return [f'models/{job.network}_fold{fold}' for fold in folds] or [f'models/{job.network}']
+
+    def written(self, job, layout=None):
+        """What there must be when a job has ended, in its own folder or in another `layout`.
+
+        Returns paths: of the weights of each network, of the folder of masks, or of the csv of scores.
+        """
+        places = [(layout or self.layout(job)).root / place for place in self.outputs(job)]
         if job.network:
-            return all((layout.root / place / f'{job.network}.pth').is_file()
-                       for place in self.outputs(job))
-        if job.script == 'generate_Coarse_mask.py':
-            return layout.coarse_masks.is_dir()
-        return self.scores(job, layout).is_file()
-
-    def scores(self, job, layout=None):
-        """Path of the csv that a scoring job writes."""
+            return [place / f'{job.network}.pth' for place in places]
         values = self.values(job)
-        layout = layout or self.layout(job)
-        return layout.results / f'{values.get("NETWORK", "MaskCN")}_{values["SPLIT"]}.csv'
+        return places if job.script == MASKS else [
+            places[0] / f'{values.get("NETWORK", "MaskCN")}_{values["SPLIT"]}.csv']
+
+    def _record(self, job):
+        return files.read_json(self.root / self.folder(job) / RECORD)
 
     def seconds(self, job):
         """How long a job's run took in all, 0 where that is not known."""
-        return files.read_json(self.root / self.folder(job) / RECORD).get('seconds', 0)
+        return self._record(job).get('seconds', 0)
 
     def identity(self, job):
-        """Text that changes with a finished job's output."""
-        layout = self.layout(job)
+        """Text that changes with the output of a finished job that others need."""
         if job.network:
-            return ' '.join(self.fingerprint(layout.root / place / f'{job.network}.pth')
-                            for place in self.outputs(job))
-        if job.script == 'generate_Coarse_mask.py':
-            records = [files.read_json(layout.coarse_for_segmentation(split) / coarse_masks.RECORD, 'facts')
-                       for split in ('Training', 'Testing')]
-            return ' '.join(str(value) for value in (records[0] or records[1]).get('facts', {}).values())
-        return ''
+            return ' '.join(map(self.fingerprint, self.written(job)))
+        records = [files.read_json(self.layout(job).coarse_for_segmentation(split) / coarse_masks.RECORD,
+                                   'facts') for split in ('Training', 'Testing')]
+        return ' '.join(str(value) for value in (records[0] or records[1]).get('facts', {}).values())
 
     def fingerprint(self, path):
         """Of a file's content, '' where there is none."""
@@ -208,22 +197,13 @@ class RunStore:
             self._fingerprints[key] = checkpoints.fingerprint(path)
         return self._fingerprints[key]
 
-    def outputs(self, job):
-        """Folders below its root that a job writes and others read."""
-        folds = self.values(job).get('CROSS_FIT', 0) if job.network else 0
-        if folds:
-            return [f'models/{job.network}_fold{fold}' for fold in range(1, folds + 1)]
-        if job.network:
-            return [f'models/{job.network}']
-        return ['Coarse_masks'] if job.script == 'generate_Coarse_mask.py' else ['results']
-
     # Stages that lie in ROOT itself: are they what a job would make of the present data?
 
     def _done_in_root(self, job, made_from):
         """True when ROOT's own stage is what the job would make, from ROOT's own stages and present data."""
         if job.data or job.start or any(self.folder(need) != HERE for need in job.needs):
             return False
-        done = self._drawn_in_root if job.script == 'generate_Coarse_mask.py' else \
+        done = self._drawn_in_root if job.script == MASKS else \
             self._trained_in_root if job.network else self._scored_in_root
         try:
             return done(job, made_from, Layout(self.root))
@@ -235,8 +215,7 @@ class RunStore:
         start = made_from['pretrained'] or 'random weights'
         if job.network == 'EnhancedSN' and values.get('START') != 'pretrained':
             start = self.fingerprint(layout.weights('CoarseSN'))
-        for place in self.outputs(job):
-            weights = layout.root / place / f'{job.network}.pth'
+        for weights in self.written(job, layout):
             config = checkpoints.read_config(weights)
             recorded = config.get('settings', {})
             if not (weights.is_file() and config.get('finished') and not recorded.get('INITIAL_WEIGHTS')
@@ -247,12 +226,10 @@ class RunStore:
             seen = [config.get('inputs', {}).get(part, '') for part in ('training', 'validation')]
             if not pixels <= set('-'.join(seen).split('-')):
                 return False
-        if job.network == 'CoarseSN' or values.get('TRANSFER') == 'none' or (
-                job.network == 'MaskCN' and values['INPUT_CHANNEL'] == 3):
-            return True
-        names = ('MaskCN',) if job.network == 'MaskCN' else ('MaskCN', 'EnhancedSN')
-        transfer.require(layout, values.get('TRANSFER', 'e-layer'),
-                         [layout.coarse_for_segmentation('Training')], names)
+        if job.network != 'CoarseSN':
+            transfer.require(layout, values.get('TRANSFER', 'e-layer'),
+                             [layout.coarse_for_segmentation('Training')],
+                             ('MaskCN',) if job.network == 'MaskCN' else ('MaskCN', 'EnhancedSN'))
         return True
 
     def _drawn_in_root(self, job, made_from, layout):
@@ -266,13 +243,13 @@ class RunStore:
                                layout.coarse_for_classification(split))
                 splits.coarse_paths(layout, folders[-1], [picture for picture, _ in entries])
         coarse_masks.require(layout, folders)
-        return all(agree(made_from, files.read_json(folder / coarse_masks.RECORD).get('settings', {}))
+        return all(agree(made_from, files.read_json(folder / coarse_masks.RECORD).get('settings'))
                    for folder in folders)
 
     def _scored_in_root(self, job, made_from, layout):
-        values, path = self.values(job), self.scores(job, layout).with_suffix('.json')
-        network, result = path.stem.partition('_')[0], files.read_json(path, 'weights')
-        if not (path.with_suffix('.csv').is_file() and agree(made_from, result.get('settings', {})) and
+        values, path = self.values(job), self.written(job, layout)[0]
+        network, result = path.stem.partition('_')[0], files.read_json(path.with_suffix('.json'), 'weights')
+        if not (path.is_file() and agree(made_from, result.get('settings')) and
                 result.get('weights', {}).get(network) == self.fingerprint(layout.weights(network))):
             return False
         if network == 'MaskCN':
@@ -285,25 +262,24 @@ class RunStore:
         """Make a job's folder with links to all that it reads, and its record."""
         folder, made_from = self.root / self.folder(job), self.made_from(job)
         folder.mkdir(parents=True, exist_ok=True)
-        own = set(self.outputs(job))
         links = {'dataset': self.root / job.data / 'dataset'}
         for need in job.upstream():
-            for place in self.outputs(need):
-                if place == 'Coarse_masks' and need.data != job.data:
-                    continue   # masks of other pictures
-                if place not in own:
+            if need.script != MASKS or need.data == job.data:   # else they are masks of other pictures
+                for place in self.outputs(need):
                     links.setdefault(place, self.root / self.folder(need) / place)
+        for place in self.outputs(job):
+            links.pop(place, None)
         for place, target in links.items():
             _link(folder, place, target)
-        record = files.read_json(folder / RECORD)
+        record = self._record(job)
         if record.get('made from') != made_from:
             record = {'made from': made_from, 'finished': False, 'seconds': 0}
         self._write(job, {**record, 'command': self.command(job)})
 
     def note(self, job, seconds, finished):
         """Add the time of a run to a job's record; finished : whether it reached its end."""
-        record = files.read_json(self.root / self.folder(job) / RECORD)
-        if job.script == 'generate_Coarse_mask.py':
+        record = self._record(job)
+        if job.script == MASKS:
             record['listed'] = self._fingerprint_of_lists(job, inputs.EVERYTHING)
         self._write(job, {**record, 'finished': finished, 'seconds': round(self.seconds(job) + seconds, 1)})
 
@@ -318,7 +294,7 @@ class RunStore:
         options = {'ROOT': self.root / self.folder(job), 'RECIPE': self.recipe, **self.machine,
                    **dict(job.overrides)}
         if job.start is not None:
-            options['INITIAL_WEIGHTS'] = self.weights(job.start)
+            options['INITIAL_WEIGHTS'] = self.written(job.start)[0]
         if options['RECIPE'] == 'default':
             del options['RECIPE']
         return [*launcher, str(REPOSITORY / job.script),
@@ -328,9 +304,7 @@ class RunStore:
         """A job's command as one would type it; `prepare` must have made the folder's links."""
         words = [job.script if word == str(REPOSITORY / job.script) else word
                  for word in self.arguments(job)[1:]]
-        if words[0] == '-m':
-            return shlex.join(['torchrun', *words[2:]])
-        return shlex.join(['python', *words])
+        return shlex.join(['torchrun', *words[2:]] if words[0] == '-m' else ['python', *words])
 
     def unused(self, jobs):
         """Run folders that none of these jobs is: [name]."""
@@ -357,8 +331,6 @@ def _link(folder, place, target):
     path.parent.mkdir(parents=True, exist_ok=True)
     wanted = os.path.relpath(target.resolve(), path.parent.resolve())
     if path.is_symlink():
-        if os.readlink(path) == wanted:
-            return
         path.unlink()
     elif path.exists():
         raise InputError('A run folder is not as it was made', [f'{path}: is a folder, not a link'],

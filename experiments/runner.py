@@ -38,14 +38,8 @@ def _run_if_needed(store, job, failed, place):
     if job in failed:
         return
     store.look_again(job)
-    if not store.finished(job):
-        code = _run_one(store, job, place)
-        if code:
-            failed[job] = f'{store.command(job)} ended with exit code {code}'
-
-
-def _run_one(store, job, place):
-    """Run one job in its folder; its exit code."""
+    if store.finished(job):
+        return
     store.prepare(job)
     print(f'\n{place} {store.command(job)}', flush=True)
     since, code = time.monotonic(), None
@@ -53,7 +47,8 @@ def _run_one(store, job, place):
         code = call(store.arguments(job))
     finally:
         store.note(job, time.monotonic() - since, finished=code == 0)
-    return code
+    if code:
+        failed[job] = f'{store.command(job)} ended with exit code {code}'
 
 
 def call(words):

@@ -88,29 +88,19 @@ def write(table, folder, stem):
 # --- What all forms share
 
 
-def _cells(table):
-    """[(row, [Cell, one a column])]"""
-    return [(row, [row.cells.get(column, Cell()) for column in table.columns]) for row in table.rows]
-
-
-def _legend(table):
-    """The sentences that explain a cell."""
-    cells = [cell for _, line in _cells(table) for cell in line]
+def _shown(table):
+    """What a reader sees: ([(label, [pieces of each column's cell])], legend, list of notes)."""
+    lines = [(row, [row.cells.get(column, Cell()) for column in table.columns]) for row in table.rows]
+    cells = [cell for _, line in lines for cell in line]
     spread = ' ± standard deviation over seeds' if any(cell.spread is not None for cell in cells) else ''
-    text = (f'Percent: paper / ours{spread} (difference) [bootstrap 95 % interval over images]; '
-            'a dash: not known from print, or not run.')
-    printed = ' Rows with one number a cell are quoted from print.'
-    return text + (printed if any(row.printed for row in table.rows) else '')
-
-
-def _marks(table):
-    """{note of a cell: its mark}, (a), (b), ..., in reading order."""
-    notes = dict.fromkeys(_line(cell.note) for _, line in _cells(table) for cell in line if cell.note)
-    return {note: f'({chr(97 + n % 26) * (1 + n // 26)})' for n, note in enumerate(notes)}
-
-
-def _notes(table):
-    return [_line(note) for note in table.notes] + [f'{mark} {note}' for note, mark in _marks(table).items()]
+    legend = (f'Percent: paper / ours{spread} (difference) [bootstrap 95 % interval over images]; '
+              'a dash: not known from print, or not run.')
+    if any(row.printed for row in table.rows):
+        legend += ' Rows with one number a cell are quoted from print.'
+    notes = dict.fromkeys(_line(cell.note) for cell in cells if cell.note)   # (a), (b), ..., (aa), ...
+    marks = {note: f'({chr(97 + n % 26) * (1 + n // 26)})' for n, note in enumerate(notes)}
+    rows = [(row.label, [_pieces(cell, row.printed, marks) for cell in line]) for row, line in lines]
+    return rows, legend, [*map(_line, table.notes), *(f'{mark} {note}' for note, mark in marks.items())]
 
 
 def _line(text):
@@ -137,20 +127,18 @@ def _percent(value):
 
 def to_text(table, width=WIDTH):
     """The table for the terminal, in blocks of as many columns as `width` characters hold."""
-    marks = _marks(table)
-    columns = [_aligned([_pieces(cells[place], row.printed, marks) for row, cells in _cells(table)])
-               for place in range(len(table.columns))]
-    labels = [_line(row.label) for row in table.rows]
-    room = width - max(map(len, labels), default=0)
-    wide = 2 + max(len(text) for title, lines in zip(table.columns, columns, strict=True)
-                   for text in (title, *lines))
-    some = max(1, room // wide)   # columns of a block
-    blocks = [tabulate(list(zip(labels, *columns[start:start + some], strict=True)),
-                       ['', *table.columns[start:start + some]], 'plain', disable_numparse=True,
-                       preserve_whitespace=True) for start in range(0, len(columns), some)]
-    head, notes = ('\n'.join(textwrap.fill(text, width, break_on_hyphens=False) for text in texts)
-                   for texts in ((f'{table.name}. {table.title}', _legend(table)), _notes(table)))
-    lines = '\n\n'.join([head, *blocks, notes]).split('\n')
+    rows, legend, notes = _shown(table)
+    labels = [_line(label) for label, _ in rows]
+    columns = [[title, *_aligned([pieces[place] for _, pieces in rows])]
+               for place, title in enumerate(table.columns)]
+    wide = 2 + max(len(text) for column in columns for text in column)
+    some = max(1, (width - max(map(len, labels), default=0)) // wide)   # columns of a block
+    blocks = [tabulate(list(zip(['', *labels], *columns[start:start + some], strict=True)), 'firstrow',
+                       'plain', disable_numparse=True, preserve_whitespace=True)
+              for start in range(0, len(columns), some)]
+    head, below = ('\n'.join(textwrap.fill(text, width, break_on_hyphens=False) for text in texts)
+                   for texts in ((f'{table.name}. {table.title}', legend), notes))
+    lines = '\n\n'.join([head, *blocks, below]).split('\n')
     return '\n'.join(line.rstrip() for line in lines).rstrip() + '\n'
 
 
@@ -163,13 +151,12 @@ def _aligned(rows):
 
 def to_markdown(table):
     """The table for GitHub: `80.0 / 79.1 (-0.9) [76.0, 82.1]` in each cell, and what that means."""
-    marks = _marks(table)
-    lines = [[_markdown(row.label), *(' '.join(filter(None, _pieces(cell, row.printed, marks)))
-                                      for cell in cells)] for row, cells in _cells(table)]
-    text = [f'### {_markdown(table.name)}. {_markdown(table.title)}', '', _legend(table), '',
+    rows, legend, notes = _shown(table)
+    lines = [[_markdown(label), *(' '.join(filter(None, pieces)) for pieces in cells)]
+             for label, cells in rows]
+    text = [f'### {_markdown(table.name)}. {_markdown(table.title)}', '', legend, '',
             tabulate(lines, ['', *map(_markdown, table.columns)], 'github', disable_numparse=True)]
-    if notes := _notes(table):
-        text += ['', *(f'- {_markdown(note)}' for note in notes)]
+    text += ['', *(f'- {_markdown(note)}' for note in notes)] if notes else []
     return '\n'.join(text) + '\n'
 
 
@@ -182,8 +169,9 @@ def to_csv(table):
     text = io.StringIO()
     lines = csv.writer(text, lineterminator='\n')
     lines.writerow(FIELDS)
-    for row, cells in _cells(table):
-        for column, cell in zip(table.columns, cells, strict=True):
+    for row in table.rows:
+        for column in table.columns:
+            cell = row.cells.get(column, Cell())
             numbers = (cell.paper, cell.mean, cell.difference, cell.spread, *(cell.interval or (None, None)))
             lines.writerow([row.label, 'yes' if row.printed else 'no', column,
                             *('' if number is None else f'{100 * number:.4f}' for number in numbers),
@@ -196,23 +184,22 @@ def to_latex(table):
 
     More than two columns span both columns of a two-column page.
     """
-    marks, kind = _marks(table), 'table*' if len(table.columns) > 2 else 'table'
-    caption = f'{table.title} ({table.name} of the original paper). {_legend(table)}'
+    (rows, legend, notes), kind = _shown(table), 'table*' if len(table.columns) > 2 else 'table'
     slug = re.sub(r'[^a-z0-9]+', '-', table.name.lower()).strip('-')
     lines = []
-    for row, cells in _cells(table):
-        pieces = [_pieces(cell, row.printed, marks) for cell in cells]
+    for label, cells in rows:
         gap = r'\addlinespace[2pt] ' if lines else ''
-        lines.append([gap + _latex(row.label), *map(_latex_cell, pieces)])
-        if any(piece[5] for piece in pieces):
-            lines.append(['', *(rf'{{\scriptsize {piece[5]}}}' if piece[5] else '' for piece in pieces)])
+        lines.append([gap + _latex(label), *map(_latex_cell, cells)])
+        if any(piece[5] for piece in cells):
+            lines.append(['', *(rf'{{\scriptsize {piece[5]}}}' if piece[5] else '' for piece in cells)])
     tabular = tabulate(lines, ['', *map(_latex, table.columns)], 'latex_raw', disable_numparse=True,
                        colalign=('left', *['center'] * len(table.columns)))
     for rule in (r'\toprule', r'\midrule', r'\bottomrule'):   # its own booktabs form escapes once more
         tabular = tabular.replace(r'\hline', rule, 1)
-    text = [rf'\begin{{{kind}}}[t]', r'\centering', rf'\caption{{{_latex(caption)}}}',
-            rf'\label{{tab:{slug}}}', r'\footnotesize', r'\setlength{\tabcolsep}{4pt}', tabular]
-    if notes := _notes(table):
+    caption = _latex(f'{table.title} ({table.name} of the original paper). {legend}')
+    text = [rf'\begin{{{kind}}}[t]', r'\centering', rf'\caption{{{caption}}}', rf'\label{{tab:{slug}}}',
+            r'\footnotesize', r'\setlength{\tabcolsep}{4pt}', tabular]
+    if notes:
         text += [r'\par\smallskip', r'\begin{minipage}{\linewidth}', r'\footnotesize\raggedright',
                  '\\par\n'.join(map(_latex, notes)), r'\end{minipage}']
     return '\n'.join([*text, rf'\end{{{kind}}}']) + '\n'

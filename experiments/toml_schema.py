@@ -1,16 +1,17 @@
-"""What the keys of experiments.toml are, and what kinds of values they take."""
+"""What the keys of experiments.toml are, and what values they take."""
 import math
 import re
 
+from dataset.layout import SPLITS
+from experiments.results import COLUMNS
+
 MOST = 1000   # experiments of a loop, folds of a row
 NAME = re.compile(r'[\w+-][\w.+ -]{0,79}', re.ASCII)   # becomes part of file names
-
-
-def faults_of_name(where, name):
-    """A line about the name of an experiment, table or figure, where it cannot be used."""
-    if NAME.fullmatch(name):
-        return []
-    return [f'{where}: its name must be letters, digits, spaces and _ + - . (not first), 80 at most']
+NETWORKS = {'train_CoarseSN.py': 'CoarseSN', 'train_MaskCN.py': 'MaskCN', 'train_EnhancedSN.py': 'EnhancedSN'}
+EVERY_COLUMN = tuple(column for columns in COLUMNS.values() for column in columns)
+PICTURES = {'image': None, 'truth': None, 'contours': None,   # column of a panel: script that it is of
+            'coarse mask': 'generate_Coarse_mask.py', 'CAM without mask': 'train_MaskCN.py',
+            'CAM with mask': 'train_MaskCN.py', 'enhanced mask': 'train_EnhancedSN.py'}
 
 
 def faults_of(where, table, kind):
@@ -20,22 +21,29 @@ def faults_of(where, table, kind):
     """
     known, faults = KEYS[kind], []
     for key, value in table.items():
-        if key not in known and not (kind == 'experiment' and key.isupper()):
+        if key in known:
+            faults += _faults_of_value(where, key, value, known[key])
+        elif not (kind == 'experiment' and key.isupper()):
             faults.append(f'{where}: {key} is not known here')
-        elif key in known and not KINDS[known[key]](value):
-            faults.append(f'{where}: {key} must be {known[key]}')
-        elif key in PARTS:
-            for number, part in enumerate(value, start=1):
-                faults += _faults_of_part(where, part, PARTS[key], number)
     return faults + [f'{where}: needs {key}' for key in NEEDED.get(kind, ()) if key not in table]
 
 
-def _faults_of_part(where, part, kind, number):
-    """`faults_of` a row, panel or line, which goes by its label or else by its number."""
-    if not isinstance(part, dict):
-        return [f'{where}, {kind} {number}: must be a table']
-    label = part.get('label', part.get('axis'))
-    return faults_of(f'{where}, {kind} {repr(label) if isinstance(label, str) else number}', part, kind)
+def _faults_of_value(where, key, value, kind):
+    if isinstance(kind, tuple):
+        return [] if value in kind else [f'{where}: {key} must be one of {", ".join(kind)}']
+    if not KINDS[kind](value):
+        return [f'{where}: {key} must be {kind}']
+    faults = []
+    for number, part in enumerate(value if key in PARTS else (), start=1):
+        if isinstance(PARTS[key], tuple):
+            faults += _faults_of_value(where, f'{key.removesuffix("s")} {part}', part, PARTS[key])
+        elif isinstance(part, dict):   # a row, panel or line goes by its label or else by its number
+            label = part.get('label', part.get('axis'))
+            label = repr(label) if isinstance(label, str) else number
+            faults += faults_of(f'{where}, {PARTS[key]} {label}', part, PARTS[key])
+        else:
+            faults.append(f'{where}, {PARTS[key]} {number}: must be a table')
+    return faults
 
 
 def _is_text(value):
@@ -83,14 +91,18 @@ KINDS = {FLAG: lambda value: isinstance(value, bool), TEXT: _is_text, COUNT: _is
          NAMED_TEXTS: lambda value: _is_table(value, _is_text),
          NAMED_NUMBERS: lambda value: _is_table(value, _is_number) and all(map(_stands_for_number, value)),
          LOOPS: lambda value: _is_table(value, _is_loop)}
-KEYS = {'experiment': {'script': TEXT, 'needs': TEXTS, 'start': TEXT, 'data': TEXT, 'for': LOOPS},
-        'table': {'title': TEXT, 'split': TEXT, 'columns': TEXTS, 'rows': TABLES, 'compare': PAIRS,
+SCORED = SPLITS[1:]
+KEYS = {'experiment': {'script': (*NETWORKS, 'generate_Coarse_mask.py'), 'needs': TEXTS, 'start': TEXT,
+                       'data': TEXT, 'for': LOOPS},
+        'table': {'title': TEXT, 'split': SCORED, 'columns': TEXTS, 'rows': TABLES, 'compare': PAIRS,
                   'notes': TEXTS},
-        'row': {'label': TEXT, 'of': TEXT, 'paper': NUMBERS, 'split': TEXT, 'with': TEXT, 'folds': COUNT,
+        'row': {'label': TEXT, 'of': TEXT, 'paper': NUMBERS, 'split': SCORED, 'with': TEXT, 'folds': COUNT,
                 'source': TEXT},
-        'figure': {'title': TEXT, 'split': TEXT, 'score': TEXT, 'panels': TABLES, 'pictures': TEXTS,
-                   'choose': TEXT, 'of': NAMED_TEXTS},
+        'figure': {'title': TEXT, 'split': SCORED, 'score': EVERY_COLUMN, 'panels': TABLES,
+                   'pictures': TEXTS, 'choose': ('spread', 'maps differ'), 'of': NAMED_TEXTS},
         'panel': {'axis': TEXT, 'log': FLAG, 'x': NUMBERS, 'lines': TABLES},
         'line': {'label': TEXT, 'of': TEXT, 'paper': NAMED_NUMBERS}}
-NEEDED = {'row': ('label',), 'panel': ('axis', 'x', 'lines'), 'line': ('label', 'of')}
-PARTS = {'rows': 'row', 'panels': 'panel', 'lines': 'line'}   # keys of lists of tables, and their kinds
+NEEDED = {'experiment': ('script',), 'table': ('columns', 'rows'), 'row': ('label',),
+          'panel': ('axis', 'x', 'lines'), 'line': ('label', 'of')}
+PARTS = {'rows': 'row', 'panels': 'panel', 'lines': 'line',   # keys of lists: the kind of what is in them
+         'columns': EVERY_COLUMN, 'pictures': tuple(PICTURES)}

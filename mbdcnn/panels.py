@@ -79,10 +79,10 @@ def evaluation_panel(segmenter, pairs, coarse_paths, side, scores, mask_paths, w
                   path)
 
 
-def shown(image_path, mask_paths):
-    """A picture as panels show it, its long side SIDE px: (h, w, 3) uint8; its masks: [(h, w)] of {0, 1}."""
-    image = images.read_rgb(image_path, cover=2 * SIDE)
-    scale = SIDE / max(image.shape[:2])
+def shown(image_path, mask_paths, side=SIDE):
+    """A picture, its long side `side` px: (h, w, 3) uint8, and its masks: [(h, w)] of {0, 1}."""
+    image = images.read_rgb(image_path, cover=2 * side)
+    scale = side / max(image.shape[:2])
     size = tuple(max(1, round(scale * edge)) for edge in image.shape[1::-1])
     return images.resize_rgb(image, size), [images.resize_mask(images.read_mask(path), size)
                                             for path in mask_paths]

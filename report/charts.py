@@ -10,7 +10,8 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from dataset.isic import TASKS
-from engine import figures, images, metrics
+from engine import figures, metrics
+from mbdcnn import panels
 
 CHART = 4.4, 3.1    # inches; about a phone's width, so that the lettering keeps its size there
 SIDE = 340          # px, long side of the pictures; fine enough that both contours can be told apart
@@ -30,7 +31,6 @@ DRAWING = {'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.size': 10, 'h
            'legend.fontsize': 9, 'axes.spines.top': False, 'axes.spines.right': False}
 
 
-
 def percent(value, factor=100):
     """factor * value with one digit, a dash for what is absent or undefined."""
     return '–' if value is None or not math.isfinite(value) else f'{factor * value:.1f}'
@@ -43,15 +43,11 @@ def draw_case(image_path, truth_path, found_path):
 
     The pictures keep their shape; the long side is SIDE. Raises InputError for unusable files.
     """
-    image = images.read_rgb(image_path, cover=2 * SIDE)
-    scale = SIDE / max(image.shape[:2])
-    size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
-    image = images.resize_rgb(image, size)
-    truth, found = (images.resize_mask(images.read_mask(path), size) for path in (truth_path, found_path))
-    drawn = [('image', image), ('truth', truth), ('found', found),
-             ('contours', figures.outlined(image, truth, found))]
-    return [{'what': what, 'data': _data(array), 'width': size[0], 'height': size[1]}
-            for what, array in drawn]
+    image, (truth, found) = panels.shown(image_path, (truth_path, found_path), SIDE)
+    drawn = {'image': image, 'truth': truth, 'found': found,
+             'contours': figures.outlined(image, truth, found)}
+    return [{'what': what, 'data': _data(array), 'width': image.shape[1], 'height': image.shape[0]}
+            for what, array in drawn.items()]
 
 
 def _data(array):
@@ -61,9 +57,7 @@ def _data(array):
         kind, options = 'jpeg', [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
     else:
         kind, options = 'png', [cv2.IMWRITE_PNG_BILEVEL, 1]
-    done, data = cv2.imencode(f'.{kind}', array, options)
-    if not done:
-        raise ValueError(f'cannot encode an array of shape {array.shape}')
+    data = cv2.imencode(f'.{kind}', array, options)[1]
     return f'data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode()}'
 
 
@@ -97,8 +91,7 @@ def _inline(svg, label):
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, variable)
     unique = 'c' + hashlib.sha256((label + svg).encode()).hexdigest()[:8]
-    used = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', svg))
-    used = {name for pair in used for name in pair if name}
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
     svg = re.sub(r' id="([^"]+)"', lambda found: f' id="{unique}{found[1]}"' if found[1] in used else '', svg)
     svg = re.sub(r'(href="#|url\(#)', rf'\g<1>{unique}', svg)
     return svg.replace('xlink:href', 'href').strip()
@@ -106,23 +99,17 @@ def _inline(svg, label):
 
 def curve_charts(network, rows):
     """Charts of training loss and of validation score. rows : list of dicts as in metrics.jsonl."""
+    return [_curve_chart(network, rows, names, what, best) for names, what, best in (
+        (LOSSES, 'training loss', False), (SCORES, 'validation score', True))
+        if any(name in rows[-1] for name in names)]   # the first row may be that of the start
+
+
+def _curve_chart(network, rows, names, ylabel, best):
+    """Lines over training steps. best : mark the best of the first, by which the weights are chosen"""
     steps = [row['step'] for row in rows]
-    series = {name: [float('nan') if row.get(name) is None else row[name] for row in rows]
-              for name in (*LOSSES, *SCORES) if name in rows[-1]}   # the first may be that of the start
-    losses = {name: values for name, values in series.items() if name in LOSSES}
-    scores = {name: values for name, values in series.items() if name in SCORES}
-    drawn = []
-    if losses:
-        drawn.append(_curve_chart(network, steps, losses, 'training loss'))
-    if scores:   # the first one is what the best weights are chosen by
-        drawn.append(_curve_chart(network, steps, scores, 'validation score', next(iter(scores))))
-    return drawn
-
-
-def _curve_chart(network, steps, series, ylabel, best=None):
-    """Lines over training steps; series : {name: values}; best : name of the line to mark, or None."""
-    place, caption = None, f'{network}: {ylabel} over training steps.'
-    if best is not None and np.isfinite(series[best]).any():
+    series = {name: [row.get(name, np.nan) for row in rows] for name in names if name in rows[-1]}
+    place, caption, best = None, f'{network}: {ylabel} over training steps.', best and next(iter(series))
+    if best and np.isfinite(series[best]).any():
         place = int(np.nanargmax(series[best]))
         caption += f' Best {best}: {100 * series[best][place]:.1f} % at step {steps[place]}.'
 
@@ -134,7 +121,7 @@ def _curve_chart(network, steps, series, ylabel, best=None):
             axes.plot(steps[place], series[best][place], 'o', color=INK, fillstyle='none', markersize=11,
                       label='best')
         axes.set(xlabel='step', ylabel=ylabel)
-        if best is None:
+        if not best:
             axes.set_ylim(0, None)
         axes.grid(alpha=0.2)
         axes.legend()

@@ -1,16 +1,21 @@
 """One self-contained page, results/report.html, of everything that lies in results/ and models/."""
+import csv
 import shlex
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
+
 from dataset import isic
-from engine import checkpoints, files, metrics
+from engine import checkpoints, files, metrics, run_folder
 from engine.errors import InputError
+from experiments.results import read_csv
 from mbdcnn import evaluation, paper_scores
 from report import charts
-from report.data import NETWORKS, gather
 from report.render import render
 
+SPLITS = 'Testing', 'Validation'
+NETWORKS = 'CoarseSN', 'MaskCN', 'EnhancedSN'
 SEGMENTERS = 'CoarseSN', 'EnhancedSN'
 DRAWN_DATA = 'demo_data.json'   # dataset/make_demo_data.py leaves it with its pictures
 GROUP = 3                       # pictures in each of best, median and worst
@@ -28,86 +33,153 @@ def write(layout):
 
 def page(layout, moment):
     """The page as text. moment : datetime that it is dated with; all else follows from the files."""
-    found = gather(layout)
-    if not (found.evaluations or found.rows or found.configs):
+    damaged = []
+    evaluations = evaluations_below(layout, damaged)
+    rows, configs = {}, {}
+    for name in NETWORKS:
+        rows[name] = _read(layout.run(name) / 'metrics.jsonl', run_folder.read_rows, damaged)
+        config = _read(layout.run(name) / 'config.json', _settings, damaged)
+        configs |= {} if config is None else {name: config}
+    if not (evaluations or any(rows.values()) or configs):
         raise InputError('There is nothing to report', [f'{layout.results}: holds no evaluation',
-                                                        f'{layout.models}: holds no training run',
-                                                        *found.damaged],
-                         'train and evaluate first: steps 2 to 6 of the README')
-    recipes = {item.summary.get('recipe') for item in found.evaluations.values()}
-    recipes |= {config.get('settings', {}).get('RECIPE') for config in found.configs.values()}
-    classified = [(split, item) for split, item in found.of('MaskCN') if item.labels is not None]
-    segmented = [(network, split, item) for split in found.splits for network in SEGMENTERS
-                 for where, item in found.of(network) if where == split and item.values is not None]
+                                                        f'{layout.models}: holds no training run', *damaged],
+                         'train and evaluate first: stages 2 to 6 of the README')
+    recipes = {item['summary'].get('recipe') for item in evaluations.values()}
+    recipes |= {config.get('settings', {}).get('RECIPE') for config in configs.values()}
+    splits = [split for split in SPLITS if any(key[1] == split for key in evaluations)] or ['Testing']
+    classified = [(split, item) for (_, split), item in evaluations.items() if item['labels'] is not None]
+    segmented = [(network, split, evaluations[network, split]) for split in splits for network in SEGMENTERS
+                 if evaluations.get((network, split), {}).get('values') is not None]
     return render(
         'report.html', title=f'MB-DCNN: report of {layout.root.resolve().name or layout.root}', moment=moment,
         recipes=sorted(filter(None, recipes)), drawn=(layout.data / DRAWN_DATA).exists(),
-        warnings=[*found.damaged, *_outdated(found)], splits=found.splits, evaluations=found.evaluations,
+        warnings=[*damaged, *_outdated(layout, evaluations)], splits=splits, evaluations=evaluations,
         root='' if layout.root == Path('.') else f' --ROOT={shlex.quote(str(layout.root))}',
-        segmentation=segmentation_scores(found), classification=classification_scores(found),
-        training={network: network in found.rows and charts.curve_charts(network, found.rows[network])
+        segmentation=segmentation_scores(evaluations), classification=classification_scores(evaluations),
+        training={network: rows[network] and charts.curve_charts(network, rows[network])
                   for network in NETWORKS},
-        roc=[charts.roc_chart(split, item.values, item.labels) for split, item in classified],
+        roc=[charts.roc_chart(split, item['values'], item['labels']) for split, item in classified],
         bins=charts.BINS, reliability=[
-            charts.reliability_chart(split, name, number, item.values, item.labels)
+            charts.reliability_chart(split, name, number, item['values'], item['labels'])
             for split, item in classified for number, name in enumerate(isic.CLASSES)],
-        overlap=[charts.overlap_chart(network, split, item.values[:, 0])
+        overlap=[charts.overlap_chart(network, split, item['values'][:, 0])
                  for network, split, item in segmented],
-        pictures=pictures(found, segmented), facts=facts(found))
+        pictures=pictures(layout, segmented), facts=facts(evaluations, configs))
 
 
-def _outdated(found):
+# --- What lies below a root
+
+
+def evaluations_below(layout, damaged):
+    """{(network, split): dict} of the evaluations in results/.
+
+    summary : dict, the json; names : image ids; values : (N, 5) scores or (N, 3) probabilities of the csv;
+    labels : (N,) class numbers of mask-CN's images. The last three are None where `faults` (text) says why.
+    damaged : list that lines about unusable files are added to
+    """
+    found = {}
+    for network in NETWORKS:
+        for split in SPLITS:
+            path = layout.results / f'{network}_{split}.json'
+            summary = _read(path, _summary, damaged)
+            if summary is not None:
+                faults, item = [], dict.fromkeys(('names', 'values', 'labels'))
+                rows = _read(path.with_suffix('.csv'), read_csv, faults)
+                if rows is None:
+                    faults = faults or [f'{path.stem}.csv is missing']
+                elif len(rows[1]) != summary['n']:
+                    faults = [f'{path.stem}.csv and .json are not of one evaluation']
+                else:
+                    item |= {'names': rows[1], 'values': rows[2]}
+                    if network == 'MaskCN':
+                        item['labels'] = _labels(layout.labels(split), rows[1], faults)
+                found[network, split] = {'summary': summary, 'faults': ''.join(faults[:1]), **item}
+    return found
+
+
+def _read(path, parse, damaged):
+    """parse(path), or None where it is missing, or damaged: then with a line about it."""
+    try:
+        return parse(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        damaged.append(f'{path.parent.name}/{path.name}: cannot be read ({error})')
+        return None
+
+
+def _settings(path):
+    return files.json_object(path.read_text(encoding='utf-8'), 'settings')
+
+
+def _summary(path):
+    summary = _settings(path)
+    summary['n']   # KeyError where it is no evaluation's
+    return summary
+
+
+def _labels(path, names, faults):
+    """(N,) class numbers, or None and a line more in `faults`."""
+    try:
+        known = isic.read_labels(path)
+        return np.array([known[name] for name in names])
+    except InputError as error:
+        faults.append(f'the labels cannot be read: {error.faults[0]}')
+    except KeyError as error:
+        faults.append(f'{path.name} has no row for {error.args[0]}')
+    return None
+
+
+def _outdated(layout, evaluations):
     """Lines about evaluations of weights that are no longer those in models/."""
-    current = {network: checkpoints.fingerprint(found.layout.weights(network))
-               for network in NETWORKS if found.layout.weights(network).is_file()}
+    current = {network: checkpoints.fingerprint(layout.weights(network))
+               for network in NETWORKS if layout.weights(network).is_file()}
     return [f'{network} on {split} was evaluated with other weights of {part} than those now in models/.'
-            for (network, split), item in found.evaluations.items()
-            for part, used in (item.summary.get('weights') or {}).items() if current.get(part, used) != used]
+            for (network, split), item in evaluations.items()
+            for part, used in (item['summary'].get('weights') or {}).items()
+            if current.get(part, used) != used]
 
 
 # --- What the template shows of each section
 
 
-def segmentation_scores(found):
+def segmentation_scores(evaluations):
     """{split: table of both segmentation networks beside the paper's rows}."""
     tables = {}
-    for split in found.splits:
+    for split in SPLITS:
         rows = []
         for network in SEGMENTERS:
-            item = found.evaluations.get((network, split))
+            summary = evaluations.get((network, split), {}).get('summary', {})
             printed = paper_scores.SEGMENTATION.get((network, split))
             if printed:
                 rows.append({'title': f'{network}, paper', 'paper': True, 'cells': [
                     *(charts.percent(printed[name], 1) for name in metrics.SEGMENTATION), '']})
-            for kind in ('with TTA', 'without TTA'):
-                scores = item and item.summary.get(kind)
-                if scores:
-                    rows.append({'title': f'{network}, {kind}', 'cells': [
-                        *(_score(scores, name) for name in metrics.SEGMENTATION), str(item.summary['n'])]})
-        if any((network, split) in found.evaluations for network in SEGMENTERS):
+            rows += [{'title': f'{network}, {kind}', 'cells': [
+                *(_score(summary[kind], name) for name in metrics.SEGMENTATION), str(summary['n'])]}
+                for kind in ('with TTA', 'without TTA') if summary.get(kind)]
+        if any((network, split) in evaluations for network in SEGMENTERS):
             tables[split] = {'caption': f'{split}: means over images, percent, with 95 % intervals',
                              'header': ['network', *metrics.SEGMENTATION, 'images'], 'rows': rows}
     return tables
 
 
-def classification_scores(found):
+def classification_scores(evaluations):
     """{split: table of mask-CN beside the paper's column, and whether an AUC in it is undefined}."""
     tables = {}
-    for split, item in found.of('MaskCN'):
-        printed = paper_scores.CLASSIFICATION.get(split, {})
-        kinds = {kind: item.summary[kind] for kind in ('9-crop', '1-crop') if item.summary.get(kind)}
-        rows = []
-        for task in isic.TASKS:
-            of_task = [{**scores.get(task, {}), 'ci95': scores.get('ci95')} for scores in kinds.values()]
-            rows += [{'title': f'{task} {name}', 'cells': [
-                charts.percent(printed.get(task) if name == 'AUC' else None, 1),
-                *(_score(scores, name, f'{task} {name}') for scores in of_task)]}
-                for name in metrics.CLASSIFICATION]
+    for (network, split), item in evaluations.items():
+        if network != 'MaskCN':
+            continue
+        printed, summary = paper_scores.CLASSIFICATION.get(split, {}), item['summary']
+        kinds = {kind: summary[kind] for kind in ('9-crop', '1-crop') if summary.get(kind)}
+        rows = [{'title': f'{task} {name}', 'cells': [
+            charts.percent(printed.get(task) if name == 'AUC' else None, 1),
+            *(_score({**scores.get(task, {}), 'ci95': scores.get('ci95')}, name, f'{task} {name}')
+              for scores in kinds.values())]} for task in isic.TASKS for name in metrics.CLASSIFICATION]
         rows.append({'title': 'mean AUC', 'cells': [
             charts.percent(printed.get('mean AUC'), 1),
             *(_score(scores, 'mean AUC') for scores in kinds.values())]})
         tables[split] = {
-            'caption': f'{split}: {item.summary["n"]} images, percent, with 95 % intervals of the AUCs',
+            'caption': f'{split}: {summary["n"]} images, percent, with 95 % intervals of the AUCs',
             'header': ['score', 'paper', *kinds], 'rows': rows,
             'undefined': any(scores.get('mean AUC') is None for scores in kinds.values())}
     return tables
@@ -120,7 +192,7 @@ def _score(scores, name, interval=None):
     return {'value': value, 'interval': ', '.join(map(charts.percent, low_high))} if low_high else value
 
 
-def pictures(found, segmented):
+def pictures(layout, segmented):
     """The best, median and worst pictures of each segmentation network and split.
 
     Returns [{title, why, groups: [(title, [case])]}]; a case has a name, a caption and `pictures`. Where
@@ -128,24 +200,24 @@ def pictures(found, segmented):
     """
     parts = []
     for network, split, item in segmented:
-        part = {'title': f'{network} on {split}', 'why': '', 'groups': []}
-        parts.append(part)
+        parts.append({'title': f'{network} on {split}', 'why': '', 'groups': []})
         try:
-            pairs = {image.stem: (image, truth)
-                     for image, truth in isic.read_segmentation_list(found.layout, split)}
+            listed = isic.read_segmentation_list(layout, split)
         except InputError as error:
-            part['why'] = error.faults[0]
+            parts[-1]['why'] = error.faults[0]
             continue
-        groups = extremes(item.names, item.values[:, 0])
+        pairs = {image.stem: (image, truth) for image, truth in listed}
+        names, scores = item['names'], item['values'][:, 0]
+        groups = extremes(names, scores)
         chosen = [number for numbers in groups.values() for number in numbers]
-        names = [item.names[number] for number in chosen]
-        masks = evaluation.predicted_paths(found.layout.results / f'{network}_{split}_masks', names)
-        paths = [(*pairs.get(name, (None, None)), mask) for name, mask in zip(names, masks, strict=True)]
+        masks = evaluation.predicted_paths(layout.results / f'{network}_{split}_masks',
+                                           [names[number] for number in chosen])
+        paths = [(*pairs.get(names[number], (None, None)), mask)
+                 for number, mask in zip(chosen, masks, strict=True)]
         drawn = dict(zip(chosen, files.for_all(_drawn_or_why, paths, 'report: pictures'), strict=True))
-        part['groups'] = [(title, [{
-            'name': item.names[number], 'caption': f'{item.names[number]}: JA '
-            f'{charts.percent(item.values[number, 0])} %', **drawn[number]} for number in numbers])
-            for title, numbers in groups.items()]
+        parts[-1]['groups'] = [(title, [{
+            'name': names[number], 'caption': f'{names[number]}: JA {charts.percent(scores[number])} %',
+            **drawn[number]} for number in numbers]) for title, numbers in groups.items()]
     return parts
 
 
@@ -165,19 +237,18 @@ def extremes(names, scores):
 def _drawn_or_why(paths):
     """{'pictures'} of one case, or {'why'} there are none."""
     if paths[0] is None:
-        return {'why': 'not in the list of step 1'}
+        return {'why': 'not in the list of stage 1'}
     try:
         return {'pictures': charts.draw_case(*paths)}
     except InputError as error:
         return {'why': error.faults[0]}
 
 
-def facts(found):
+def facts(evaluations, configs):
     """Where every number comes from: [(title, {part: {name: value}})]."""
     return [*((f'Evaluation of {network} on {split}', {
-        'data': {'fingerprint': item.summary.get('data')}, 'weights': item.summary.get('weights') or {},
-        'settings': item.summary.get('settings') or {}})
-        for (network, split), item in found.evaluations.items()),
+        'data': {'fingerprint': item['summary'].get('data')}, 'weights': item['summary'].get('weights'),
+        'settings': item['summary'].get('settings')}) for (network, split), item in evaluations.items()),
         *((f'Training of {network}', {part: values for part, values in config.items()
                                       if isinstance(values, dict)})
-          for network, config in found.configs.items())]
+          for network, config in configs.items())]
