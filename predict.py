@@ -16,6 +16,7 @@ medical device.
 Cost: 106 forward passes for each picture, 22 with --TTA=False: about 9 and 1.5 s of one CPU core at
 224 px, 3 and 0.7 s with the demo's networks.
 """
+import itertools
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,7 @@ from engine import cli, figures, files, images, settings
 from engine.errors import InputError
 from mbdcnn import stages
 from mbdcnn.predictor import MBDCNN
-from report.predictions import write_page
+from report.render import render
 
 # --- Folders
 MODELS = 'models'         # holds CoarseSN/, MaskCN/ and EnhancedSN/; the demo's are in demo/models
@@ -49,20 +50,12 @@ DEVICE = 'auto'           # auto (cuda, else mps, else cpu), cuda, mps or cpu
 AMP = 'auto'              # precision: auto (bf16, else fp16 on GPUs), bf16, fp16, fp32
 
 
-def split_words(words):
-    """Command line -> (files and folders, overrides): whatever begins with a dash is an override."""
-    return ([word for word in words if not word.startswith('-')],
-            [word for word in words if word.startswith('-')])
-
-
-# --- What to predict, and how its outputs are called
-
-
 def find_pictures(words, out):
     """[(path, output name)] for files and folders, in their order, each file once.
 
     Below folders: every jpg, png and bmp that is not hidden and not this script's output, sorted. A name is
-    the path relative to its folder without the extension; equal ones are numbered.
+    the path relative to its folder without the extension; equal ones are numbered, also where the file
+    system ignores case.
     """
     written = {Path(out, part).resolve() for part in ('.', 'masks', 'overlays')}
     found, seen, taken = [], set(), set()
@@ -72,7 +65,12 @@ def find_pictures(words, out):
             if path.resolve() not in seen:
                 seen.add(path.resolve())
                 relative = path.relative_to(place) if path != place else Path(path.name)
-                found.append((path, _free_name(relative, taken)))
+                # Less than the 255 bytes that a name may have.
+                stem = _shown(relative.with_suffix('')).encode()[-180:].decode(errors='ignore')
+                names = (f'{stem}_{number}' if number > 1 else stem for number in itertools.count(1))
+                name = next(name for name in names if name.lower() not in taken)
+                taken.add(name.lower())
+                found.append((path, name))
     return found
 
 
@@ -85,23 +83,9 @@ def _pictures_below(folder, left_out):
                     if not name.startswith('.') and Path(name).suffix.lower() in images.EXTENSIONS)
 
 
-def _free_name(relative, taken):
-    """An output name (posix path) that no other picture has, also where the file system ignores case."""
-    stem = _shown(relative.with_suffix('')).encode()[-180:].decode(errors='ignore')   # 255 bytes at most
-    name, number = stem, 1
-    while name.lower() in taken:
-        number += 1
-        name = f'{stem}_{number}'
-    taken.add(name.lower())
-    return name
-
-
 def _shown(path):
     """A path as text that every file can hold; bytes that are no text become question marks."""
     return path.as_posix().encode(errors='replace').decode()
-
-
-# --- Running the chain
 
 
 def predict_all(model, found, out, cfg, rows, faults):
@@ -166,19 +150,22 @@ def overlay(prediction, opacity):
     return np.hstack([figures.outlined(picture, coarse, mask), gap, warm])
 
 
-# --- The table
-
-
-def write_table(path, rows):
-    """Write predictions.csv, complete or not at all."""
-    files.write_csv(path, [COLUMNS, *(row.values() for row in rows)])
+def write_page(path, rows, faults):
+    """Write a page of all predictions. rows : those of predictions.csv; faults : lines on unusable files."""
+    cards = [row | {
+        'title': Path(row['file']).name, 'overlay': f'overlays/{row["name"]}.jpg',
+        'mask': f'masks/{row["name"]}.png', 'mask_confidence': f'{float(row["mask_confidence"]):.2f}',
+        'lesion_percent': f'{float(row["lesion_percent"]):.1f}',
+        'classes': [(name, f'{100 * float(row[name]):.1f}') for name in CLASSES]} for row in rows]
+    files.write_text(path, render('predictions.html', cards=cards, faults=faults, notice=NOTICE))
 
 
 NOTICE = 'A research tool, not a medical device: do not base a diagnosis on it.'
 
 
 def main():
-    words, overrides = split_words(sys.argv[1:])
+    words = [word for word in sys.argv[1:] if not word.startswith('-')]
+    overrides = [word for word in sys.argv[1:] if word.startswith('-')]
     cfg = settings.resolve(globals(), overrides, stages.MACHINE_CHOICES, ('BATCH_SIZE', 'OVERLAY_SIDE'))
     out = Path(cfg.OUT)
     found = find_pictures(words, out)
@@ -196,8 +183,8 @@ def main():
     try:
         predict_all(model, found, out, cfg, rows, faults)
     finally:   # also of an interrupted run: the table holds what is finished
-        write_table(out / 'predictions.csv', rows)
-        write_page(out / 'index.html', rows, faults, NOTICE)
+        files.write_csv(out / 'predictions.csv', [COLUMNS, *(row.values() for row in rows)])
+        write_page(out / 'index.html', rows, faults)
         print(f'{len(rows)} of {len(found)} pictures predicted: {out}/predictions.csv, {out}/index.html')
     if faults:
         raise InputError(f'{len(faults)} of {len(found)} files cannot be used; the others are predicted',

@@ -1,6 +1,6 @@
 """Reproduce the paper's tables and figures: run what they need, print the paper's numbers beside ours.
 
-Reads   experiments.toml, the data of step 1, and the stages of steps 2 to 6 that are there already
+Reads   experiments.toml, the data of stage 1, and the stages 2 to 6 that are there already
 Writes  runs/<experiment>/        each experiment below a root of its own; what is equal is shared
         results/tables/table_<n>.{md,csv,tex} and results/figures/figure_<n>.{png,pdf}
 
@@ -12,6 +12,8 @@ Run it again after an interruption and it goes on where it stopped. A constant t
 what depends on it; earlier runs stay. Cost: LIST=True says, for every experiment; about 4 EFLOP for
 everything at the paper's 500 epochs, and up to 0.9 GB of disk for each training.
 """
+import numpy as np
+
 from dataset.layout import Layout
 from engine import cli, settings
 from engine.errors import InputError
@@ -53,7 +55,7 @@ def main():
         raise InputError(f'CROSS_FIT={cfg.CROSS_FIT}: must be at least 2')
     declared = Declarations(cfg.EXPERIMENTS, {'FOLDS': cfg.FOLDS, 'CROSS_FIT': cfg.CROSS_FIT}, cfg.RECIPE)
     wanted = choose(declared, cfg)
-    machine = {name: getattr(cfg, name) for name in ('DEVICE', 'AMP') if getattr(cfg, name) != 'auto'}
+    machine = {name: vars(cfg)[name] for name in ('DEVICE', 'AMP') if vars(cfg)[name] != 'auto'}
     store, seeds = RunStore(cfg.ROOT, cfg.RECIPE, cfg.PROCESSES, machine), tuple(range(cfg.SEEDS))
     jobs = {(kind, name): declared.jobs_of(item, seeds, store.too_few)
              for kind, name, item in wanted}
@@ -85,9 +87,10 @@ def main():
 def choose(declared, cfg):
     """[('table' or 'figure', name, its declaration)] of what the settings ask for."""
     there = {'table': declared.tables, 'figure': declared.figures}
-    asked = {'table': _names(cfg.TABLE), 'figure': _names(cfg.FIGURE)}
+    asked = {kind: [word.strip() for word in text.split(',') if word.strip()]
+             for kind, text in (('table', cfg.TABLE), ('figure', cfg.FIGURE))}
     if cfg.ALL or (cfg.LIST and not any(asked.values())):
-        asked = {kind: list(known) for kind, known in there.items()}
+        asked = there
     faults = [f'{kind} {name}: is not declared; there are {", ".join(there[kind])}'
               for kind, names in asked.items() for name in names if name not in there[kind]]
     if not any(asked.values()):
@@ -97,40 +100,31 @@ def choose(declared, cfg):
     return [(kind, name, there[kind][name]) for kind, names in asked.items() for name in names]
 
 
-def _names(text):
-    return [word.strip() for word in text.split(',') if word.strip()]
-
-
 def without_data(store, missing, cfg):
-    """{job: reason} of the missing jobs that lack what step 1 of the README makes.
+    """{job: reason} of the missing jobs that lack what stage 1 of the README makes.
 
     Raises InputError with all reasons when no job is left that could run.
     """
-    blocked, remedies = {}, []
+    blocked, remedies, folds = {}, [], len(list((store.root / 'PH2').glob('fold_*')))
     for job in missing:
         layout = store.data_root(job)
         errors = inputs.missing(layout, inputs.read_by(job.script, store.values(job)))
         if job.data and not layout.data.is_dir():
             errors = [InputError('', [f'{layout.data}: is missing, PH2 is not prepared'],
                                  Layout(store.root).command('dataset/prepare_PH2.py'))]
-        elif job.data.startswith('PH2/fold') and len(folds_of_ph2(store)) != cfg.FOLDS:
-            errors.append(InputError('', [f'PH2 is prepared with {len(folds_of_ph2(store))} folds, not '
-                                          f'{cfg.FOLDS}'], f'--FOLDS={len(folds_of_ph2(store))}'))
+        elif job.data.startswith('PH2/fold') and folds != cfg.FOLDS:
+            errors.append(InputError('', [f'PH2 is prepared with {folds} folds, not {cfg.FOLDS}'],
+                                     f'--FOLDS={folds}'))
         if errors:
             blocked[job] = '; '.join(fault for error in errors for fault in error.faults[:1])
             remedies += [error.remedy for error in errors]
-    scorings = [job for job in missing if not job.network and job.script.startswith('eval')]
+    scorings = [job for job in missing if job.script.startswith('eval')]
     if scorings and all(any(need in blocked for need in in_order([job])) for job in scorings):
         raise InputError('Data are missing', dict.fromkeys(blocked.values()),
                          '; '.join(dict.fromkeys(remedies)))
     for reason in dict.fromkeys(blocked.values()):
         print(f'left out for now: {reason}')
     return blocked
-
-
-def folds_of_ph2(store):
-    """Folders of the folds that dataset/prepare_PH2.py made."""
-    return sorted((store.root / 'PH2').glob('fold_*'))
 
 
 def show_list(store, wanted, jobs, rates):
@@ -144,13 +138,14 @@ def show_list(store, wanted, jobs, rates):
             folder = 'ROOT itself' if store.folder(job) == HERE else store.folder(job)
             state = f'finished in {folder}'
             if not store.finished(job):
-                pflop, rate = cost(store, job), rates.get(job.script, float('nan'))
+                pflop = costs.of_job(job, store.settings(job), store.data_root(job))
+                time = pflop / rates.get(job.script, float('nan')) / 60
                 begun = (store.root / store.folder(job)).exists()
-                state = f'{"begun in" if begun else "missing,"} {folder}: {work(pflop, pflop / rate / 60)}'
+                state = f'{"begun in" if begun else "missing,"} {folder}: {work(pflop, time)}'
                 if inputs.missing(store.data_root(job), inputs.read_by(job.script, store.values(job))):
                     state = 'missing, and so are its data'
                 elif job not in counted:
-                    pflops, minutes = pflops + pflop, minutes + pflop / rate / 60
+                    pflops, minutes = pflops + pflop, minutes + time
             counted.add(job)
             print(f'  {job.name:38} {state}')
     print(f'\nstill to run, everything counted once: {work(pflops, minutes)}')
@@ -164,35 +159,28 @@ def work(pflop, minutes):
     return f'{pflop:.3g} PFLOP' + (f', about {minutes:.0f} min' if minutes == minutes else '')
 
 
-def cost(store, job):
-    """PFLOP of a job."""
-    return costs.of_job(job, store.settings(job), store.data_root(job))
-
-
 def measured_rates(store, declared, seeds):
     """{script: PFLOP a second} of the finished runs below this root."""
-    done, seconds = {}, {}
+    done = {}   # {script: [PFLOP, seconds]}
     everything = [*declared.tables.values(), *declared.figures.values()]
     for job in in_order([job for one in everything for job in declared.jobs_of(one, seeds)]):
-        if store.finished(job) and store.seconds(job):
-            done[job.script] = done.get(job.script, 0) + cost(store, job)
-            seconds[job.script] = seconds.get(job.script, 0) + store.seconds(job)
-    return {name: done[name] / seconds[name] for name in done}
+        seconds = store.record(job)['seconds']
+        if store.finished(job) and seconds:
+            pflop = costs.of_job(job, store.settings(job), store.data_root(job))
+            done[job.script] = np.add(done.get(job.script, 0), (pflop, seconds))
+    return {script: pflop / seconds for script, (pflop, seconds) in done.items()}
 
 
 def make(reproduction, kind, name, item, results):
     """Write and print one table, or draw one figure."""
-    if kind == 'table':
-        table = reproduction.table(name)
-        paths = write(table, results / 'tables', f'table_{name}')
-    elif 'pictures' in item:
-        table, (paths, why) = None, reproduction.panel(name, results / 'figures')
+    if 'pictures' in item:
+        paths, why = reproduction.panel(name, results / 'figures')
         if why:
             print(f'\nfigure {name}: not drawn; {why}')
     else:
-        paths, table = reproduction.chart(name, results / 'figures')
-        paths += write(table, results / 'figures', f'figure_{name}')
-    if table is not None:
+        paths, table = ([], reproduction.table(name)) if kind == 'table' else \
+            reproduction.chart(name, results / 'figures')
+        paths += write(table, results / f'{kind}s', f'{kind}_{name}')
         print(f'\n{to_text(table)}')
     for path in paths:
         print(f'written: {path}')

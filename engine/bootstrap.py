@@ -76,9 +76,6 @@ def two_sided(differences):
     return float(min(1, 2 * (rarer + 1) / (len(differences) + 1)))
 
 
-# --- Of plain arrays
-
-
 def interval_of_means(values, seed=0):
     """Interval of the mean of each column: (N, M) scores -> (M, 2)."""
     values = np.asarray(values, dtype=np.float64)
@@ -109,9 +106,6 @@ def intervals_of_areas(probabilities, labels, tasks, seed=0):
     defined = [found for found in areas.values() if found is not None]
     areas['mean AUC'] = np.mean(defined, axis=0) if len(defined) == len(tasks) else None
     return {name: None if found is None else bounds(found).tolist() for name, found in areas.items()}
-
-
-# --- Scores of a classification under weights
 
 
 def area(p, truth, weights):

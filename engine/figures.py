@@ -67,10 +67,9 @@ def outlined(image, truth=None, prediction=None):
     drawn = image.copy()
     width = max(1, min(image.shape[:2]) // 110)
     for mask, colour, thickness in ((truth, TRUTH, 2 * width), (prediction, PREDICTION, width)):
-        if mask is not None:
-            contours, _ = cv2.findContours((mask > 0).astype(np.uint8), cv2.RETR_EXTERNAL,
-                                           cv2.CHAIN_APPROX_NONE)
-            cv2.drawContours(drawn, contours, -1, colour, thickness, cv2.LINE_AA)
+        binary = np.zeros(image.shape[:2], np.uint8) if mask is None else (mask > 0).astype(np.uint8)
+        contours, _ = cv2.findContours(binary, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(drawn, contours, -1, colour, thickness, cv2.LINE_AA)
     return drawn
 
 

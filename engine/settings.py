@@ -153,7 +153,7 @@ def _parser(documentation, constants, values):
     groups = {group: parser.add_argument_group(group) for group, _ in constants.values()}
     for name, (group, comment) in constants.items():
         groups[group].add_argument(f'--{name}', action='append', nargs='?', default=argparse.SUPPRESS,
-                                   metavar=_literal(values[name]), help=comment.replace('%', '%%'))
+                                   metavar=literal(values[name]), help=comment.replace('%', '%%'))
     return parser
 
 
@@ -227,7 +227,7 @@ def _cast(name, given, default):
 
 
 def _kind(default):
-    return f'a list such as {_literal(default)}' if isinstance(default, tuple) else KINDS[type(default)]
+    return f'a list such as {literal(default)}' if isinstance(default, tuple) else KINDS[type(default)]
 
 
 def _read_recipe(recipe, script, faults):
@@ -258,5 +258,6 @@ def read_toml(path):
         raise ValueError('lists or tables are nested too deeply') from None
 
 
-def _literal(value):
+def literal(value):
+    """A value as it is typed on a command line."""
     return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)

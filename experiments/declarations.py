@@ -90,11 +90,10 @@ class Declarations:
         self.figures = self._filled(self._tables(declared, 'figure'), values)
         for kind, tables in (('experiment', self.experiments), ('table', self.tables),
                              ('figure', self.figures)):
-            for name, table in tables.items():
-                if not toml_schema.NAME.fullmatch(name):
-                    self.faults.append(f'{kind}.{name}: its name must be letters, digits, spaces and _ + - . '
-                                       '(not first), 80 at most')
-                self.faults += toml_schema.faults_of(f'{kind}.{name}', table, kind)
+            self.faults += [fault for name, table in tables.items()
+                            for fault in toml_schema.faults_of(f'{kind}.{name}', table, kind)]
+            self.faults += [f'{kind}.{name}: its name must be letters, digits, spaces and _ + - . (not '
+                            'first), 80 at most' for name in tables if not toml_schema.NAME.fullmatch(name)]
         self._refuse()
         for name, table in self.experiments.items():
             self._check_experiment(f'experiment.{name}', table)
@@ -148,16 +147,12 @@ class Declarations:
         masks : name of an experiment whose coarse masks and data are used, where not its own
         """
         job = self.job(name, seed)
-        needs, data = (job,), job.data
-        if masks is not None:
-            needs, data = (job, self.job(masks, seed)), self.job(masks, seed).data
-        overrides = {'SPLIT': split}
-        if job.network == 'CoarseSN':
-            overrides['NETWORK'] = 'CoarseSN'
+        needs = (job,) if masks is None else (job, self.job(masks, seed))
+        overrides = {'SPLIT': split} | ({'NETWORK': 'CoarseSN'} if job.network == 'CoarseSN' else {})
         script = 'eval_MaskCN.py' if job.network == 'MaskCN' else 'eval_EnhancedSN.py'
         where = '' if masks is None else f'-{masks}'
         return Job(f'scores_{job.name}-{split}{where}', script, self._effective(script, overrides),
-                   needs, None, data)
+                   needs, None, needs[-1].data)
 
     def scorings(self, row, split, seed=0):
         """The Jobs that score a table's row or a figure's point: one, or one for each fold."""
@@ -176,10 +171,13 @@ class Declarations:
                     wanted += [job for job in self.scorings(row, split, seed)
                                if leave_out is None or not leave_out(job.needs[0])]
         if 'pictures' in item:
-            wanted += [self.job(name) for name in item['of'].values()]
-            enhanced = item['of'].get('enhanced mask')
-            wanted += [self.scoring(enhanced, split)] if enhanced else []
+            wanted += self.pictured(item).values()
         return in_order(wanted)
+
+    def pictured(self, figure):
+        """{picture: Job} of a figure of pictures; enhanced masks lie where they were scored."""
+        return {name: self.scoring(job, split_of(figure)) if name == 'enhanced mask' else self.job(job)
+                for name, job in figure['of'].items()}
 
     # Reading and checking
 
@@ -214,8 +212,8 @@ class Declarations:
             loops = self._filled(table.get('for', {}), values)
             checked = table | {'for': loops, 'script': next(iter(NETWORKS))}   # it may be looped over, too
             faults = toml_schema.faults_of(f'experiment.{name}', checked, 'experiment')
-            ranges = [range(1, places + 1) if isinstance(places, int) else places
-                      for places in (() if faults else loops.values())]
+            ranges = [] if faults else [range(1, places + 1) if isinstance(places, int) else places
+                                        for places in loops.values()]
             if math.prod(map(len, ranges)) > MOST:
                 faults.append(f'experiment.{name}: makes more than {MOST} experiments')
             self.faults += faults
@@ -234,9 +232,9 @@ class Declarations:
         start = self.experiments.get(table.get('start'), table)
         if 'start' in table and (table['script'] not in NETWORKS or start['script'] != table['script']):
             self.faults.append(f'{where}: start must be an experiment of the same training script')
-        overrides = {key: value for key, value in table.items() if key.isupper()}
-        if 'ROOT' in overrides:
+        if 'ROOT' in table:
             self.faults.append(f'{where}: ROOT is the folder of its run')
+        overrides = {key: value for key, value in table.items() if key.isupper()}
         try:
             settings.resolved(REPOSITORY / table['script'], {'RECIPE': self.recipe, **overrides})
         except InputError as error:

@@ -10,20 +10,16 @@ from engine.errors import InputError
 
 READERS = {'seg': isic.read_segmentation_list, 'cls': isic.read_classification_list}   # kinds of lists
 EVERYTHING = tuple((kind, split) for kind in READERS for split in SPLITS)
-TRAINING = {'train_CoarseSN.py': (('seg', 'Training'), ('seg', 'Validation')),
-            'train_MaskCN.py': (('cls', 'Training'), ('cls', 'Validation')),
-            'train_EnhancedSN.py': (('seg', 'Training'), ('seg', 'Validation'))}
 
 
 def read_by(script, values):
     """((kind, split), ...) of the lists that a script cannot do without. values : its settings"""
-    if script == 'train_EnhancedSN.py' and values.get('TRANSFER') == 'mdc':
-        return (*TRAINING[script], ('cls', 'Training'))
-    if script in TRAINING:
-        return TRAINING[script]
     if script == 'generate_Coarse_mask.py':
         return ()   # it draws what is listed, whatever that is
-    return (('cls' if script == 'eval_MaskCN.py' else 'seg', values['SPLIT']),)
+    kind = 'cls' if 'MaskCN' in script else 'seg'
+    splits_read = (values['SPLIT'],) if 'SPLIT' in values else ('Training', 'Validation')
+    also = (('cls', 'Training'),) if values.get('TRANSFER') == 'mdc' else ()
+    return (*((kind, split) for split in splits_read), *also)
 
 
 def path_of(layout, kind, split):
@@ -33,10 +29,8 @@ def path_of(layout, kind, split):
 
 def count(layout, kind, split):
     """Number of images in a list (crops of one image count once), 0 without a list."""
-    found = lines(layout, kind, split)
-    if kind == 'seg':
-        return len(found)
-    return len({isic.image_id_of(layout.root / line.split()[0]) for line in found})
+    found = [layout.root / line.split()[0] for line in lines(layout, kind, split)]
+    return len(found if kind == 'seg' else set(map(isic.image_id_of, found)))
 
 
 def lines(layout, kind, split):

@@ -115,9 +115,7 @@ class Reproduction:
         """Draw a declared figure of pictures, of the first seed; (paths, why there are none)."""
         declared = self.declarations.figures[name]
         split, columns = split_of(declared), declared['pictures']
-        of = {key: self.declarations.job(job) for key, job in declared['of'].items()}
-        if 'enhanced mask' in of:   # lie where they were scored
-            of['enhanced mask'] = self.declarations.scoring(declared['of']['enhanced mask'], split)
+        of = self.declarations.pictured(declared)
         for job in of.values():
             if not self.store.finished(job):
                 return [], f'{job.name}: {self.failed.get(job, "not run yet")}'

@@ -58,9 +58,6 @@ class Result:
             bootstrap.both(part.labels == number) for part in self.parts for number in _tasks(column))
 
 
-# --- Reading
-
-
 def read(paths, labels=None):
     """The Result in csv files of eval_EnhancedSN.py or eval_MaskCN.py, one file a fold.
 
@@ -99,9 +96,6 @@ def read_csv(path):
     if values.shape != (len(rows), len(header) - 1) or not ((values >= 0) & (values <= 1)).all():
         raise ValueError(f'must hold rows of an id and {len(header) - 1} numbers from 0 to 1')
     return kind, tuple(row[0] for row in rows), values
-
-
-# --- Scores, intervals, differences
 
 
 def score(result, column):

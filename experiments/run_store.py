@@ -146,7 +146,7 @@ class RunStore:
         folder = self.folder(job)
         # Masks of pictures that changed, or of a split that was added, are drawn in the same folder.
         outdated = folder != HERE and job.script == MASKS and (
-            self._record(job).get('listed') != self._fingerprint_of_lists(job, inputs.EVERYTHING))
+            self.record(job).get('listed') != self._fingerprint_of_lists(job, inputs.EVERYTHING))
         return self._has_output(job, folder) and not outdated
 
     def _has_output(self, job, folder):
@@ -173,12 +173,9 @@ class RunStore:
         return places if job.script == MASKS else [
             places[0] / f'{values.get("NETWORK", "MaskCN")}_{values["SPLIT"]}.csv']
 
-    def _record(self, job):
-        return files.read_json(self.root / self.folder(job) / RECORD)
-
-    def seconds(self, job):
-        """How long a job's run took in all, 0 where that is not known."""
-        return self._record(job).get('seconds', 0)
+    def record(self, job):
+        """What is known of a job's run, a dict: 'made from', 'finished', 'seconds' in all, 'command'."""
+        return {'seconds': 0} | files.read_json(self.root / self.folder(job) / RECORD)
 
     def identity(self, job):
         """Text that changes with the output of a finished job that others need."""
@@ -271,34 +268,32 @@ class RunStore:
             links.pop(place, None)
         for place, target in links.items():
             _link(folder, place, target)
-        record = self._record(job)
+        record = self.record(job)
         if record.get('made from') != made_from:
             record = {'made from': made_from, 'finished': False, 'seconds': 0}
-        self._write(job, {**record, 'command': self.command(job)})
+        self._write(job, record | {'command': self.command(job)})
 
     def note(self, job, seconds, finished):
         """Add the time of a run to a job's record; finished : whether it reached its end."""
-        record = self._record(job)
+        record = self.record(job)
         if job.script == MASKS:
             record['listed'] = self._fingerprint_of_lists(job, inputs.EVERYTHING)
-        self._write(job, {**record, 'finished': finished, 'seconds': round(self.seconds(job) + seconds, 1)})
+        self._write(job, record | {'finished': finished, 'seconds': round(record['seconds'] + seconds, 1)})
 
     def _write(self, job, record):
         files.write_text(self.root / self.folder(job) / RECORD, json.dumps(record, indent=1) + '\n')
 
     def arguments(self, job):
         """The words of a job's command, for subprocess."""
-        launcher = [sys.executable]
-        if job.network and self.processes > 1:
-            launcher += ['-m', 'torch.distributed.run', f'--nproc-per-node={self.processes}']
+        launcher = [] if not job.network or self.processes == 1 else [
+            '-m', 'torch.distributed.run', f'--nproc-per-node={self.processes}']
         options = {'ROOT': self.root / self.folder(job), 'RECIPE': self.recipe, **self.machine,
                    **dict(job.overrides)}
         if job.start is not None:
             options['INITIAL_WEIGHTS'] = self.written(job.start)[0]
-        if options['RECIPE'] == 'default':
-            del options['RECIPE']
-        return [*launcher, str(REPOSITORY / job.script),
-                *(f'--{name}={_literal(value)}' for name, value in options.items())]
+        return [sys.executable, *launcher, str(REPOSITORY / job.script),
+                *(f'--{name}={settings.literal(value)}' for name, value in options.items()
+                  if (name, value) != ('RECIPE', 'default'))]
 
     def command(self, job):
         """A job's command as one would type it; `prepare` must have made the folder's links."""
@@ -336,7 +331,3 @@ def _link(folder, place, target):
         raise InputError('A run folder is not as it was made', [f'{path}: is a folder, not a link'],
                          f'remove {folder}')
     path.symlink_to(wanted, target_is_directory=True)
-
-
-def _literal(value):
-    return ','.join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

@@ -85,9 +85,6 @@ def write(table, folder, stem):
     return paths
 
 
-# --- What all forms share
-
-
 def _shown(table):
     """What a reader sees: ([(label, [pieces of each column's cell])], legend, list of notes)."""
     lines = [(row, [row.cells.get(column, Cell()) for column in table.columns]) for row in table.rows]
@@ -120,9 +117,6 @@ def _pieces(cell, printed, marks):
 
 def _percent(value):
     return '-' if value is None else f'{100 * value:.1f}'
-
-
-# --- The four forms
 
 
 def to_text(table, width=WIDTH):

@@ -8,7 +8,6 @@ from experiments.results import COLUMNS
 MOST = 1000   # experiments of a loop, folds of a row
 NAME = re.compile(r'[\w+-][\w.+ -]{0,79}', re.ASCII)   # becomes part of file names
 NETWORKS = {'train_CoarseSN.py': 'CoarseSN', 'train_MaskCN.py': 'MaskCN', 'train_EnhancedSN.py': 'EnhancedSN'}
-EVERY_COLUMN = tuple(column for columns in COLUMNS.values() for column in columns)
 PICTURES = {'image': None, 'truth': None, 'contours': None,   # column of a panel: script that it is of
             'coarse mask': 'generate_Coarse_mask.py', 'CAM without mask': 'train_MaskCN.py',
             'CAM with mask': 'train_MaskCN.py', 'enhanced mask': 'train_EnhancedSN.py'}
@@ -29,13 +28,12 @@ def faults_of(where, table, kind):
 
 
 def _faults_of_value(where, key, value, kind):
-    if isinstance(kind, tuple):
-        return [] if value in kind else [f'{where}: {key} must be one of {", ".join(kind)}']
-    if not KINDS[kind](value):
-        return [f'{where}: {key} must be {kind}']
+    words, fits = kind
+    if not fits(value):
+        return [f'{where}: {key} must be {words}']
     faults = []
     for number, part in enumerate(value if key in PARTS else (), start=1):
-        if isinstance(PARTS[key], tuple):
+        if PARTS[key] not in KEYS:
             faults += _faults_of_value(where, f'{key.removesuffix("s")} {part}', part, PARTS[key])
         elif isinstance(part, dict):   # a row, panel or line goes by its label or else by its number
             label = part.get('label', part.get('axis'))
@@ -63,12 +61,12 @@ def _is_list(value, of):
     return isinstance(value, list) and all(map(of, value))
 
 
-def _is_loop(value):
-    return _is_count(value) or _is_list(value, lambda one: isinstance(one, (str, bool)) or _is_number(one))
-
-
 def _is_table(value, of):
     return isinstance(value, dict) and all(map(of, value.values()))
+
+
+def _is_loop(value):
+    return _is_count(value) or _is_list(value, lambda one: isinstance(one, (str, bool)) or _is_number(one))
 
 
 def _stands_for_number(text):
@@ -78,31 +76,38 @@ def _stands_for_number(text):
         return False
 
 
-TEXT, TEXTS, PAIRS = 'text', 'a list of texts', 'a list of pairs of texts'
-NUMBERS, COUNT, TABLES = 'a list of numbers', f'a whole number from 1 to {MOST}', 'a list of tables'
-NAMED_TEXTS, NAMED_NUMBERS = 'a table of texts', 'a table of numbers such as { 30 = 80.0 }'
-LOOPS = f'a table of lists of values, or of whole numbers from 1 to {MOST}'
-FLAG = 'true or false'
-KINDS = {FLAG: lambda value: isinstance(value, bool), TEXT: _is_text, COUNT: _is_count,
-         TEXTS: lambda value: _is_list(value, _is_text),
-         PAIRS: lambda value: _is_list(value, lambda pair: _is_list(pair, _is_text) and len(pair) == 2),
-         NUMBERS: lambda value: _is_list(value, _is_number),
-         TABLES: lambda value: isinstance(value, list),   # each of them is looked at by itself
-         NAMED_TEXTS: lambda value: _is_table(value, _is_text),
-         NAMED_NUMBERS: lambda value: _is_table(value, _is_number) and all(map(_stands_for_number, value)),
-         LOOPS: lambda value: _is_table(value, _is_loop)}
-SCORED = SPLITS[1:]
-KEYS = {'experiment': {'script': (*NETWORKS, 'generate_Coarse_mask.py'), 'needs': TEXTS, 'start': TEXT,
-                       'data': TEXT, 'for': LOOPS},
-        'table': {'title': TEXT, 'split': SCORED, 'columns': TEXTS, 'rows': TABLES, 'compare': PAIRS,
+def _one_of(values):
+    values = tuple(values)
+    return f'one of {", ".join(values)}', values.__contains__
+
+
+# Kinds of values: how a message says them, and what is true of them.
+FLAG = 'true or false', lambda value: isinstance(value, bool)
+TEXT = 'text', _is_text
+COUNT = f'a whole number from 1 to {MOST}', _is_count
+TEXTS = 'a list of texts', lambda value: _is_list(value, _is_text)
+PAIRS = 'a list of pairs of texts', lambda value: _is_list(
+    value, lambda pair: _is_list(pair, _is_text) and len(pair) == 2)
+NUMBERS = 'a list of numbers', lambda value: _is_list(value, _is_number)
+TABLES = 'a list of tables', lambda value: isinstance(value, list)   # each of them is looked at by itself
+NAMED_TEXTS = 'a table of texts', lambda value: _is_table(value, _is_text)
+NAMED_NUMBERS = ('a table of numbers such as { 30 = 80.0 }',
+                 lambda value: _is_table(value, _is_number) and all(map(_stands_for_number, value)))
+LOOPS = (f'a table of lists of values, or of whole numbers from 1 to {MOST}',
+         lambda value: _is_table(value, _is_loop))
+SPLIT, COLUMN = _one_of(SPLITS[1:]), _one_of(column for columns in COLUMNS.values() for column in columns)
+
+KEYS = {'experiment': {'script': _one_of((*NETWORKS, 'generate_Coarse_mask.py')), 'needs': TEXTS,
+                       'start': TEXT, 'data': TEXT, 'for': LOOPS},
+        'table': {'title': TEXT, 'split': SPLIT, 'columns': TEXTS, 'rows': TABLES, 'compare': PAIRS,
                   'notes': TEXTS},
-        'row': {'label': TEXT, 'of': TEXT, 'paper': NUMBERS, 'split': SCORED, 'with': TEXT, 'folds': COUNT,
+        'row': {'label': TEXT, 'of': TEXT, 'paper': NUMBERS, 'split': SPLIT, 'with': TEXT, 'folds': COUNT,
                 'source': TEXT},
-        'figure': {'title': TEXT, 'split': SCORED, 'score': EVERY_COLUMN, 'panels': TABLES,
-                   'pictures': TEXTS, 'choose': ('spread', 'maps differ'), 'of': NAMED_TEXTS},
+        'figure': {'title': TEXT, 'split': SPLIT, 'score': COLUMN, 'panels': TABLES, 'pictures': TEXTS,
+                   'choose': _one_of(('spread', 'maps differ')), 'of': NAMED_TEXTS},
         'panel': {'axis': TEXT, 'log': FLAG, 'x': NUMBERS, 'lines': TABLES},
         'line': {'label': TEXT, 'of': TEXT, 'paper': NAMED_NUMBERS}}
 NEEDED = {'experiment': ('script',), 'table': ('columns', 'rows'), 'row': ('label',),
           'panel': ('axis', 'x', 'lines'), 'line': ('label', 'of')}
 PARTS = {'rows': 'row', 'panels': 'panel', 'lines': 'line',   # keys of lists: the kind of what is in them
-         'columns': EVERY_COLUMN, 'pictures': tuple(PICTURES)}
+         'columns': COLUMN, 'pictures': _one_of(PICTURES)}

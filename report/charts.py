@@ -36,8 +36,6 @@ def percent(value, factor=100):
     return '–' if value is None or not math.isfinite(value) else f'{factor * value:.1f}'
 
 
-# --- Pictures
-
 def draw_case(image_path, truth_path, found_path):
     """Image, true mask, found mask and both contours: [{what, data (an URI), width, height}].
 
@@ -59,9 +57,6 @@ def _data(array):
         kind, options = 'png', [cv2.IMWRITE_PNG_BILEVEL, 1]
     data = cv2.imencode(f'.{kind}', array, options)[1]
     return f'data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode()}'
-
-
-# --- Charts
 
 
 def chart(draw, label, caption, size=CHART):

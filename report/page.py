@@ -1,5 +1,6 @@
 """One self-contained page, results/report.html, of everything that lies in results/ and models/."""
 import csv
+import itertools
 import shlex
 from datetime import datetime
 from pathlib import Path
@@ -38,7 +39,7 @@ def page(layout, moment):
     rows, configs = {}, {}
     for name in NETWORKS:
         rows[name] = _read(layout.run(name) / 'metrics.jsonl', run_folder.read_rows, damaged)
-        config = _read(layout.run(name) / 'config.json', _settings, damaged)
+        config = _read(layout.run(name) / 'config.json', _json, damaged)
         configs |= {} if config is None else {name: config}
     if not (evaluations or any(rows.values()) or configs):
         raise InputError('There is nothing to report', [f'{layout.results}: holds no evaluation',
@@ -67,9 +68,6 @@ def page(layout, moment):
         pictures=pictures(layout, segmented), facts=facts(evaluations, configs))
 
 
-# --- What lies below a root
-
-
 def evaluations_below(layout, damaged):
     """{(network, split): dict} of the evaluations in results/.
 
@@ -78,22 +76,22 @@ def evaluations_below(layout, damaged):
     damaged : list that lines about unusable files are added to
     """
     found = {}
-    for network in NETWORKS:
-        for split in SPLITS:
-            path = layout.results / f'{network}_{split}.json'
-            summary = _read(path, _summary, damaged)
-            if summary is not None:
-                faults, item = [], dict.fromkeys(('names', 'values', 'labels'))
-                rows = _read(path.with_suffix('.csv'), read_csv, faults)
-                if rows is None:
-                    faults = faults or [f'{path.stem}.csv is missing']
-                elif len(rows[1]) != summary['n']:
-                    faults = [f'{path.stem}.csv and .json are not of one evaluation']
-                else:
-                    item |= {'names': rows[1], 'values': rows[2]}
-                    if network == 'MaskCN':
-                        item['labels'] = _labels(layout.labels(split), rows[1], faults)
-                found[network, split] = {'summary': summary, 'faults': ''.join(faults[:1]), **item}
+    for network, split in itertools.product(NETWORKS, SPLITS):
+        path = layout.results / f'{network}_{split}.json'
+        summary = _read(path, _summary, damaged)
+        if summary is None:
+            continue
+        faults, item = [], dict.fromkeys(('names', 'values', 'labels'))
+        rows = _read(path.with_suffix('.csv'), read_csv, faults)
+        if rows is None:
+            faults = faults or [f'{path.stem}.csv is missing']
+        elif len(rows[1]) != summary['n']:
+            faults = [f'{path.stem}.csv and .json are not of one evaluation']
+        else:
+            _, item['names'], item['values'] = rows
+            if network == 'MaskCN':
+                item['labels'] = _labels(layout.labels(split), item['names'], faults)
+        found[network, split] = item | {'summary': summary, 'faults': ''.join(faults)}
     return found
 
 
@@ -103,18 +101,19 @@ def _read(path, parse, damaged):
         return parse(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         damaged.append(f'{path.parent.name}/{path.name}: cannot be read ({error})')
         return None
 
 
-def _settings(path):
+def _json(path):
     return files.json_object(path.read_text(encoding='utf-8'), 'settings')
 
 
 def _summary(path):
-    summary = _settings(path)
-    summary['n']   # KeyError where it is no evaluation's
+    summary = _json(path)
+    if 'n' not in summary:
+        raise ValueError('is no evaluation')
     return summary
 
 
@@ -138,9 +137,6 @@ def _outdated(layout, evaluations):
             for (network, split), item in evaluations.items()
             for part, used in (item['summary'].get('weights') or {}).items()
             if current.get(part, used) != used]
-
-
-# --- What the template shows of each section
 
 
 def segmentation_scores(evaluations):
