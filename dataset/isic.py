@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from dataset.layout import ADDED, Layout
+from engine import files
 from engine.errors import InputError
 from engine.images import EXTENSIONS
 from engine.scoring import SUFFIX as MASK_SUFFIX
@@ -104,6 +105,12 @@ def _flag(text):
     except (TypeError, ValueError):
         return None
     return int(value) if value in (0.0, 1.0) else None
+
+
+def write_labels(path, labels):
+    """Write {image id: class number} as a label csv, where it differs from the file that is there."""
+    rows = [f'{image_id},{float(label == 1)},{float(label == 2)}' for image_id, label in labels.items()]
+    files.write_changed(path, '\n'.join([','.join(COLUMNS), *rows]) + '\n')
 
 
 def classification_images(layout, split):
