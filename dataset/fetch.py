@@ -99,8 +99,8 @@ def verify(path, sha256, url):
     if not found.startswith(sha256):
         raise InputError('A file is not the one that it should be',
                          [f'{path}: sha256 is {found}, not {sha256}'],
-                         f'remove it and run the same command again; if this remains, {url} has been replaced: '
-                         f'then remove its entry in {RECORD}')
+                         f'remove it and run the same command again; if this remains, {url} has been '
+                         f'replaced: then remove its entry in {RECORD}')
     return found
 
 
@@ -118,7 +118,7 @@ def _persist(url, part, timeout, retries):
 
 
 def _attempt(url, part, timeout):
-    """Append to `part` what it lacks; returns '' when that is all of it, else why another attempt may help."""
+    """Append to `part` what it lacks; returns '' when it is whole, else why it is not."""
     have = file_size(part)
     try:
         with _open(url, timeout, headers={'Range': f'bytes={have}-'} if have else {}) as response:

@@ -6,7 +6,6 @@ Order of precedence, weakest first: the constants at the file's top, the script'
 `recipes/<RECIPE>.toml`, the command line (`--NAME=value` or `--NAME value`). Nothing is executed:
 values are literals of the constant's own type.
 """
-import argparse
 import ast
 import difflib
 import io
@@ -40,14 +39,12 @@ def resolve(namespace, argv=None, choices=None, positive=(), least=None, check=N
     """
     argv = sys.argv[1:] if argv is None else argv
     script = Path(namespace['__file__'])
-    constants = read_constants(script)
-    values = {name: namespace[name] for name in constants}
-    parser = _parser(namespace['__doc__'], constants, values)
+    values = read_values(script)
     if {'-h', '--help'} & set(argv):
-        parser.print_help()
+        print(_help(namespace['__doc__'], read_constants(script), values))
         sys.exit(0)
 
-    command_line, faults = _read_arguments(parser, argv, values)
+    command_line, faults = _read_arguments(argv, values)
     changed = _override(values, script, command_line, 'command line', faults)
     wrong = {name: f'must be one of {", ".join(map(repr, allowed))}'
              for name, allowed in (choices or {}).items() if values[name] not in allowed}
@@ -96,7 +93,7 @@ def _override(values, script, overrides, source, faults):
             try:
                 values[name] = convert(name, given, values)
                 changed[name] = where
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 faults.append(f'{where}: {error}')
     return changed
 
@@ -136,46 +133,31 @@ def _assignments(source):
                 yield name, node
 
 
-class _Help(argparse.RawDescriptionHelpFormatter):
+def _help(documentation, constants, values):
     """The script's docstring, then each constant as it is written, --NAME=default, and its comment."""
-
-    def __init__(self, prog):
-        super().__init__(prog, max_help_position=44, width=200)   # a comment stays on one line
-
-    def _format_action_invocation(self, action):
-        return f'{action.option_strings[0]}={action.metavar}'
-
-
-def _parser(documentation, constants, values):
-    """Parser of a script's settings, all of them text still; a word without a value gives None."""
-    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=(documentation or '').strip(),
-                                     formatter_class=_Help, add_help=False, allow_abbrev=False)
-    groups = {group: parser.add_argument_group(group) for group, _ in constants.values()}
-    for name, (group, comment) in constants.items():
-        groups[group].add_argument(f'--{name}', action='append', nargs='?', default=argparse.SUPPRESS,
-                                   metavar=_literal(values[name]), help=comment.replace('%', '%%'))
-    return parser
+    lines, groups = [(documentation or '').strip()], dict.fromkeys(group for group, _ in constants.values())
+    for title in groups:
+        lines += ['', f'{title}:']
+        lines += [f'{f"  --{name}={_literal(values[name])}":<44}{comment}'
+                  for name, (group, comment) in constants.items() if group == title]
+    return '\n'.join(lines)
 
 
-def _read_arguments(parser, argv, values):
+def _read_arguments(argv, values):
     """Command-line words, --NAME=value or --NAME value -> ({NAME: text}, faults)."""
-    known, rest = parser.parse_known_args(argv)
-    overrides, faults = {}, []
-    for name, texts in vars(known).items():
-        if len(texts) > 1:
-            faults.append(f'--{name} is given twice')
-        elif texts[0] is None:
-            rest.append(f'--{name}')
-        else:
-            overrides[name] = texts[0]
-    for word in rest:
+    overrides, faults, words = {}, [], list(argv)
+    while words:
+        word = words.pop(0)
         name, equals, text = word.removeprefix('--').partition('=')
-        if word.startswith('--') and name and equals:
-            overrides[name] = text   # of an unknown name, which `convert` refuses
-        else:
+        if name in values and not equals and words and not words[0].startswith('--'):
+            equals, text = '=', words.pop(0)
+        if not (word.startswith('--') and name and equals):
             near = _nearest(name, values)
-            hint = f' (--{near}=value?)' if near else ''
-            faults.append(f'{word}: overrides are written --NAME=value{hint}')
+            faults.append(f'{word}: overrides are written --NAME=value' + (f' (--{near}=value?)' if near else ''))
+        elif name in overrides:
+            faults.append(f'--{name} is given twice')
+        else:
+            overrides[name] = text
     return overrides, faults
 
 
@@ -189,45 +171,29 @@ def convert(name, given, values):
     if name not in values:
         near = _nearest(name, values)
         raise ValueError(f'{name} is not a setting' + (f'; did you mean {near}?' if near else ''))
-    default = values[name]
-    if isinstance(given, str) and not isinstance(default, str):
-        try:
-            given = ast.literal_eval(given.strip())
-        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-            raise ValueError(f'{name}={given}: must be {_kind(default)}') from None
-    return _cast(name, given, default)
-
-
-def _said(value):
-    """A value as text; of what is too large or too deep to be written out, its type."""
+    default, value = values[name], given
     try:
-        return repr(value)
-    except (ValueError, RecursionError):
-        return f'<{type(value).__name__}>'
+        if isinstance(given, str) and not isinstance(default, str):
+            value = ast.literal_eval(given.strip())
+        return _cast(value, default)
+    except (ValueError, TypeError, LookupError, SyntaxError, MemoryError, RecursionError):
+        kind = KINDS.get(type(default), f'a list such as {_literal(default)}')
+        raise ValueError(f'{name}={given!s:.80}: must be {kind}') from None
 
 
-def _cast(name, given, default):
-    """Check a literal against the default's type; only int -> float and list -> tuple convert."""
-    number = isinstance(given, (int, float)) and not isinstance(given, bool)
-    if isinstance(default, bool) and isinstance(given, bool):
-        return given
-    if isinstance(default, tuple):
-        items = given if isinstance(given, (tuple, list)) else (given,)
-        like = default[0] if default else items[0] if items else 0
-        if not items or (type(like) is float and len(items) != len(default)):   # pairs of numbers
-            raise ValueError(f'{name}={_said(given)}: must be {_kind(default)}')
-        return tuple(_cast(name, item, like) for item in items)
-    if type(default) is int and type(given) is int and abs(given) < LIMIT:
-        return given
-    if type(default) is float and number and abs(given) <= sys.float_info.max:
-        return float(given)
-    if type(default) is str and type(given) is str and '\0' not in given:
-        return given
-    raise ValueError(f'{name}={_said(given)}: must be {_kind(default)}')
-
-
-def _kind(default):
-    return f'a list such as {_literal(default)}' if isinstance(default, tuple) else KINDS[type(default)]
+def _cast(value, default):
+    """A literal as the default's type; only int -> float and list -> tuple convert, else a ValueError."""
+    kind = type(default)
+    if kind is tuple:
+        items = value if isinstance(value, (tuple, list)) else (value,)
+        like = default[0] if default else items[0]
+        if items and (type(like) is not float or len(items) == len(default)):   # pairs of numbers
+            return tuple(_cast(item, like) for item in items)
+    elif kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
+        return float(value)
+    elif type(value) is kind and not (kind is int and abs(value) >= LIMIT or kind is str and '\0' in value):
+        return value
+    raise ValueError
 
 
 def _read_recipe(recipe, script, faults):
@@ -241,13 +207,12 @@ def _read_recipe(recipe, script, faults):
     path = RECIPES / f'{recipe}.toml'
     try:
         table = read_toml(path).get(script, {})
+        if not isinstance(table, dict):
+            raise ValueError(f'{script} must be a table, [{script}]')
+        return table
     except (OSError, ValueError) as error:
         faults.append(f'{path.name}: not valid TOML: {error}')
         return {}
-    if not isinstance(table, dict):
-        faults.append(f'{path.name}: {script} must be a table, [{script}]')
-        return {}
-    return table
 
 
 def read_toml(path):
