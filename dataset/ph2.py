@@ -98,8 +98,8 @@ def _plain(value):
 
 def inspect(pair):
     """Faults of a picture and its mask, both decoded to their ends."""
-    _, mask_size, lesion, faults = extraction.inspect_pair(*pair)
-    return faults + ([f'{pair[1]}: shows no lesion'] if mask_size and not lesion else [])
+    _, lesion, faults = extraction.inspect_pair(*pair)
+    return faults + ([f'{pair[1]}: shows no lesion'] if lesion == 0 else [])
 
 
 # Diagnoses

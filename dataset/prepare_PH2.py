@@ -128,7 +128,8 @@ def clear_other_folds(home, table):
     same = path.is_file() and path.read_bytes() == table.encode()
     roots = sorted(path for path in home.glob('fold_*') if re.fullmatch(r'fold_\d+', path.name))
     faults = [f'{file}: is no link of this script' for root in roots for file in Layout(root).data.rglob('*')
-              if file.is_file() and not file.is_symlink() and file.suffix != '.csv']
+              if file.is_file() and not file.is_symlink()
+              and file.suffix != '.csv' and not file.name.startswith('.')]
     if not same:
         faults += [f'{file}: was trained with other folds' for root in roots
                    for file in sorted(Layout(root).models.glob('*/*.pth'))]
@@ -146,21 +147,21 @@ def clear_other_folds(home, table):
 
 def write_pictures(whole, cases, workers):
     """Bring the png copies of all pictures and masks up to date; they take over their sources' times."""
-    def write(entry):
+    def bring(entry):
         source, target, read, write = entry
         stamp = source.stat().st_mtime_ns
         if files.is_current(target, stamp):
-            return 0
+            return False
         write(target, read(source))
         os.utime(target, ns=(stamp, stamp))
-        return 1
+        return True
 
     entries = []
     for case in cases:
         image, mask = picture_paths(whole, 'Testing', case.image_id)
         entries += [(case.image, image, images.read_rgb, images.write_png),
                     (case.mask, mask, images.read_mask, images.write_mask)]
-    written = sum(files.for_all(write, entries, 'PH2 png copies', workers))
+    written = sum(files.for_all(bring, entries, 'PH2 png copies', workers))
     folder = whole.originals('Testing')
     for path in {*folder.glob('*/IMD*.png')} - {target for _, target, _, _ in entries}:
         path.unlink()

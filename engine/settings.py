@@ -153,7 +153,8 @@ def _read_arguments(argv, values):
             equals, text = '=', words.pop(0)
         if not (word.startswith('--') and name and equals):
             near = _nearest(name, values)
-            faults.append(f'{word}: overrides are written --NAME=value' + (f' (--{near}=value?)' if near else ''))
+            hint = f' (--{near}=value?)' if near else ''
+            faults.append(f'{word}: overrides are written --NAME=value{hint}')
         elif name in overrides:
             faults.append(f'--{name} is given twice')
         else:
