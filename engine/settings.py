@@ -138,7 +138,7 @@ def _help(documentation, constants, values):
     lines, groups = [(documentation or '').strip()], dict.fromkeys(group for group, _ in constants.values())
     for title in groups:
         lines += ['', f'{title}:']
-        lines += [f'{f"  --{name}={_literal(values[name])}":<44}{comment}'
+        lines += [f'{f"  --{name}={_literal(values[name])}":<42}  {comment}'
                   for name, (group, comment) in constants.items() if group == title]
     return '\n'.join(lines)
 
