@@ -8,6 +8,7 @@ Writes  nothing; prints a table of the splits, notes that need no action, and ev
 
 Costs   2 s for 2150 pairs of 256 px and 25 ms for each pair of 3008x2000 px on two cores.
 """
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,16 +43,17 @@ def main():
             faults.append(f'{layout.originals(part)}: is missing')
         else:
             notes.append(f'{part}: {layout.originals(part)} is absent')
-    faults += shared_ids(parts)
+    owners = {}
+    for content in parts.values():
+        for image_id, path in content.images.items():
+            if owners.setdefault(image_id, path) != path:   # leaks training images into a test
+                faults.append(f'{image_id}: is in two splits, {owners[image_id]} and {path}')
     items = [(content, image_id) for content in parts.values()
              for image_id in sorted(content.images.keys() | content.masks.keys())]
-    results = files.for_all(
-        lambda item: inspect(item[0].images.get(item[1]), item[0].masks.get(item[1])),
-        items, 'pictures and masks', cfg.NUM_WORKERS)
-    for (content, image_id), result in zip(items, results, strict=True):
-        content.inspected[image_id] = result
-        faults += result.faults
-        notes += result.notes
+    results = files.for_all(lambda item: inspect(*item), items, 'pictures and masks', cfg.NUM_WORKERS)
+    for found, note in results:
+        faults += found
+        notes += note
     notes += identical_pictures(parts)
     print('\n'.join(table(parts)))
     extraction.print_lines('notes', notes)
@@ -79,7 +81,7 @@ def survey(layout, part, skip_unpaired, faults, notes):
             (notes if skip_unpaired else faults).extend(isic.unpaired(folder, pictures, masks))
     faults += [f'{path}: a name with spaces, or that is no UTF-8, cannot be listed'
                for path in (*pictures.values(), *masks.values())
-               if len(path.name.split()) != 1 or extraction.as_text(path.name) != path.name]
+               if not isic.can_be_listed(path.name)]
     if labels:
         faults += [isic.unlabelled(image_id, pictures[image_id], layout.labels(part))
                    for image_id in pictures if image_id not in labels]
@@ -89,36 +91,24 @@ def survey(layout, part, skip_unpaired, faults, notes):
     return SimpleNamespace(images=pictures, masks=masks, labels=labels, inspected={})
 
 
-def shared_ids(parts):
-    """Faults: one image id in two splits, which leaks training images into a test."""
-    owners, faults = {}, []
-    for content in parts.values():
-        for image_id, path in content.images.items():
-            if image_id in owners:
-                faults.append(f'{image_id}: is in two splits, {owners[image_id]} and {path}')
-            owners.setdefault(image_id, path)
-    return faults
+def inspect(content, image_id):
+    """Decode a picture and its mask and compare them; returns their faults and notes (lists of str).
 
-
-def inspect(image, mask):
-    """Decode a picture and its mask (paths or None) and compare them.
-
-    Returns a namespace: size (width, height) or None, digest of the picture's bytes or None,
-    faults and notes (lists of str).
+    Notes the size and the digest of a readable picture in `content.inspected`.
     """
-    size, mask_size, lesion, faults = extraction.inspect_pair(image, mask)
-    notes = [f'{mask}: the mask is {"full" if lesion else "empty"}'] if mask_size and lesion in (0, 1) else []
-    digest = fetch.sha256_of(image) if size else None   # unreadable pictures have no twins
-    return SimpleNamespace(size=size, digest=digest, faults=faults, notes=notes)
+    image, mask = content.images.get(image_id), content.masks.get(image_id)
+    size, lesion, faults = extraction.inspect_pair(image, mask)
+    if size:
+        content.inspected[image_id] = size, fetch.sha256_of(image)
+    return faults, [f'{mask}: the mask is {"full" if lesion else "empty"}'] if lesion in (0, 1) else []
 
 
 def identical_pictures(parts):
     """Notes: pictures with the same bytes under different ids (the official split has some)."""
     groups = {}
     for part, content in parts.items():
-        for image_id, result in content.inspected.items():
-            if result.digest:
-                groups.setdefault(result.digest, []).append((image_id, part))
+        for image_id, (_, digest) in sorted(content.inspected.items()):
+            groups.setdefault(digest, []).append((image_id, part))
     return ['identical pictures: ' + ' = '.join(f'{image_id} ({part})' for image_id, part in group)
             for group in groups.values() if len({image_id for image_id, _ in group}) > 1]
 
@@ -128,8 +118,7 @@ def table(parts):
     rows = [('', 'pictures', 'masks', *isic.CLASSES, 'smallest', 'largest')]
     for part, content in parts.items():
         classes = [content.labels.get(image_id) for image_id in content.images]
-        sizes = sorted((result.size for result in content.inspected.values() if result.size),
-                       key=lambda size: size[0] * size[1])
+        sizes = sorted((size for size, _ in content.inspected.values()), key=math.prod)
         ends = [f'{size[0]}x{size[1]}' for size in (sizes[0], sizes[-1])] if sizes else ['-', '-']
         rows.append((part, len(content.images), len(content.masks),
                      *(classes.count(number) for number in range(len(isic.CLASSES))), *ends))

@@ -19,6 +19,7 @@ import os
 import re
 import shlex
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,7 @@ EXTRA_URL = ('https://raw.githubusercontent.com/YtongXie/MB-DCNN/master/dataset/
 # --- What
 SPLITS = 'Training,Validation,Testing'   # of the challenge, with commas between
 EXTRA = False           # True: not the challenge, but the paper's extra training pictures
-KEEP_ZIPS = True        # False removes each fetched zip file once it is unpacked
+KEEP_ZIPS = True        # False removes each zip file of dataset/data once it is unpacked
 
 # --- Network and machine
 TIMEOUT = 30.0          # seconds without a byte after which an attempt ends
@@ -70,9 +71,6 @@ def main():
 # Below main(), where settings.resolve does not look: these are fixed, not settings.
 REMOTE_NAMES = {'Training': 'Training', 'Validation': 'Validation', 'Testing': 'Test_v2'}
 PICTURES = {'Training': 2000, 'Validation': 150, 'Testing': 600}   # in the official splits
-# Bytes of each split's pictures, as the challenge's page names them: for servers that do not say.
-ABOUT = {'Training': 5_800_000_000, 'Validation': 850_000_000, 'Testing': 5_400_000_000}
-ABOUT_MASKS, ABOUT_LABELS = 10_000_000, 50_000
 PH2 = """Optional: PH2, 200 pictures to test on. Its makers give it to who fills in a form:
   https://www.fc.up.pt/addi/ph2%20database.html
   Unpack it to {folder} (that folder then holds PH2_dataset.txt and 'PH2 Dataset images/').
@@ -85,14 +83,17 @@ class Part:
 
     path : where the file lies or will lie; url : where it comes from
     target : folder of its content, None for a label csv; wanted : accepts names to unpack
-    count, about : number of files in its content, and its bytes, in the official split
+    members : number of files in its content in the official split
     """
     path: Path
     url: str
-    target: Path
-    wanted: object
-    count: int
-    about: int
+    target: Path = None
+    wanted: object = None
+    members: int = 0
+
+    def count(self):
+        """Number of unpacked files of its kind in its folder."""
+        return sum(self.wanted(path.name) for path in self.target.glob('*'))
 
 
 def check(cfg):
@@ -107,15 +108,14 @@ def check(cfg):
 
 def parts_of(layout, cfg, split):
     """The three files of a split: pictures, masks, labels."""
-    zips = Path(cfg.ZIPS) if cfg.ZIPS else layout.data
-    begin = f'ISIC-2017_{REMOTE_NAMES[split]}_'
-    base = cfg.BASE_URL.rstrip('/') + '/'
-    rows = [('Data.zip', 'Images', is_picture, PICTURES[split], ABOUT[split]),
-            ('Part1_GroundTruth.zip', 'Annotation', is_mask, PICTURES[split], ABOUT_MASKS),
-            ('Part3_GroundTruth.csv', None, None, 1, ABOUT_LABELS)]
-    return [Part((zips if folder else layout.data) / f'{begin}{end}', f'{base}{begin}{end}',
-                 folder and layout.originals(split) / folder, wanted, count, about)
-            for end, folder, wanted, count, about in rows]
+    def part(ending, folder=layout.data, *content):
+        name = f'ISIC-2017_{REMOTE_NAMES[split]}_{ending}'
+        return Part(folder / name, f'{cfg.BASE_URL.rstrip("/")}/{name}', *content)
+
+    zips, target = Path(cfg.ZIPS or layout.data), layout.originals(split)
+    return (part('Data.zip', zips, target / 'Images', is_picture, PICTURES[split]),
+            part('Part1_GroundTruth.zip', zips, target / 'Annotation', is_mask, PICTURES[split]),
+            part('Part3_GroundTruth.csv'))
 
 
 def is_picture(name):
@@ -140,62 +140,42 @@ def fetch_challenge(layout, cfg):
             files.write_bytes(labels.path, beside_zips.read_bytes())
     to_do = [part for split_parts in parts.values() for part in split_parts
              if part.path.exists() or part.target is None   # a zip file whose content is there may be gone
-             or count(part) < record.entries.get(part.path.name, {}).get('members', part.count)]
+             or part.count() < record.entries.get(part.path.name, {}).get('members', part.members)]
     plan(to_do, cfg)
     for part in to_do:
-        obtain(part, record, cfg)
+        # Some servers answer with a page instead of the labels.
+        found = fetch.download(part.url, part.path, cfg.TIMEOUT, cfg.RETRIES, record.sha256(part.path),
+                               None if part.target else isic.read_labels)
+        if part.target:
+            members = fetch.unpack(part.path, part.wanted, part.target, cfg.NUM_WORKERS)
+            record.note(part.path, part.url, found, members=members)
+            if not (cfg.KEEP_ZIPS or cfg.ZIPS):
+                part.path.unlink()
+        else:
+            record.note(part.path, part.url, found)
     for split, (pictures, masks, labels) in parts.items():
         found = len(isic.read_labels(labels.path))
-        print(f'{split}: {count(pictures)} pictures, {count(masks)} masks, {found} labels '
+        print(f'{split}: {pictures.count()} pictures, {masks.count()} masks, {found} labels '
               f'(the challenge has {PICTURES[split]}) in {layout.originals(split)}')
     print(PH2.format(folder=layout.data / 'PH2Dataset'))
     print('next: python dataset/check_data.py')
 
 
-def count(part):
-    """Number of unpacked files of a zip file's kind in its folder."""
-    return sum(part.wanted(path.name) for path in part.target.glob('*'))
-
-
 def plan(parts, cfg):
     """Print what will be fetched and what will be on the disk; InputError when there is no room."""
-    rows, fetched, content = [], [0], 0
+    fetched, content = [], 0
     for part in parts:
         there = fetch.file_size(part.path)
-        have = fetch.file_size(part.path.with_name(part.path.name + '.part'))
-        size = there or fetch.remote_size(part.url, cfg.TIMEOUT) or part.about
-        state = 'is there' if there else f'{fetch.readable(have)} are there' if have else 'to be fetched'
-        rows.append(f'  {part.path.name:44}{fetch.readable(size):>9}  {state}')
-        fetched.append(0 if there else max(0, size - have))
+        have = there or fetch.file_size(part.path.with_name(part.path.name + '.part'))
+        size = there or fetch.remote_size(part.url, cfg.TIMEOUT)
+        print(f'  {part.path.name:44}{fetch.readable(size):>9}  {fetch.readable(have)} are there')
+        fetched.append(max(0, size - have))
         if part.target:   # pictures do not shrink in an archive; some may be unpacked already
             content += max(0, size - sum(map(fetch.file_size, part.target.glob('*'))))
-    if not parts:
-        return
-    print('\n'.join(['files:', *rows]))
-    print(f'{fetch.readable(sum(fetched))} to fetch, about {fetch.readable(content)} to unpack; '
-          + ('the zip files stay' if cfg.KEEP_ZIPS else 'fetched zip files are removed afterwards'))
-    zips = sum(fetched) if cfg.KEEP_ZIPS else max(fetched)
-    fetch.require_space(parts[0].path.parent, zips, 'the zip files')
+    print(f'{fetch.readable(sum(fetched))} to fetch, about {fetch.readable(content)} to unpack')
+    zips = sum(fetched) if cfg.KEEP_ZIPS or cfg.ZIPS else max(fetched)
+    fetch.require_space(parts[0].path.parent, zips, 'the downloads')
     fetch.require_space(parts[-1].path.parent, content + (0 if cfg.ZIPS else zips), 'all of it')
-
-
-def obtain(part, record, cfg):
-    """Make one file be there, whole and as recorded, and its content unpacked."""
-    if part.path.exists():
-        url, found = record.verify(part.path)
-    else:
-        url, known = part.url, record.sha256(part.path.name)
-        # Some servers answer with a page instead of the labels.
-        found = fetch.download(url, part.path, cfg.TIMEOUT, cfg.RETRIES, known,
-                               isic.read_labels if part.target is None else None)
-        record.note(part.path, url)
-    if part.target is None:
-        record.note(part.path, url, found)
-        return
-    members = fetch.unpack(part.path, part.wanted, part.target, cfg.NUM_WORKERS)
-    record.note(part.path, url, found, members=len(members))   # not before its content has been read
-    if not cfg.KEEP_ZIPS and url:   # others lay there before; they are not ours to remove
-        part.path.unlink()
 
 
 # --- The extra pictures
@@ -222,27 +202,25 @@ Then run this command again: python dataset/download.py --EXTRA=True"""
 
 def fetch_extra(layout, cfg):
     """Fetch the id list, print the commands of isic-cli, and join what they have brought."""
-    record, listed = fetch.Record(layout.data), layout.data / 'Extra_images.csv'
-    if not listed.exists():
-        found = fetch.download(cfg.EXTRA_URL, listed, cfg.TIMEOUT, cfg.RETRIES,
-                               record.sha256(listed.name), read_ids)
-        record.note(listed, cfg.EXTRA_URL, found)
+    listed = layout.data / 'Extra_images.csv'
+    record = fetch.Record(layout.data)
+    record.note(listed, cfg.EXTRA_URL, fetch.download(
+        cfg.EXTRA_URL, listed, cfg.TIMEOUT, cfg.RETRIES, record.sha256(listed), read_ids))
     ids = read_ids(listed)
-    folder = layout.data / 'isic-cli'
-    wanted = set(ids)
+    folder, searches_path = layout.data / 'isic-cli', layout.data / 'Extra_searches.txt'
     pictures = {path.stem: path for path in sorted(folder.rglob('*'))
-                if path.suffix.lower() in EXTENSIONS and path.stem in wanted}
+                if path.suffix.lower() in EXTENSIONS and path.stem in ids}
     rows = found_metadata(folder, ids)
     if pictures and rows:
         join_extra(layout, ids, pictures, rows)
         return
     searches = [' OR '.join(f'isic_id:{image_id}' for image_id in ids[start:start + IDS_IN_A_SEARCH])
                 for start in range(0, len(ids), IDS_IN_A_SEARCH)]
-    files.write_text(layout.data / 'Extra_searches.txt', '\n'.join(searches) + '\n')
+    files.write_text(searches_path, '\n'.join(searches) + '\n')
     print(f'{len(ids)} extra pictures are named in {listed}; {len(pictures)} pictures and {len(rows)} '
           f'rows of metadata lie in {folder}')
     print(EXTRA_COMMANDS.format(searches=len(searches), folder=shlex.quote(str(folder)),
-                                list=shlex.quote(str(layout.data / 'Extra_searches.txt'))))
+                                list=shlex.quote(str(searches_path))))
 
 
 def read_ids(path):
@@ -291,28 +269,30 @@ def class_of(row):
 
 def join_extra(layout, ids, pictures, rows):
     """Copy the pictures whose class is known and write their label csv; list what is left out."""
-    classes = {image_id: class_of(rows[image_id]) for image_id in ids if image_id in rows}
-    left_out = [f'{image_id}: no picture below {layout.data / "isic-cli"}' for image_id in ids
-                if image_id not in pictures]
-    left_out += [f'{image_id}: no metadata' for image_id in ids if image_id not in rows]
-    left_out += [f'{image_id}: its diagnosis is none of {", ".join(isic.CLASSES)}: '
-                 + ' / '.join(rows[image_id].get(column) or '-' for column in DIAGNOSES)
-                 for image_id, name in classes.items() if name is None]
-    joined = [image_id for image_id in ids if image_id in pictures and classes.get(image_id)]
-    target = layout.originals(ADDED) / 'Images'
-    if not joined:
+    target, labels, left_out = layout.originals(ADDED) / 'Images', {}, []
+    for image_id in ids:
+        row = rows.get(image_id, {})
+        name = class_of(row)
+        if image_id not in pictures:
+            left_out.append(f'{image_id}: no picture below {layout.data / "isic-cli"}')
+        elif not row:
+            left_out.append(f'{image_id}: no metadata')
+        elif name is None:
+            left_out.append(f'{image_id}: its diagnosis is none of {", ".join(isic.CLASSES)}: '
+                            + ' / '.join(row.get(column) or '-' for column in DIAGNOSES))
+        else:
+            labels[image_id] = name
+    if not labels:
         raise InputError('None of the extra pictures can be used', left_out, 'fetch them anew with isic-cli')
-    copies = [(pictures[i], target / f'{i}{pictures[i].suffix.lower()}') for i in joined]
+    copies = [(pictures[i], target / f'{i}{pictures[i].suffix.lower()}') for i in labels]
     files.for_all(lambda pair: files.write_bytes(pair[1], pair[0].read_bytes()),
                   [pair for pair in copies if fetch.file_size(pair[0]) != fetch.file_size(pair[1])],
                   'extra pictures')
-    lines = [f'{i},{float(classes[i] == "melanoma")},{float(classes[i] == "keratosis")}' for i in joined]
-    files.write_text(layout.labels(ADDED), '\n'.join([','.join(isic.COLUMNS), *lines]) + '\n')
+    isic.write_labels(layout.labels(ADDED), {i: isic.CLASSES.index(name) for i, name in labels.items()})
     extraction.print_lines('left out', left_out)
-    counts = [[classes[i] for i in joined].count(name) for name in isic.CLASSES]
-    print(f'{len(joined)} of {len(ids)} joined in {target.parent}: '
-          + ', '.join(f'{name} {number}' for name, number in zip(isic.CLASSES, counts, strict=True))
-          + f' (the paper: {PAPER_EXTRA})')
+    counts = Counter(labels.values())
+    print(f'{len(labels)} of {len(ids)} joined in {target.parent}: '
+          + ', '.join(f'{name} {counts[name]}' for name in isic.CLASSES) + f' (the paper: {PAPER_EXTRA})')
 
 
 if __name__ == '__main__':

@@ -88,14 +88,15 @@ def prepare_segmentation(layout, max_side, skip_unpaired=False, workers=0):
                 continue
             # Also what is copied is decoded: damage must not pass.
             if source == mask:
-                pixels = images.resize_mask(images.read_mask(mask), target)
+                pixels, write = images.resize_mask(images.read_mask(mask), target), images.write_mask
             else:
                 pixels, (width, height), divisor = read_reduced(image, min(target))
                 pixels = images.resize_rgb(pixels, target, (0, 0, width / divisor, height / divisor))
+                write = images.write_png
             if target == size:
                 files.write_bytes(folder / name, source.read_bytes())
             else:
-                (images.write_mask if source == mask else images.write_png)(folder / name, pixels)
+                write(folder / name, pixels)
             os.utime(folder / name, ns=(stamp, stamp))
             written += 1
         return written, 2
@@ -123,14 +124,16 @@ def size_fault(image, size, mask, mask_size):
 def inspect_pair(image, mask):
     """Decode a picture and its mask (paths, either may be None) to their ends and compare them.
 
-    Returns ((width, height) of each or None, share of the mask that is lesion, list of faults).
+    Returns (width, height) of the picture or None, share of the mask that is lesion or None, list of faults.
     """
     size, faults = images.inspect_image(image) if image else (None, [])
-    mask_size, lesion, found = images.inspect_mask(mask) if mask else (None, 0, [])
-    faults = [*faults, *found]
-    if size and mask_size and size != mask_size:
-        faults.append(size_fault(image, size, mask, mask_size))
-    return size, mask_size, lesion / (mask_size[0] * mask_size[1]) if mask_size else 0, faults
+    try:
+        pixels = images.read_mask(mask) if mask else None
+    except InputError as error:
+        return size, None, [*faults, *error.faults]
+    if size and mask and size != pixels.shape[::-1]:
+        faults.append(size_fault(image, size, mask, pixels.shape[::-1]))
+    return size, pixels.mean() if mask else None, faults
 
 
 def limited(size, max_side):
@@ -162,11 +165,6 @@ def segmentation_settings(max_side):
     return {'version': VERSION, 'max_side': max_side}
 
 
-def recorded(folder):
-    """The settings that a folder's outputs were made with; {} where there are none."""
-    return files.read_json(folder / RECORD)
-
-
 def _begin(folder, settings):
     """Ready an output folder: drop what a killed run left, outdate all of it on other settings.
 
@@ -175,7 +173,7 @@ def _begin(folder, settings):
     """
     folder.mkdir(parents=True, exist_ok=True)
     files.remove_abandoned(folder)
-    if recorded(folder) != settings:
+    if files.read_json(folder / RECORD) != settings:
         for path in folder.iterdir():
             if path.is_file():
                 os.utime(path)
@@ -199,12 +197,8 @@ def _report(what, folder, counts):
 def print_lines(title, lines):
     """Print lines below a title with their number; nothing when there are none."""
     if lines:
-        print(as_text('\n'.join([f'{title} ({len(lines)}):', *(f'  {line}' for line in lines)])))
-
-
-def as_text(name):
-    """A name as every file can hold it; bytes that are no UTF-8 become question marks."""
-    return name.encode(errors='replace').decode()
+        text = '\n'.join([f'{title} ({len(lines)}):', *(f'  {line}' for line in lines)])
+        print(text.encode(errors='replace').decode())   # names that are no UTF-8 get question marks
 
 
 # Lists
@@ -215,7 +209,7 @@ def classification_lines(layout, split):
     command = layout.command('dataset/extractPatch_cls_train.py') if training else layout.command(
         'dataset/extractPatch_cls_val_test.py', f'--SPLIT={split}')
     pictures = isic.classification_images(layout, split)
-    if recorded(folder) != crop_settings():
+    if files.read_json(folder / RECORD) != crop_settings():
         raise InputError(f'{split}: no crops', [f'{folder}: holds no crops of these settings'],
                          command)
     lines, faults = [], []
@@ -238,8 +232,9 @@ def segmentation_lines(layout, split, skip_unpaired=False):
     if split != 'Training':
         return [f'Images/{image.name} Annotation/{mask.name}' for _, image, mask in pairs]
     folder, command = layout.segmentation(split), layout.command('dataset/extractPatch_seg_train.py')
-    max_side = recorded(folder / 'Images').get('max_side')
-    if any(recorded(folder / part) != segmentation_settings(max_side) for part in ('Images', 'Annotation')):
+    max_side = files.read_json(folder / 'Images' / RECORD).get('max_side')
+    if any(files.read_json(folder / part / RECORD) != segmentation_settings(max_side)
+           for part in ('Images', 'Annotation')):
         raise InputError(f'{split}: no pictures', [f'{folder}: holds no prepared pictures'],
                          command)
     sizes = files.for_all(_common_size, pairs, 'Training sizes')
@@ -282,7 +277,7 @@ def write_lists(layout, lines_of, path_of):
             remedies.append(error.remedy)
             continue
         odd = [f'{split}: {line!r}: names with spaces, or that are no UTF-8, cannot be listed'
-               for line in lines if len(line.split()) != 2 or as_text(line) != line]
+               for line in lines if line.count(' ') != 1 or not all(map(isic.can_be_listed, line.split(' ')))]
         faults += odd
         remedies += ['rename these files'] if odd else []
         faults += [] if lines else [f'{split}: no picture is left to list']

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from dataset.layout import ADDED, Layout
+from engine import files
 from engine.errors import InputError
 from engine.images import EXTENSIONS
 from engine.scoring import SUFFIX as MASK_SUFFIX
@@ -11,6 +12,8 @@ from engine.scoring import SUFFIX as MASK_SUFFIX
 CLASSES = ('nevus', 'melanoma', 'keratosis')   # index = class number of mask-CN
 TASKS = {'melanoma': 1, 'keratosis': 2}        # name: class number; each against the rest
 COLUMNS = ('image_id', 'melanoma', 'seborrheic_keratosis')
+FLAGS = {'0': 0, '0.0': 0, '1': 1, '1.0': 1}
+NUMBERS = {(0, 0): 0, (1, 0): 1, (0, 1): 2}   # class number by the two flags
 
 
 def find_images(folder, kind='pictures'):
@@ -81,29 +84,24 @@ def scan_labels(path):
                     for name, count in counts.items() if count != 1]
     labels, faults = {}, []
     for number, row in rows:
-        image_id = (row['image_id'] or '').strip()
+        image_id, *flags = ((row[name] or '').strip() for name in COLUMNS)
+        flags = tuple(FLAGS.get(flag) for flag in flags)
         where = f'{path}, line {number}'
-        flags = [_flag(row[name]) for name in COLUMNS[1:]]
-        usable = bool(image_id) and None not in flags and not all(flags)
         if image_id in labels:
             faults.append(f'{where}: {image_id} is listed twice')
-        elif not image_id or None in flags:
-            faults.append(f'{where}: id {image_id!r}, melanoma {row[COLUMNS[1]]!r}, '
-                          f'seborrheic_keratosis {row[COLUMNS[2]]!r}')
-        elif not usable:
+        elif flags == (1, 1):
             faults.append(f'{where}: {image_id} is melanoma and seborrheic keratosis at once')
+        elif not image_id or None in flags:
+            faults.append(f'{where}: ' + ', '.join(f'{name} {row[name]!r}' for name in COLUMNS))
         if image_id:
-            labels[image_id] = flags[0] + 2 * flags[1] if usable else None
+            labels[image_id] = NUMBERS.get(flags)
     return labels, faults
 
 
-def _flag(text):
-    """'0', '0.0', '1', '1.0' -> 0 or 1; None for anything else."""
-    try:
-        value = float(text)
-    except (TypeError, ValueError):
-        return None
-    return int(value) if value in (0.0, 1.0) else None
+def write_labels(path, labels):
+    """Write {image id: class number} as a label csv, where it differs from the file that is there."""
+    rows = [f'{image_id},{float(label == 1)},{float(label == 2)}' for image_id, label in labels.items()]
+    files.write_changed(path, '\n'.join([','.join(COLUMNS), *rows]) + '\n')
 
 
 def classification_images(layout, split):
@@ -113,13 +111,9 @@ def classification_images(layout, split):
     without a label and every id that both training folders hold; labels without picture are fine.
     """
     pairs, faults = {}, []
-    parts = [split]
-    if split == 'Training' and layout.originals(ADDED).is_dir():
-        parts.append(ADDED)
-    for part in parts:
-        images = find_images(layout.originals(part) / 'Images')
+    for part in (split, ADDED) if split == 'Training' and layout.originals(ADDED).is_dir() else (split,):
         labels = read_labels(layout.labels(part))
-        for image_id, path in images.items():
+        for image_id, path in find_images(layout.originals(part) / 'Images').items():
             if image_id in pairs:
                 faults.append(f'{image_id}: in {pairs[image_id][0].parent} and in {path.parent}')
             elif image_id not in labels:
@@ -159,6 +153,11 @@ def unpaired(folder, images, masks):
              for image_id, path in images.items() if image_id not in masks]
     return lines + [f'{path}: has no picture {image_id}.* in {folder / "Images"}'
                     for image_id, path in masks.items() if image_id not in images]
+
+
+def can_be_listed(name):
+    """Whether a list of stage 1 can hold a file's name: a single word that is UTF-8."""
+    return len(name.split()) == 1 and name.encode(errors='replace').decode() == name
 
 
 def read_list(path, folder, second=str):

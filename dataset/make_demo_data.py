@@ -16,6 +16,8 @@ import contextlib
 import json
 import os
 import sys
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -54,15 +56,13 @@ def main():
     layout = Layout(cfg.ROOT)
     record = {name: getattr(cfg, name) for name in RECORDED} | {'VERSION': synthetic.VERSION}
     claim(layout, record)
-    plan = [(part, *entry) for part in PARTS for entry in entries(record, part)]
-    missing = [entry for entry in plan
-               if not all(path.exists() for path in picture_paths(layout, *entry[:2]))]
-    files.for_all(lambda entry: draw_picture(layout, record, *entry), missing, 'Drawing',
-                  cfg.NUM_WORKERS)
-    write_the_rest(layout, record)
-    counts = [sum(entry[-1] == label for entry in plan) for label in range(len(isic.CLASSES))]
-    print(f'{layout.data}: {len(plan)} pictures ({len(missing)} drawn now): '
-          + ', '.join(f'{count} {name}' for name, count in zip(isic.CLASSES, counts, strict=True)))
+    jobs = {paths: write for paths, write in everything(layout, record).items()
+            if not all(path.exists() for path in paths)}
+    files.for_all(lambda write: write(), jobs.values(), 'Drawing', cfg.NUM_WORKERS)
+    labels = [label for part in PARTS for _, _, label in entries(record, part)]
+    drawn = sum(paths[0].suffix == '.jpg' for paths in jobs)
+    print(f'{layout.data}: {len(labels)} pictures ({drawn} drawn now): '
+          + ', '.join(f'{labels.count(number)} {name}' for number, name in enumerate(isic.CLASSES)))
 
 
 # Below main(), where settings.resolve does not look: these are fixed, not settings.
@@ -114,34 +114,31 @@ def entries(record, part):
             for number, label in enumerate(labels, start=first)]
 
 
-def picture_paths(layout, part, image_id):
-    """Paths of a picture and of its mask; the extra pictures have none."""
-    folder = layout.originals(part)
-    picture = folder / 'Images' / f'{image_id}.jpg'
-    return (picture,) if part == ADDED else (
-        picture, folder / 'Annotation' / f'{image_id}{isic.MASK_SUFFIX}.png')
-
-
-def superpixel_paths(layout, record):
-    """Paths of the superpixel files: the first training pictures have one."""
-    folder = layout.originals('Training') / 'Images'
-    return [folder / f'{image_id}_superpixels.png'
-            for image_id, _, _ in entries(record, 'Training')[:SUPERPIXELS]]
-
-
-def tables(layout, record):
-    """{path: lines} of the label csvs of the parts with pictures, and of the metadata csv."""
-    texts = {}
+def everything(layout, record):
+    """{paths (tuple): function without arguments that writes them} of all that a set consists of."""
+    jobs, seed, side = {}, record['SEED'], record['MAX_SIDE']
     for part in PARTS:
-        rows = [f'{image_id},{float(label == 1)},{float(label == 2)}'
-                for image_id, _, label in entries(record, part)]
-        if rows:
-            texts[layout.data / LABEL_FILES[part][0]] = [','.join(isic.COLUMNS), *rows]
-    rng = np.random.default_rng((record['SEED'], METADATA_NUMBER))
-    rows = [f'{image_id},{5 * rng.integers(3, 18)},{rng.choice(("female", "male"))}'
-            for image_id, _, _ in entries(record, 'Training')]
-    texts[layout.originals('Training') / 'Images' / METADATA] = ['image_id,age_approximate,sex', *rows]
-    return texts
+        folder, pictures = layout.originals(part), entries(record, part)
+        for image_id, number, label in pictures:
+            paths = folder / 'Images' / f'{image_id}.jpg',
+            if part != ADDED:   # the extra pictures have no masks
+                paths += folder / 'Annotation' / f'{image_id}{isic.MASK_SUFFIX}.png',
+            jobs[paths] = partial(draw_picture, (seed, number), label, side, *paths)
+        if pictures:
+            path = layout.data / LABEL_FILES[part][0]
+            labels = {image_id: label for image_id, _, label in pictures}
+            jobs[path,] = partial(isic.write_labels, path, labels)
+    folder, pictures = layout.originals('Training') / 'Images', entries(record, 'Training')
+    for image_id, number, _ in pictures[:SUPERPIXELS]:
+        path = folder / f'{image_id}_superpixels.png'
+        size = synthetic.picture_size(np.random.default_rng((seed, number)), side)
+        jobs[path,] = partial(images.write_png, path, synthetic.superpixels(size))
+    rng = np.random.default_rng((seed, METADATA_NUMBER))
+    rows = [('image_id', 'age_approximate', 'sex')]
+    rows += [(entry[0], 5 * rng.integers(3, 18), rng.choice(('female', 'male'))) for entry in pictures]
+    path = folder / METADATA
+    jobs[path,] = partial(files.write_csv, path, rows)
+    return jobs
 
 
 def claim(layout, record):
@@ -152,11 +149,7 @@ def claim(layout, record):
     a run that is killed in between leaves a folder that the next run still recognises.
     """
     previous = read_record(layout)
-    own, foreign = set(), {}
-    if previous:
-        own.update(superpixel_paths(layout, previous), tables(layout, previous))
-        own.update(path for part in PARTS for image_id, _, _ in entries(previous, part)
-                   for path in picture_paths(layout, part, image_id))
+    own, foreign = set(chain(*everything(layout, previous))) if previous else set(), {}
     for folder, _, names in os.walk(layout.data, followlinks=True):
         for path in (Path(folder) / name for name in names if not name.startswith('.')):
             if path.suffix.lower() in (*images.EXTENSIONS, '.csv') and path not in own:
@@ -182,27 +175,14 @@ def read_record(layout):
     return record if record.keys() >= set(RECORDED) else None
 
 
-def draw_picture(layout, record, part, image_id, number, label):
-    """Draw picture `number` and write it, with its mask where the part has masks."""
-    rng = np.random.default_rng((record['SEED'], number))
-    image, mask = synthetic.draw(rng, label, record['MAX_SIDE'])
-    image_path, *mask_paths = picture_paths(layout, part, image_id)
+def draw_picture(seed, label, max_side, image_path, mask_path=None):
+    """Draw a picture and write it, with its mask where it has one."""
+    image, mask = synthetic.draw(np.random.default_rng(seed), label, max_side)
     _, data = cv2.imencode('.jpg', cv2.cvtColor(image, cv2.COLOR_RGB2BGR),
                            [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     files.write_bytes(image_path, data.tobytes())
-    for path in mask_paths:
-        images.write_mask(path, mask)
-
-
-def write_the_rest(layout, record):
-    """Write the tables and the superpixel files that are missing, the latter of their pictures' sizes."""
-    for path, lines in tables(layout, record).items():
-        if not path.exists():
-            files.write_text(path, '\n'.join(lines) + '\n')
-    for path in superpixel_paths(layout, record):
-        if not path.exists():
-            picture = path.with_name(path.name.replace('_superpixels.png', '.jpg'))
-            images.write_png(path, synthetic.superpixels(images.image_size(picture)))
+    if mask_path:
+        images.write_mask(mask_path, mask)
 
 
 if __name__ == '__main__':

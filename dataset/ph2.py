@@ -98,8 +98,8 @@ def _plain(value):
 
 def inspect(pair):
     """Faults of a picture and its mask, both decoded to their ends."""
-    _, mask_size, lesion, faults = extraction.inspect_pair(*pair)
-    return faults + ([f'{pair[1]}: shows no lesion'] if mask_size and not lesion else [])
+    _, lesion, faults = extraction.inspect_pair(*pair)
+    return faults + ([f'{pair[1]}: shows no lesion'] if lesion == 0 else [])
 
 
 # Diagnoses
@@ -109,52 +109,13 @@ def scan_labels(source):
     path = next((path for path in (_find(source, name) for name in TABLES) if path), None)
     if path is None:
         return {}, [f'{source / TABLES[0]}: is missing, and so is {TABLES[1]}']
+    columns, meanings = DIAGNOSES, {('x', '', ''): 0, ('', 'x', ''): 1, ('', '', 'x'): 2}
+    if path.suffix.lower() == '.txt':
+        columns, meanings = ('clinical diagnosis',), {('0',): 0, ('1',): 1, ('2',): 2}
     try:
-        if path.suffix.lower() == '.txt':
-            numbers = {(str(number),): number for number in range(len(DIAGNOSES))}
-            return _labels(path, _text_rows(path), ('clinical diagnosis',), numbers)
-        marks = {('x', '', ''): 0, ('', 'x', ''): 1, ('', '', 'x'): 2}
-        return _labels(path, _sheet_rows(path), DIAGNOSES, marks)
-    except InputError as error:
-        return {}, error.faults
-
-
-def _text_rows(path):
-    """(where, cells) of each line of the txt: cells between double bars; below them follow legends.
-
-    Raises InputError when it cannot be read.
-    """
-    try:
-        text = path.read_text(encoding='utf-8-sig', errors='replace')   # ids and numbers are ASCII
-    except OSError as error:
-        raise InputError('PH2\'s table cannot be read', [f'{path}: {error.strerror}']) from None
-    return [(f'{path}, line {number}', line.split('||'))
-            for number, line in enumerate(text.splitlines(), start=1)]
-
-
-def _sheet_rows(path):
-    """(where, cells) of each row of the xlsx's first sheet. Raises InputError when it cannot be read."""
-    try:
-        import openpyxl  # for this one file; not among the requirements
-    except ImportError:
-        raise InputError('PH2\'s table cannot be read', [
-            f'{path}: needs openpyxl: pip install openpyxl, or put {TABLES[0]} beside it']) from None
-    try:
-        sheet = openpyxl.load_workbook(path, data_only=True).worksheets[0]
+        rows = _rows(path)
     except Exception as error:   # noqa: BLE001 - openpyxl raises many kinds for a damaged file
-        raise InputError('PH2\'s table cannot be read', [f'{path}: is no readable xlsx: {error}']) from None
-    if sheet.max_row * sheet.max_column > MOST_CELLS:   # a single stray cell far away makes billions
-        raise InputError('PH2\'s table cannot be read', [
-            f'{path}: cells lie as far as row {sheet.max_row}, column {sheet.max_column}; clear those'])
-    return [(f'{path}, row {number}', cells)
-            for number, cells in enumerate(sheet.iter_rows(values_only=True), start=1)]
-
-
-def _labels(path, rows, columns, meanings):
-    """`scan_labels`' two values from the rows below the one that names all `columns`.
-
-    meanings : {a row's cells in these columns: number of the diagnosis}
-    """
+        return {}, [f'{path}: cannot be read: {error}']
     labels, faults, places = {}, [], []
     for where, cells in rows:
         cells = [_plain(cell) for cell in cells]
@@ -165,14 +126,30 @@ def _labels(path, rows, columns, meanings):
             places = found if None not in found and len(cells) > len(set(found)) == len(columns) else []
         elif image_id:
             values = tuple(cells[k] if k < len(cells) else '' for k in places)
-            number = meanings.get(values)
-            if number is None:
+            if values not in meanings:
                 faults.append(f'{where}: {image_id} has the diagnosis '
                               + ', '.join(f'{name} = {value!r}' for name, value in
                                           zip(columns, values, strict=True)))
             if image_id in labels:
                 faults.append(f'{where}: {image_id} is listed twice')
-            labels[image_id] = number
+            labels[image_id] = meanings.get(values)
     if not labels:
         return {}, [f'{path}: lists no pictures below a line with the columns {", ".join(columns)}']
     return labels, faults
+
+
+def _rows(path):
+    """(where, cells) of each line of the txt, cells between double bars, or of each row of the xlsx."""
+    if path.suffix.lower() == '.txt':
+        text = path.read_text(encoding='utf-8-sig', errors='replace')   # ids and numbers are ASCII
+        return [(f'{path}, line {number}', line.split('||'))
+                for number, line in enumerate(text.splitlines(), start=1)]
+    try:
+        import openpyxl  # for this one file; not among the requirements
+    except ImportError:
+        raise ValueError(f'needs openpyxl: pip install openpyxl, or put {TABLES[0]} beside it') from None
+    sheet = openpyxl.load_workbook(path, data_only=True).worksheets[0]
+    if sheet.max_row * sheet.max_column > MOST_CELLS:   # a single stray cell far away makes billions
+        raise ValueError(f'cells lie as far as row {sheet.max_row}, column {sheet.max_column}; clear those')
+    return [(f'{path}, row {number}', cells)
+            for number, cells in enumerate(sheet.iter_rows(values_only=True), start=1)]

@@ -5,7 +5,7 @@ Reads   the unpacked download of PH2 (SOURCE; dataset/ph2.py shows its layout), 
 Writes  PH2/all/        an experiment root with all of PH2 as test split, for ISIC-2017's networks
         PH2/fold_<k>/   an experiment root for each fold: it is the test split, the other folds are
                         the training split, ISIC-2017's validation split is the validation split
-        PH2/folds.csv   image_id, diagnosis, fold; written last
+        PH2/folds.csv   image_id, diagnosis, fold; a fold whose lists are there is complete
         dataset/cls_data/Validation_resize_crop9_cls/, where stage 1 has not made it
 
     python dataset/prepare_PH2.py
@@ -52,20 +52,17 @@ def main():
     cases = read(cfg, layout)
     whole = Layout(home / 'all')
     parts, table = make_folds(cases, home, cfg)
-    links = {fold: plan_links(layout, whole, fold, splits) for fold, splits in parts.items()}
-    refuse_what_would_be_lost(home, parts, links)
+    clear_other_folds(home, table)
 
     extraction.extract_crops(layout, 'Validation', cfg.NUM_WORKERS)
-    withdraw_other_folds(home, parts, table)
     write_pictures(whole, cases, cfg.NUM_WORKERS)
     write_labels(whole, 'Testing', cases)
-    stage_1(whole, cfg)
+    stage_1(whole, ['Testing'], cfg)
     for fold, splits in parts.items():
-        make_links(fold, splits, links[fold])
+        make_links(layout, whole, fold, splits)
         for name, members in splits.items():
             write_labels(fold, name, members)
-        stage_1(fold, cfg)
-    files.write_changed(home / 'folds.csv', table)
+        stage_1(fold, splits, cfg)
     print(f'{whole.root}: test split of {in_words(cases)}')
     for fold, splits in parts.items():
         print(f'{fold.root}: test split of {in_words(splits["Testing"])}; '
@@ -121,8 +118,64 @@ def picture_paths(layout, split, image_id):
     return folder / 'Images' / f'{image_id}.png', folder / 'Annotation' / f'{image_id}{isic.MASK_SUFFIX}.png'
 
 
-def plan_links(layout, whole, fold, splits):
-    """{link: what it leads to} of a fold: its pictures and masks, and the validation split."""
+def clear_other_folds(home, table):
+    """Remove folds that are not those of `table` (text of the coming folds.csv), and write it.
+
+    Raises InputError where files of others would be lost, or where a network was trained: it would be
+    tested on pictures that it was trained on.
+    """
+    path = home / 'folds.csv'
+    same = path.is_file() and path.read_bytes() == table.encode()
+    roots = sorted(path for path in home.glob('fold_*') if re.fullmatch(r'fold_\d+', path.name))
+    faults = [f'{file}: is no link of this script' for root in roots for file in Layout(root).data.rglob('*')
+              if file.is_file() and not file.is_symlink()
+              and file.suffix != '.csv' and not file.name.startswith('.')]
+    if not same:
+        faults += [f'{file}: was trained with other folds' for root in roots
+                   for file in sorted(Layout(root).models.glob('*/*.pth'))]
+    if faults:
+        raise InputError(f'{home} holds what would be lost', faults,
+                         'move it away, or take the former FOLDS and SEED')
+    if not same:
+        path.unlink(missing_ok=True)   # a run that is killed now begins here again
+        for root in roots:
+            shutil.rmtree(root / 'dataset', ignore_errors=True)
+            if not any(root.iterdir()):
+                root.rmdir()
+        files.write_text(path, table)
+
+
+def write_pictures(whole, cases, workers):
+    """Bring the png copies of all pictures and masks up to date; they take over their sources' times."""
+    def bring(entry):
+        source, target, read, write = entry
+        stamp = source.stat().st_mtime_ns
+        if files.is_current(target, stamp):
+            return False
+        write(target, read(source))
+        os.utime(target, ns=(stamp, stamp))
+        return True
+
+    entries = []
+    for case in cases:
+        image, mask = picture_paths(whole, 'Testing', case.image_id)
+        entries += [(case.image, image, images.read_rgb, images.write_png),
+                    (case.mask, mask, images.read_mask, images.write_mask)]
+    written = sum(files.for_all(bring, entries, 'PH2 png copies', workers))
+    folder = whole.originals('Testing')
+    for path in {*folder.glob('*/IMD*.png')} - {target for _, target, _, _ in entries}:
+        path.unlink()
+    print(f'PH2 pictures and masks: {len(entries) - written} of {len(entries)} were up to date, '
+          f'{written} written to {folder}')
+
+
+def write_labels(layout, split, cases):
+    """Write the split's label csv, where it differs."""
+    isic.write_labels(layout.labels(split), {case.image_id: ph2.CLASSES[case.diagnosis] for case in cases})
+
+
+def make_links(layout, whole, fold, splits):
+    """Link a fold's pictures and masks to those of `whole`, its validation split to ISIC-2017's."""
     links = {fold.originals('Validation'): layout.originals('Validation'),
              fold.data / layout.labels('Validation').name: layout.labels('Validation'),
              fold.crops('Validation'): layout.crops('Validation')}
@@ -130,85 +183,6 @@ def plan_links(layout, whole, fold, splits):
         for case in members:
             links.update(zip(picture_paths(fold, split, case.image_id),
                              picture_paths(whole, 'Testing', case.image_id), strict=True))
-    return links
-
-
-def fold_roots(home):
-    """Layouts of the folds that earlier runs made."""
-    return [Layout(path) for path in sorted(home.glob('fold_*')) if re.fullmatch(r'fold_\d+', path.name)]
-
-
-def refuse_what_would_be_lost(home, parts, links):
-    """Raise InputError for files where links go, and for networks trained on other folds.
-
-    Such a network would be tested on pictures that it was trained on.
-    """
-    members = {fold.root: {case.image_id for case in splits['Testing']} for fold, splits in parts.items()}
-    faults = [f'{path}: is no link of this script' for planned in links.values() for path in planned
-              if path.exists() and not path.is_symlink()]
-    for fold in fold_roots(home):
-        present = {path.stem for path in (fold.originals('Testing') / 'Images').glob('*.png')}
-        trained = sorted(fold.models.glob('*/*.pth'))
-        if present and trained and present != members.get(fold.root):
-            faults.append(f'{trained[0]}: was trained with other folds')
-    if faults:
-        raise InputError(f'{home} holds what would be lost', faults,
-                         'move it away, or take the former FOLDS and SEED')
-
-
-def withdraw_other_folds(home, parts, table):
-    """Before the folds change: remove the lists, which stand for complete folds, and folds no longer made.
-
-    table : text of the coming folds.csv. Without folds.csv the last run has not come to its end.
-    """
-    path = home / 'folds.csv'
-    if path.is_file() and path.read_bytes() == table.encode():
-        return
-    path.unlink(missing_ok=True)
-    made = {fold.root for fold in parts}
-    for fold in fold_roots(home):
-        gone = fold.lists if fold.root in made else fold.root / 'dataset'
-        if gone.is_dir():
-            shutil.rmtree(gone)
-        if fold.root not in made and not any(fold.root.iterdir()):
-            fold.root.rmdir()
-
-
-def write_pictures(whole, cases, workers):
-    """Bring the png copies of all pictures and masks up to date; they take over their sources' times."""
-    def write(case):
-        written = 0
-        ways = (images.read_rgb, images.write_png), (images.read_mask, images.write_mask)
-        for source, target, (read, write) in zip((case.image, case.mask),
-                                                 picture_paths(whole, 'Testing', case.image_id), ways,
-                                                 strict=True):
-            stamp = source.stat().st_mtime_ns
-            if not files.is_current(target, stamp):
-                write(target, read(source))
-                os.utime(target, ns=(stamp, stamp))
-                written += 1
-        return written
-
-    written = sum(files.for_all(write, cases, 'PH2 png copies', workers))
-    kept = {path for case in cases for path in picture_paths(whole, 'Testing', case.image_id)}
-    for part in ('Images', 'Annotation'):
-        remove_others(whole.originals('Testing') / part, kept)
-    print(f'PH2 pictures and masks: {2 * len(cases) - written} of {2 * len(cases)} were up to date, '
-          f'{written} written to {whole.originals("Testing")}')
-
-
-def write_labels(layout, split, cases):
-    """Write the split's label csv, where it differs."""
-    rows = [f'{case.image_id},{float(ph2.CLASSES[case.diagnosis] == 1)},0.0' for case in cases]
-    files.write_changed(layout.labels(split), '\n'.join([','.join(isic.COLUMNS), *rows]) + '\n')
-
-
-def make_links(fold, splits, links):
-    """Make a fold's links, and remove those that an earlier run made besides them."""
-    for split in splits:
-        for part in ('Images', 'Annotation'):
-            (fold.originals(split) / part).mkdir(parents=True, exist_ok=True)
-            remove_others(fold.originals(split) / part, links)
     for path, target in links.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         # Relative, so that ROOT may be moved; resolved, since a folder on the way may be a link itself.
@@ -218,28 +192,14 @@ def make_links(fold, splits, links):
             path.symlink_to(leads_to)
 
 
-def stage_1(layout, cfg):
-    """Crops, prepared training pictures and lists of a root; what they no longer list is removed."""
-    present = [split for split in ('Training', 'Testing') if layout.originals(split).is_dir()]
-    for split in present:
+def stage_1(layout, splits, cfg):
+    """Crops, prepared training pictures and lists of a root."""
+    for split in splits:
         extraction.extract_crops(layout, split, cfg.NUM_WORKERS)
-    if 'Training' in present:
+    if 'Training' in splits:
         extraction.prepare_segmentation(layout, cfg.MAX_SIDE, workers=cfg.NUM_WORKERS)
     extraction.write_lists(layout, extraction.classification_lines, layout.classification_list)
     extraction.write_lists(layout, extraction.segmentation_lines, layout.segmentation_list)
-    for split in present:
-        remove_others(layout.crops(split), {crop for crop, _ in isic.read_classification_list(layout, split)})
-    if 'Training' in present:
-        listed = {path for pair in isic.read_segmentation_list(layout, 'Training') for path in pair}
-        for part in ('Images', 'Annotation'):
-            remove_others(layout.segmentation('Training') / part, listed)
-
-
-def remove_others(folder, kept):
-    """Remove the pictures of earlier runs from a folder of this script, those not among the paths `kept`."""
-    for path in folder.glob('IMD*.png'):
-        if path not in kept:
-            path.unlink()
 
 
 if __name__ == '__main__':

@@ -75,14 +75,12 @@ def segmentation(layout, split, size, coarse=False, limit=0, seed=0, workers=0):
     """
     pairs = subset(isic.read_segmentation_list(layout, split), limit, seed)
     name = f'{split}_seg' + (f'_{limit}' if limit else '')
-    pictures = cache.load(layout.cache, f'{name}_images', [image for image, _ in pairs], size, 'rgb', workers)
+    paths = [image for image, _ in pairs]
+    pictures = cache.load(layout.cache, f'{name}_images', paths, size, 'rgb', workers)
     masks = cache.load(layout.cache, f'{name}_masks', [mask for _, mask in pairs], size, 'mask', workers)
-    drawn = None
-    if coarse:
-        paths = coarse_paths(layout, layout.coarse_for_segmentation(split), [image for image, _ in pairs])
-        drawn = cache.load(layout.cache, f'{name}_coarse', paths, size, 'mask', workers)
+    drawn = _drawn(layout, coarse and layout.coarse_for_segmentation(split), name, paths, size, workers)
     return Segmentation(pictures.pixels, masks.pixels, drawn and drawn.pixels,
-                        [image.stem for image, _ in pairs], _joined(pictures, masks, drawn))
+                        [path.stem for path in paths], _joined(pictures, masks, drawn))
 
 
 def classification(layout, split, size, coarse=True, whole_only=False, limit=0, seed=0, workers=0):
@@ -98,11 +96,7 @@ def classification(layout, split, size, coarse=True, whole_only=False, limit=0, 
         entries = [(path, label) for path, label in entries if path.stem == isic.image_id_of(path)]
     paths, labels = [path for path, _ in entries], np.array([label for _, label in entries])
     pictures = cache.load(layout.cache, f'{name}_images', paths, size, 'rgb', workers)
-    drawn = None
-    if coarse:
-        drawn = cache.load(layout.cache, f'{name}_coarse',
-                           coarse_paths(layout, layout.coarse_for_classification(split), paths), size,
-                           'mask', workers)
+    drawn = _drawn(layout, coarse and layout.coarse_for_classification(split), name, paths, size, workers)
     ids = [isic.image_id_of(path) for path in paths]
     names = sorted(set(ids))
     number = {image_id: index for index, image_id in enumerate(names)}
@@ -133,14 +127,20 @@ def unmasked(layout, masked, crop_size, size, coarse, workers=0):
         pictures |= isic.scan_folder(layout.originals(part) / 'Images', 'pictures')[0]
     pictures |= {image.stem: image for image, _ in isic.read_segmentation_list(layout, 'Training')}
     paths, stem = [crops[name] for name in names], f'Training_unmasked_{len(names)}'
-    drawn = None
-    if coarse:
-        masks = coarse_paths(layout, layout.coarse_for_classification('Training'), paths)
-        drawn = cache.load(layout.cache, f'{stem}_coarse', masks, crop_size, 'mask', workers)
+    folder = coarse and layout.coarse_for_classification('Training')
+    drawn = _drawn(layout, folder, stem, paths, crop_size, workers)
     seen = cache.load(layout.cache, f'{stem}_crops', paths, crop_size, 'rgb', workers)
     shown = cache.load(layout.cache, f'{stem}_images', [pictures[name] for name in names], size, 'rgb',
                        workers)
     return Unmasked(seen.pixels, drawn and drawn.pixels, shown.pixels, names, _joined(seen, drawn, shown))
+
+
+def _drawn(layout, folder, name, pictures, size, workers):
+    """The cache of pictures' coarse masks, which lie in `folder`; None without a folder."""
+    if not folder:
+        return None
+    return cache.load(layout.cache, f'{name}_coarse', coarse_paths(layout, folder, pictures), size, 'mask',
+                      workers)
 
 
 def _joined(*caches):

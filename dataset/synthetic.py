@@ -48,7 +48,7 @@ def draw(rng, label, max_side=LONGEST):
     max_side : int, pixels   long side of the largest of the sizes; the others shrink with it
     Returns (H, W, 3) uint8 RGB and (H, W) uint8 of {0, 1}.
     """
-    width, height = (round(side * max_side / LONGEST) for side in SIZES[rng.integers(len(SIZES))])
+    width, height = picture_size(rng, max_side)
     shape, unit = (height, width), min(width, height)
     mask, radius = _lesion_mask(rng, shape, label)
     # Signed distance to the border in mean radii, positive inside: (H, W) float32.
@@ -68,6 +68,11 @@ def draw(rng, label, max_side=LONGEST):
             add(rng, picture, unit)
     picture += rng.uniform(1, 3) * rng.standard_normal((*shape, 1), dtype=np.float32)
     return np.clip(picture, 0, 255).astype(np.uint8), mask
+
+
+def picture_size(rng, max_side):
+    """(width, height) in pixels of the picture that `draw` makes of the same generator."""
+    return tuple(round(side * max_side / LONGEST) for side in SIZES[rng.integers(len(SIZES))])
 
 
 def superpixels(size, count=1000):

@@ -39,16 +39,11 @@ def load(folder, name, paths, size, kind, workers=0):
             fingerprint = _build(pixels_path, paths, size, kind, workers)
             files.write_text(facts_path, json.dumps({'fingerprint': fingerprint, 'images': len(paths),
                                                      'size': size, 'kind': kind}) + '\n')
-            _remove_stale(folder, name, stem)
+            for stale in folder.glob(f'{name}-*'):   # a run that still maps one keeps it until it ends
+                if stale.stem != stem:
+                    stale.unlink(missing_ok=True)
         facts = json.loads(facts_path.read_text(encoding='utf-8'))
         return Cache(np.load(pixels_path, mmap_mode='r'), facts['fingerprint'])
-
-
-def _remove_stale(folder, name, stem):
-    """Delete earlier caches of the same name; a run that still maps one keeps it until it ends."""
-    for stale in folder.glob(f'{name}-*'):
-        if stale.stem != stem:
-            stale.unlink(missing_ok=True)
 
 
 def _build(target, paths, size, kind, workers):
@@ -56,7 +51,9 @@ def _build(target, paths, size, kind, workers):
     shape = (len(paths), size, size, 3) if kind == 'rgb' else (len(paths), size, size)
     read = read_rgb_square if kind == 'rgb' else read_mask_square
     with files.replacing(target) as temporary:
-        _reserve(temporary, int(np.prod(shape)))
+        if hasattr(os, 'posix_fallocate'):   # writing to a map of a full disk would kill the process
+            with open(temporary, 'rb+') as file:
+                os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)))
         pixels = np.lib.format.open_memmap(temporary, mode='w+', dtype=np.uint8, shape=shape)
 
         def fill(number):
@@ -70,13 +67,6 @@ def _build(target, paths, size, kind, workers):
             digest.update((picture if kind == 'rgb' else 255 * picture).tobytes())
         pixels.flush()
     return digest.hexdigest()[:16]
-
-
-def _reserve(path, size):
-    """Raise OSError now when the disk has no room: writing to a map of a full disk kills the process."""
-    if hasattr(os, 'posix_fallocate'):
-        with open(path, 'rb+') as file:
-            os.posix_fallocate(file.fileno(), 0, size)
 
 
 def read_rgb_square(path, size):

@@ -2,6 +2,7 @@
 
 A mask is {0, 1} in memory; only its png file holds {0, 255}.
 """
+import os
 import warnings
 
 import cv2
@@ -39,20 +40,12 @@ def open_image(path):
     except FileNotFoundError:
         raise _fault(path, 'is missing') from None
     except UNREADABLE:
-        reason = 'is empty' if path_size(path) == 0 else 'is not a readable jpg, png or bmp'
-        raise _fault(path, reason) from None
+        empty = os.path.isfile(path) and os.path.getsize(path) == 0
+        raise _fault(path, 'is empty' if empty else 'is not a readable jpg, png or bmp') from None
     if image.width * image.height > Image.MAX_IMAGE_PIXELS:
         image.close()
         raise _fault(path, 'declares more than 89 megapixels')
     return image
-
-
-def path_size(path):
-    """Size of the file in bytes, -1 where it cannot be asked."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
 
 
 def read_rgb(path, cover=0):
@@ -127,15 +120,6 @@ def inspect_image(path):
     if min(size) < LEAST_SIDE:
         faults.append(f'{path}: is {size[0]}x{size[1]} px, too small to be a photograph')
     return (size[::-1] if orientation > 4 else size), faults
-
-
-def inspect_mask(path):
-    """Decode a mask. Returns ((width, height) or None, its lesion pixels, list of faults)."""
-    try:
-        mask = read_mask(path)
-    except InputError as error:
-        return None, 0, error.faults
-    return (mask.shape[1], mask.shape[0]), cv2.countNonZero(mask), []
 
 
 def resize_rgb(image, size, box=None):

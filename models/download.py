@@ -47,13 +47,11 @@ def main():
     name, make = MAKERS[cfg.WEIGHTS]
     path = Path(cfg.FOLDER) / name
     record = fetch.Record(cfg.FOLDER)
-    if path.exists():
-        url, found = record.verify(path)
-        check(cfg.WEIGHTS, path)
-    else:
-        url = make(cfg, path)
-        found = fetch.sha256_of(path)
-    record.note(path, url, found)
+    if not path.exists():
+        make(cfg, path)
+    found = fetch.verify(path, record.sha256(path), 'its source')
+    check(cfg.WEIGHTS, path)
+    record.note(path, cfg.XCEPTION_URL if cfg.WEIGHTS == 'xception' else '', found)
     print(f'{path} loads ({fetch.readable(fetch.file_size(path))}, sha256 {found})')
 
 
@@ -81,14 +79,13 @@ def check(kind, path, state=None, remedy=REMEDY):
 
 
 def make_xception(cfg, path):
-    """Download the ImageNet Xception; returns its address."""
+    """Download the ImageNet Xception."""
     fetch.download(cfg.XCEPTION_URL, path, cfg.TIMEOUT, cfg.RETRIES, cfg.XCEPTION_SHA256,
                    partial(check, 'xception'))
-    return cfg.XCEPTION_URL
 
 
 def make_voc(cfg, path):
-    """Copy the VOC file into place; returns '', for it has no address of its own."""
+    """Copy the VOC file into place."""
     source = Path(cfg.VOC_FILE)
     if not cfg.VOC_FILE or not source.is_file():
         raise InputError('The VOC weights are on Google Drive, where no script may fetch them',
@@ -96,18 +93,14 @@ def make_voc(cfg, path):
                          f'open {VOC_PAGE}, follow the link to {path.name} in its README, then: '
                          'python models/download.py --WEIGHTS=voc --VOC_FILE=<where it is>')
     check('voc', source)
-    fetch.require_space(path.parent, fetch.file_size(source), path.name)
     files.write_bytes(path, source.read_bytes())
-    return ''
 
 
 def make_xception65(cfg, path):
-    """Rename timm's aligned Xception-65 into our encoder and write it; returns where it came from."""
+    """Rename timm's aligned Xception-65 into our encoder and write it."""
     state = read_timm(Path(cfg.SOURCE)) if cfg.SOURCE else from_timm_package()
-    source = cfg.SOURCE or f'timm {TIMM_NAME}'
-    check('xception65', source, state, f'use the file of {TIMM_NAME}: {TIMM_PAGE}')
+    check('xception65', cfg.SOURCE or f'timm {TIMM_NAME}', state, f'use the file of {TIMM_NAME}: {TIMM_PAGE}')
     checkpoints.save(weights.encoder_from_timm(state), path)
-    return source
 
 
 def read_timm(path):
@@ -116,12 +109,8 @@ def read_timm(path):
         return checkpoints.load_state(path, NO_TIMM)
     try:
         from safetensors.torch import load_file
-    except ImportError:
-        raise InputError('A file of this kind cannot be read', [f'{path}: safetensors is not installed'],
-                         'pip install safetensors') from None
-    try:
         return load_file(path)
-    except Exception as error:   # noqa: BLE001 - it has an exception type of its own
+    except Exception as error:   # noqa: BLE001 - not installed, or an exception type of its own
         raise InputError('A weight file cannot be read', [f'{path}: {error}'], NO_TIMM) from None
 
 
@@ -129,14 +118,10 @@ def from_timm_package():
     """State dict under timm's names, fetched by timm from the Hugging Face hub."""
     try:
         import timm
-    except ImportError:
-        raise InputError('No source for xception65', ["SOURCE='' and the package timm is missing"],
-                         f'pip install timm, or {NO_TIMM}') from None
-    try:
         return timm.create_model(TIMM_NAME, pretrained=True).state_dict()
-    except Exception as error:   # noqa: BLE001 - timm and the hub raise many kinds
-        reason = str(error).strip().partition('\n')[0][:160] or type(error).__name__
-        raise InputError('timm could not fetch its weights', [f'{TIMM_NAME}: {reason}'], NO_TIMM) from None
+    except Exception as error:   # noqa: BLE001 - it is missing, or it or the hub raise one of many kinds
+        raise InputError('timm could not fetch its weights', [f'{TIMM_NAME}: {error!r:.160}'],
+                         f'pip install timm, or {NO_TIMM}') from None
 
 
 MAKERS = {'xception': ('xception-43020ad28.pth', make_xception),

@@ -79,7 +79,7 @@ def requests(server, method='GET'):
     return [name for command, name, _ in server.log if command == method]
 
 
-def test_the_challenge_arrives_as_step_1_reads_it(server, run):
+def test_the_challenge_arrives_as_stage_1_reads_it(server, run):
     text = run()
     data = run.layout.data
     assert 'PH2Dataset' in text and 'Testing: 3 pictures, 3 masks, 3 labels (the challenge has 600)' in text
@@ -150,12 +150,12 @@ def test_a_file_that_changed_since_it_was_recorded_is_refused(server, run):
     run('--SPLITS=Validation')
     path = run.layout.data / 'ISIC-2017_Validation_Data.zip'
     path.write_bytes(path.read_bytes() + b'x')
-    with pytest.raises(InputError, match=r'Data.zip: sha256 is .{64}, but(.|\n)*remove .* to fetch it again'):
+    with pytest.raises(InputError, match=r'Data.zip: sha256 is .{64}, not(.|\n)*remove it and run'):
         run('--SPLITS=Validation')
     path.unlink()
     next(run.layout.originals('Validation').glob('Images/*')).unlink()
     server.files[path.name] += b'x'
-    with pytest.raises(InputError, match='not the file that it should be'):
+    with pytest.raises(InputError, match='not the one that it should be'):
         run('--SPLITS=Validation')
 
 
@@ -229,7 +229,7 @@ def test_what_isic_cli_brought_is_joined(server, run):
     text = run('--EXTRA=True', f'--EXTRA_URL={server.url}ids.csv')
     assert '3 of 6 joined' in text and 'nevus 1, melanoma 1, keratosis 1' in text
     for line in ('ISIC_9000003: its diagnosis is none of', 'ISIC_9000004: no picture',
-                 'ISIC_9000004: no metadata', 'ISIC_9000005: no picture'):
+                 'ISIC_9000005: no picture'):
         assert line in text
     assert run.layout.labels('Training_Add').read_text() == (
         'image_id,melanoma,seborrheic_keratosis\nISIC_9000000,0.0,0.0\nISIC_9000001,1.0,0.0\n'
@@ -295,7 +295,7 @@ def test_the_xception_is_fetched_checked_and_kept(server, place, tmp_path):
     server.files.clear()
     assert f'{path} loads' in place(*words)   # it is there
     path.write_bytes(b'damaged')
-    with pytest.raises(InputError, match='not the one that was recorded'):
+    with pytest.raises(InputError, match='not the one that it should be'):
         place(*words)
 
 
@@ -344,7 +344,7 @@ def test_timms_file_is_renamed_and_written_for_the_encoder(place, tmp_path, monk
                                written['backbone.bn2.running_var'])
     monkeypatch.setitem(sys.modules, 'timm', None)
     path.unlink()
-    with pytest.raises(InputError, match='timm is missing(.|\n)*model.safetensors'):
+    with pytest.raises(InputError, match='pip install timm, or (.|\n)*model.safetensors'):
         place('--WEIGHTS=xception65')
 
 

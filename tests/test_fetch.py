@@ -160,27 +160,25 @@ def test_a_partial_file_that_is_complete_or_too_long(server, path, there):
 
 
 def test_a_wrong_hash_is_refused_and_nothing_of_it_stays(server, path):
-    with pytest.raises(InputError, match='file.bin: sha256 is .{64}, not 0000'):
+    with pytest.raises(InputError, match='file.bin.part: sha256 is .{64}, not 0000'):
         get(server, path, sha256='0000')
     assert list(path.parent.iterdir()) == []
 
 
 def test_a_file_that_is_not_there_is_said_at_once(server, path):
-    for call in (lambda: fetch.download(server.url + 'none.zip', path), lambda: fetch.remote_size(
-            server.url + 'none.zip', 5)):
-        with pytest.raises(InputError, match=r'none.zip: HTTP 404'):
-            call()
-    assert len(server.log) == 2
+    with pytest.raises(InputError, match=r'none.zip: HTTP 404'):
+        fetch.download(server.url + 'none.zip', path)
+    assert len(server.log) == 1 and fetch.remote_size(server.url + 'none.zip', 5) == 0
 
 
 def test_a_slow_server_ends_in_a_message(server, path):
     server.stall = 1.0
-    with pytest.raises(InputError, match='the server stopped sending'):
+    with pytest.raises(InputError, match='timed out'):
         get(server, path, timeout=0.1)
 
 
 def test_no_server_ends_in_a_message(server, path):
-    with pytest.raises(InputError, match='no connection'):
+    with pytest.raises(InputError, match='the connection failed: .*refused'):
         fetch.download('http://127.0.0.1:9/file.bin', path, retries=1)
 
 
@@ -192,7 +190,7 @@ def test_a_full_disk_keeps_what_has_arrived(server, path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(fetch, 'BLOCK', 4096)
     monkeypatch.setattr(fetch.tqdm, 'update', fill_the_disk)
-    with pytest.raises(InputError, match='the disk is full(.|\n)*goes on where it stopped'):
+    with pytest.raises(OSError, match='No space left on device.*file.bin.part'):   # see cli.launch
         get(server, path)
     assert CONTENT.startswith(part_of(path).read_bytes()) and fetch.file_size(part_of(path)) == 4096
     monkeypatch.undo()

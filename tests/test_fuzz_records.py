@@ -129,7 +129,7 @@ def test_good_records_are_accepted(root, declare):
     assert len(fold_of) == 6 and facts.keys() == {coarse_masks.FOLDS}
     assert predictor._drawing(root) == (16, 6) and networks.trained_transfer(root) == 'e-layer'
     assert make_demo_data.read_record(root)['MAX_SIDE'] == 6
-    assert fetch.Record(root.data).sha256('a.zip') == 'ab'
+    assert fetch.Record(root.data).sha256(root.data / 'a.zip') == 'ab'
     assert len(extraction.segmentation_lines(root, 'Training')) == 6
 
 
