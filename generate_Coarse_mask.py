@@ -116,14 +116,6 @@ def draw_masks(segmenter, pictures, folder, side, cfg, process, by='', drawn=())
             os.utime(target, ns=(path.stat().st_mtime_ns,) * 2)
 
 
-def load(layout, cfg, process):
-    """The coarse-SN of `layout`, ready to draw."""
-    precision = hardware.choose_precision(cfg.AMP, process.device)
-    segmenter = networks.load_segmenter(layout, 'CoarseSN', process.device, precision)
-    networks.warn_of_other_size(layout.weights('CoarseSN'), cfg.INPUT_SIZE)
-    return segmenter
-
-
 def main():
     cfg = settings.resolve(globals(), choices=stages.MACHINE_CHOICES, positive=('INPUT_SIZE', 'BATCH_SIZE'))
     process = hardware.start(cfg, alone=True)
@@ -137,8 +129,11 @@ def main():
     # Before loading: a training that still runs may replace the file in between.
     facts = {'coarse_sn': checkpoints.fingerprint_or_refuse(weights, layout.command('train_CoarseSN.py')),
              'input_size': cfg.INPUT_SIZE, 'views': 6 if cfg.TTA else 1, **fold_networks}
-    segmenters = {number: load(layout.fold(number) if number else layout, cfg, process)
-                  for number in sorted({0, *fold_of.values()})}
+    segmenters = {}
+    for number in sorted({0, *fold_of.values()}):
+        place = layout.fold(number) if number else layout
+        segmenters[number] = networks.load_segmenter(place, 'CoarseSN', process.device, cfg.AMP)
+        networks.warn_of_other_size(place.weights('CoarseSN'), cfg.INPUT_SIZE)
     for folder, side, groups in tasks:
         drawn = coarse_masks.begin(folder, facts)
         for number, pictures in sorted(groups.items()):

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from dataset import isic, splits
 from dataset.layout import SPLITS
-from engine import checkpoints, files
+from engine import files
 from engine.errors import InputError
 
 READERS = {'seg': isic.read_segmentation_list, 'cls': isic.read_classification_list}   # kinds of lists
@@ -81,7 +81,7 @@ def content(layout, kind, split):
     known, name = files.read_json(kept), f'{kind} {split}'
     if known.get(name, [''])[0] != present:
         paths = [path for _, some in _files(layout, kind, split) for path in some]
-        known[name] = present, checkpoints.fingerprint_of_files(tqdm(
+        known[name] = present, files.fingerprint(*tqdm(
             paths, desc=f'reading {path_of(layout, kind, split).name}', unit='file', leave=False))
         files.write_text(kept, json.dumps(known, indent=1) + '\n')
     return known[name][1]

@@ -4,7 +4,7 @@ from datetime import datetime
 from pathlib import Path
 
 from dataset import isic
-from engine import checkpoints, files, metrics
+from engine import files, metrics
 from engine.errors import InputError
 from mbdcnn import evaluation, paper_scores
 from report import charts
@@ -58,7 +58,7 @@ def page(layout, moment):
 
 def _outdated(found):
     """Lines about evaluations of weights that are no longer those in models/."""
-    current = {network: checkpoints.fingerprint(found.layout.weights(network))
+    current = {network: files.fingerprint(found.layout.weights(network))
                for network in NETWORKS if found.layout.weights(network).is_file()}
     return [f'{network} on {split} was evaluated with other weights of {part} than those now in models/.'
             for (network, split), item in found.evaluations.items()

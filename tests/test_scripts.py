@@ -10,7 +10,7 @@ import torch
 
 from dataset import isic, splits
 from dataset.layout import SPLITS
-from engine import checkpoints, images, metrics, settings
+from engine import files, images, metrics, settings
 from engine.errors import InputError
 from engine.trainer import poly
 from mbdcnn import coarse_masks
@@ -86,7 +86,7 @@ def test_config_holds_settings_inputs_and_versions(chain, network):
     assert config['settings']['INPUT_SIZE'] == 32 and config['settings']['SHIFT'] == [0.0, 0.1]
     assert config['inputs'].keys() == {'training', 'validation', 'initial_weights',
                                        'bn_eps'} | INPUTS[network]
-    coarse, mask = (checkpoints.fingerprint(chain.layout.weights(name)) for name in ('CoarseSN', 'MaskCN'))
+    coarse, mask = (files.fingerprint(chain.layout.weights(name)) for name in ('CoarseSN', 'MaskCN'))
     drawn = {'coarse_sn': coarse, 'input_size': 32, 'views': 6}
     assert config['inputs'].get('coarse_masks', drawn) == drawn
     assert config['inputs'].get('mask_cn', mask) == mask
@@ -121,7 +121,7 @@ def test_coarse_masks_fit_what_they_were_drawn_for(chain, split):
         assert drawn_with.keys() == settings.read_constants(REPOSITORY / 'generate_Coarse_mask.py').keys()
         assert drawn_with['INPUT_SIZE'] == 32 and drawn_with['ROOT'] == str(chain.root)
         assert record == {'complete': True, 'masks': len(paths), 'facts': {
-            'coarse_sn': checkpoints.fingerprint(layout.weights('CoarseSN')), 'input_size': 32, 'views': 6}}
+            'coarse_sn': files.fingerprint(layout.weights('CoarseSN')), 'input_size': 32, 'views': 6}}
     assert (224, 224) in sizes and len(sizes) > 1
 
 
@@ -148,7 +148,7 @@ def test_segmentation_results_agree_with_each_other(chain, network):
     assert result['with TTA'] != result['without TTA']
     used = {'CoarseSN': ['CoarseSN'], 'EnhancedSN': ['EnhancedSN', 'MaskCN']}[network]
     assert result['weights'] == {
-        name: checkpoints.fingerprint(chain.layout.weights(name)) for name in used}
+        name: files.fingerprint(chain.layout.weights(name)) for name in used}
     assert images.read_rgb(stem.with_name(f'{stem.name}_panel.png')).std() > 10
     assert '<html' in (chain.layout.results / 'report.html').read_text(encoding='utf-8')
 
@@ -318,7 +318,7 @@ def replace_coarse_sn(layout):
     weights['cls_conv.bias'][0] += 1e-6
     path.unlink()   # the link
     torch.save(weights, path)
-    return checkpoints.fingerprint(path)
+    return files.fingerprint(path)
 
 
 def test_masks_of_another_coarse_sn_are_refused(sibling):
