@@ -91,14 +91,16 @@ def strip_prefixes(state):
 def load_parameters(network, state, missing=(), ignored=()):
     """Load `state` and demand that exactly the parameters beginning with `missing` keep their values.
 
-    missing, ignored : prefixes of names; `ignored` ones in `state` are dropped before loading.
+    missing, ignored : prefixes of names; `ignored` ones in `state` are dropped before loading. Older files
+    have no `num_batches_tracked`, which no network here makes use of.
     Raises ValueError that names what is missing, unexpected or of another shape.
     """
     state = {name: tensor for name, tensor in strip_prefixes(state).items()
              if not name.startswith(tuple(ignored))}
     own = network.state_dict()
     problems = [f'{name} is missing' for name in own
-                if name not in state and not name.startswith(tuple(missing))]
+                if name not in state and not name.startswith(tuple(missing))
+                and not name.endswith('num_batches_tracked')]
     problems += [f'{name} is not a parameter of {type(network).__name__}'
                  for name in state if name not in own]
     problems += [f'{name} should not be in the file' for name in state

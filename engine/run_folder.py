@@ -71,7 +71,11 @@ class Run:
         hardware.barrier(self.process)   # nobody looks any more at what is cleared now
         if self.process.main:
             if state is None:
-                self._clear()
+                records = [self.folder / name for name in ('last.pth', 'metrics.jsonl', 'config.json')]
+                for path in (*self.kept.values(), *records):
+                    path.unlink(missing_ok=True)
+                for events in self.folder.glob('tensorboard/events.*'):
+                    events.unlink()
             files.remove_abandoned(self.folder, age=0)   # the lock is ours
             self._write_config()
         return state
@@ -122,13 +126,6 @@ class Run:
         except InputError:
             return False
         return True
-
-    def _clear(self):
-        names = 'last.pth', 'metrics.jsonl', 'config.json'
-        for path in (*self.kept.values(), *(self.folder / name for name in names)):
-            path.unlink(missing_ok=True)
-        for events in self.folder.glob('tensorboard/events.*'):
-            events.unlink()
 
     def take_up_rows(self, step):
         """Take up metrics.jsonl up to `step`; later rows belong to work that was lost and is redone."""

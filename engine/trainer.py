@@ -88,7 +88,8 @@ def fit(task, cfg, run, process, total_steps, validate_every):
             session.step(batch)
             bar.update()
             if progress.step % STEPS_BETWEEN_MEANS == 0:
-                bar.set_postfix(progress.shown(), refresh=False)
+                means = {name: f'{mean:.4f}' for name, mean in progress.means().items()}
+                bar.set_postfix(means, refresh=False)
             if progress.step % validate_every == 0 or progress.step == total_steps:
                 session.validate()
                 if progress.finished(total_steps, cfg.PATIENCE):
@@ -343,13 +344,13 @@ class Progress:
         if not all(math.isfinite(float(value)) for value in self.sums.values()):
             raise InputError(f'The loss was not finite before step {self.step}', remedy=GO_ON)
 
-    def shown(self):
-        """{name: mean since the last validation} as text, for the progress bar."""
-        return {name: f'{float(value) / self.count:.4f}' for name, value in self.sums.items()}
+    def means(self):
+        """{name: mean} over this process's steps since the last validation."""
+        return {name: float(value) / self.count for name, value in self.sums.items()}
 
     def take_means(self, process):
         """{name: mean} over the steps since the last call and over all processes."""
-        own = {name: float(value) / self.count for name, value in self.sums.items()}
+        own = self.means()
         everyone = hardware.merge([own], process)
         self.sums, self.count = {}, 0
         return {name: sum(row[name] for row in everyone) / len(everyone) for name in own}

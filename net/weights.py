@@ -78,7 +78,7 @@ def load_imagenet_xception(network, state, exit_flow=True):
     if not exit_flow:
         random = sorted({target.partition('.')[0] + '.' for target in EXIT_FLOW.values()})
         missing, ignored = missing + random, ignored + random
-    load_parameters(network, _with_counters(network, state), missing=missing, ignored=ignored)
+    load_parameters(network, state, missing=missing, ignored=ignored)
 
 
 def _maskcn_name(name):
@@ -86,14 +86,6 @@ def _maskcn_name(name):
         if name.startswith(source + '.'):
             return target + name[len(source):]
     return name
-
-
-def _with_counters(network, state):
-    """Add `num_batches_tracked` = 0 where an older file has none."""
-    counters = {name: tensor for name, tensor in network.state_dict().items()
-                if name.endswith('num_batches_tracked')
-                and name.removesuffix('num_batches_tracked') + 'running_mean' in state}
-    return {**{name: torch.zeros_like(tensor) for name, tensor in counters.items()}, **state}
 
 
 def load_timm_xception65(network, state, unit=True):
@@ -109,7 +101,7 @@ def load_timm_xception65(network, state, unit=True):
     16 timm dilates the last three separable convolutions by 2, ours do not; and with `unit` the
     stem pads x with zeros, so black, where timm pads 2x - 1 with zeros, so grey.
     """
-    load_parameters(network, _with_counters(network, encoder_from_timm(state)), missing=AFTER_ENCODER)
+    load_parameters(network, encoder_from_timm(state), missing=AFTER_ENCODER)
     for norm in _norms(network.backbone):   # what the network's own epsilon adds need not be in the variance
         norm.running_var.add_(EPSILON - norm.eps).clamp_(min=0)
     if unit:
