@@ -14,9 +14,11 @@ Writes  results/<network>_<split>.csv   JA, DI, pixel-AC, pixel-SE, pixel-SP of 
 
 Cost: 18 forward passes for each picture, 2.3 s on two CPU cores with bf16 instructions.
 """
+import itertools
+
 from dataset import isic, splits
 from dataset.layout import Layout
-from engine import checkpoints, cli, hardware, scoring, settings
+from engine import cli, files, hardware, scoring, settings
 from mbdcnn import evaluation, networks, panels, stages, transfer
 from report import page as report
 
@@ -56,14 +58,12 @@ def main():
             coarse_paths = splits.coarse_paths(layout, folder, pictures)
         used.append(layout.weights('MaskCN'))
     networks.warn_of_other_size(used[0], cfg.SCALES[0])
-    segmenter = networks.load_segmenter(layout, cfg.NETWORK, process.device,
-                                        hardware.choose_precision(cfg.AMP, process.device))
+    segmenter = networks.load_segmenter(layout, cfg.NETWORK, process.device, cfg.AMP)
     masks = layout.results / f'{cfg.NETWORK}_{cfg.SPLIT}_masks'
     found = evaluation.predict_to_disk(segmenter, pictures, coarse_paths, cfg, masks)
     scores = scoring.score_arrays(found, truths)   # each picture's masks pass by, plain and with TTA
     names = [picture.stem for picture in pictures]
-    facts = evaluation.provenance(cfg, used, checkpoints.fingerprint_of_files(
-        [path for pair in pairs for path in pair]))
+    facts = evaluation.provenance(cfg, used, files.fingerprint(*itertools.chain(*pairs)))
     evaluation.report_segmentation(layout, cfg.NETWORK, cfg.SPLIT, names, scores, facts)
     panel = layout.results / f'{cfg.NETWORK}_{cfg.SPLIT}_panel.png'
     panels.evaluation_panel(segmenter, pairs, coarse_paths, cfg.SCALES[0],

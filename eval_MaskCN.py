@@ -39,11 +39,9 @@ def main():
     process = hardware.start(cfg, alone=True)
     stages.check_sides([cfg.INPUT_SIZE])
     layout = Layout(cfg.ROOT)
-    classifier = networks.load_classifier(layout, process.device,
-                                          hardware.choose_precision(cfg.AMP, process.device))
+    classifier = networks.load_classifier(layout, process.device, cfg.AMP)
     if classifier.uses_masks:
-        folder = layout.coarse_for_classification(cfg.SPLIT)
-        coarse_masks.require_chain(layout, ('MaskCN',), coarse_masks.require(layout, [folder]))
+        coarse_masks.require(layout, [layout.coarse_for_classification(cfg.SPLIT)], ('MaskCN',))
     networks.warn_of_other_size(layout.weights('MaskCN'), cfg.INPUT_SIZE)
     data = splits.classification(layout, cfg.SPLIT, cfg.INPUT_SIZE, classifier.uses_masks)
     crops = evaluation.crop_probabilities(classifier, data, cfg.BATCH_SIZE, process, 'classifying')

@@ -73,24 +73,23 @@ def list_tasks(layout, cfg, fold_of):
         if layout.classification_list(split).is_file():
             limit = cfg.CROPS_OF_IMAGES if split == 'Training' else 0
             entries = isic.read_classification_list(layout, split)
-            pictures = [path for path, _ in splits.crops_of_subset(entries, limit, cfg.SEED)]
-            ids = [isic.image_id_of(path) for path in pictures]
-            tasks.append((layout.coarse_for_classification(split), crops.SIDE,
-                          by_network(pictures, ids, folds_here)))
+            entries = splits.crops_of_subset(entries, limit, cfg.SEED)
+            groups = by_network(entries, isic.image_id_of, folds_here)
+            tasks.append((layout.coarse_for_classification(split), crops.SIDE, groups))
         if layout.segmentation_list(split).is_file():
-            pictures = [path for path, _ in isic.read_segmentation_list(layout, split)]
-            ids = [path.stem for path in pictures]
-            tasks.append((layout.coarse_for_segmentation(split), 0, by_network(pictures, ids, folds_here)))
+            entries = isic.read_segmentation_list(layout, split)
+            groups = by_network(entries, lambda path: path.stem, folds_here)
+            tasks.append((layout.coarse_for_segmentation(split), 0, groups))
     if not tasks:
         isic.read_segmentation_list(layout, 'Training')   # says what is missing, and how to make it
     return tasks
 
 
-def by_network(pictures, ids, fold_of):
+def by_network(entries, id_of, fold_of):
     """{network: its pictures}; an image without a fold is models/CoarseSN's, which is 0."""
     groups = {}
-    for path, image_id in zip(pictures, ids, strict=True):
-        groups.setdefault(fold_of.get(image_id, 0), []).append(path)
+    for path, _ in entries:
+        groups.setdefault(fold_of.get(id_of(path), 0), []).append(path)
     return groups
 
 
@@ -116,14 +115,6 @@ def draw_masks(segmenter, pictures, folder, side, cfg, process, by='', drawn=())
             os.utime(target, ns=(path.stat().st_mtime_ns,) * 2)
 
 
-def load(layout, cfg, process):
-    """The coarse-SN of `layout`, ready to draw."""
-    precision = hardware.choose_precision(cfg.AMP, process.device)
-    segmenter = networks.load_segmenter(layout, 'CoarseSN', process.device, precision)
-    networks.warn_of_other_size(layout.weights('CoarseSN'), cfg.INPUT_SIZE)
-    return segmenter
-
-
 def main():
     cfg = settings.resolve(globals(), choices=stages.MACHINE_CHOICES, positive=('INPUT_SIZE', 'BATCH_SIZE'))
     process = hardware.start(cfg, alone=True)
@@ -137,8 +128,11 @@ def main():
     # Before loading: a training that still runs may replace the file in between.
     facts = {'coarse_sn': checkpoints.fingerprint_or_refuse(weights, layout.command('train_CoarseSN.py')),
              'input_size': cfg.INPUT_SIZE, 'views': 6 if cfg.TTA else 1, **fold_networks}
-    segmenters = {number: load(layout.fold(number) if number else layout, cfg, process)
-                  for number in sorted({0, *fold_of.values()})}
+    segmenters = {}
+    for number in sorted({0, *fold_of.values()}):
+        place = layout.fold(number) if number else layout
+        segmenters[number] = networks.load_segmenter(place, 'CoarseSN', process.device, cfg.AMP)
+        networks.warn_of_other_size(place.weights('CoarseSN'), cfg.INPUT_SIZE)
     for folder, side, groups in tasks:
         drawn = coarse_masks.begin(folder, facts)
         for number, pictures in sorted(groups.items()):

@@ -1,6 +1,6 @@
-"""Step 2: train coarse-SN, the network that segments lesions roughly (paper section III-A).
+"""Stage 2: train coarse-SN, the network that segments lesions roughly (paper section III-A).
 
-Reads   dataset/ISIC/{Training,Validation}_seg.txt and the pictures they list (step 1)
+Reads   dataset/ISIC/{Training,Validation}_seg.txt and the pictures they list (stage 1)
         a pretrained file of models/README.md, when there is one
 Writes  models/CoarseSN/  CoarseSN.pth (best weights), last.pth (to go on from), config.json,
         metrics.jsonl, curves.png, panel.png, tensorboard/; with CROSS_FIT=5 the same below
@@ -17,7 +17,6 @@ from dataset import folds, splits
 from dataset.layout import Layout
 from engine import cli, device_samples, hardware, settings, trainer
 from engine.errors import InputError
-from engine.run_folder import Run
 from mbdcnn import evaluation, networks, panels, stages
 from mbdcnn.inference import Segmenter
 from net.inputs import to_input
@@ -108,18 +107,10 @@ def train_one(cfg, process, layout, train, validation):
     """Train the coarse-SN of `layout` on `train`."""
     hardware.seed_step(cfg.SEED, 0, 0)
     network, start = networks.coarse_for_training(cfg, train.images)
-    epoch = stages.steps_in_epoch(cfg, len(train.images))
-    steps = cfg.EPOCH * epoch
+    steps, every = stages.steps(cfg, len(train.images))
     task = coarse_task(cfg, process, network, train, validation, steps)
-    with open_run(cfg, process, layout, train, validation, start) as run:
-        trainer.fit(task, cfg, run, process, steps, cfg.VALIDATE_EVERY * epoch)
-
-
-def open_run(cfg, process, layout, train, validation, start):
-    """The Run of `layout`'s coarse-SN; start : what it starts from, in words."""
-    inputs = {'training': train.fingerprint, 'validation': validation.fingerprint,
-              **networks.initial_inputs(cfg)}
-    return Run(layout.run('CoarseSN'), 'CoarseSN', cfg, inputs, start, process)
+    with stages.open_run(layout, 'CoarseSN', cfg, process, train, validation, start) as run:
+        trainer.fit(task, cfg, run, process, steps, every)
 
 
 def train_folds(cfg, process, layout, train, validation):
@@ -129,7 +120,8 @@ def train_folds(cfg, process, layout, train, validation):
     # All folders are looked at, or cleared, before hours of training: what is there after that is
     # of this call, and the same command without RESUME=False goes on from it.
     for place, part in parts:
-        with open_run(cfg, process, place, part, validation, 'training has not begun') as run:
+        with stages.open_run(place, 'CoarseSN', cfg, process, part, validation,
+                             'training has not begun') as run:
             run.begin(cfg.RESUME)
     for place, part in parts:
         print(f'{place.run("CoarseSN")}: {len(part.names)} of {len(train.names)} training pictures')
@@ -148,7 +140,7 @@ def main():
     layout = Layout(cfg.ROOT)
     with hardware.main_first(process):
         train = splits.segmentation(layout, 'Training', cfg.CACHE_SIZE,
-                                     limit=cfg.TRAIN_IMAGES, seed=cfg.SEED)
+                                    limit=cfg.TRAIN_IMAGES, seed=cfg.SEED)
         validation = splits.segmentation(layout, 'Validation', cfg.INPUT_SIZE)
 
     if cfg.CROSS_FIT:

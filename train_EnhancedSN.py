@@ -1,9 +1,9 @@
-"""Step 5: train enhanced-SN, coarse-SN guided by mask-CN's localisation maps (paper section III-C).
+"""Stage 5: train enhanced-SN, coarse-SN guided by mask-CN's localisation maps (paper section III-C).
 
-Reads   dataset/ISIC/{Training,Validation}_seg.txt and the pictures they list (step 1)
-        models/CoarseSN/CoarseSN.pth (step 2; not with START=pretrained), Coarse_masks/*_EnhancedSN/ (step 3),
-        models/MaskCN/MaskCN.pth (step 4); no coarse masks for a mask-CN of RGB alone. TRANSFER=mdc:
-        the classification list, its crops and Coarse_masks/Training_MaskCN/; none: steps 1 and 2 alone
+Reads   dataset/ISIC/{Training,Validation}_seg.txt and the pictures they list (stage 1)
+        models/CoarseSN/CoarseSN.pth (stage 2; not with START=pretrained), Coarse_masks/*_EnhancedSN/ (3),
+        models/MaskCN/MaskCN.pth (stage 4); no coarse masks for a mask-CN of RGB alone. TRANSFER=mdc:
+        the classification list, its crops and Coarse_masks/Training_MaskCN/; none: stages 1 and 2 alone
 Writes  models/EnhancedSN/  EnhancedSN.pth (best weights), last.pth (to go on from), config.json,
         metrics.jsonl, curves.png, panel.png, tensorboard/
 
@@ -16,8 +16,7 @@ tenth more, for mask-CN's forward pass.
 from dataset import splits
 from dataset.layout import Layout
 from engine import cli, device_samples, hardware, settings, trainer
-from engine.run_folder import Run
-from mbdcnn import coarse_masks, evaluation, networks, panels, stages, transfer
+from mbdcnn import evaluation, networks, panels, stages, transfer
 from mbdcnn.inference import Segmenter
 from net.inputs import to_input
 from net.loss import hybrid_loss
@@ -31,7 +30,7 @@ SEED = 0                       # of the E-layer's weights, the order of the pict
 # --- Network
 NUM_CLASSES = 2                # output channels, those of coarse-SN: 2 (released) or 1 (paper)
 TRANSFER = 'e-layer'           # of mask-CN's maps: e-layer (paper), d-net or mdc (paper, Table VII), none
-START = 'coarse-sn'            # coarse-sn (paper, III-C), or pretrained: without step 2 (Table VI, B)
+START = 'coarse-sn'            # coarse-sn (paper, III-C), or pretrained: without stage 2 (Table VI, B)
 PRETRAINED = 'auto'            # with START=pretrained, as in train_CoarseSN.py; the files likewise
 VOC_WEIGHTS = 'models/deeplabv3plus_xception_VOC2012_epoch46_all.pth'   # file, see models/README.md
 XCEPTION65_WEIGHTS = 'models/xception65.tf_in1k.pth'                    # file, see models/README.md
@@ -128,25 +127,18 @@ def main():
     masked = guided and 'coarse_masks' in inputs
     with hardware.main_first(process):
         train = splits.segmentation(layout, 'Training', cfg.CACHE_SIZE, coarse=masked,
-                                     limit=cfg.TRAIN_IMAGES, seed=cfg.SEED)
+                                    limit=cfg.TRAIN_IMAGES, seed=cfg.SEED)
         validation = splits.segmentation(layout, 'Validation', cfg.INPUT_SIZE, coarse=masked)
     hardware.seed_step(cfg.SEED, 0, 0)
     network, start = networks.enhanced_for_training(cfg, layout, train.images)
     if cfg.TRANSFER == 'mdc':
         train = transfer.with_proxies(train, layout, cfg, inputs, process)
 
-    classifier = None
-    if guided:
-        classifier = networks.load_classifier(
-            layout, process.device, hardware.choose_precision(cfg.AMP, process.device), cfg.CAM_RELU)
-    inputs |= {'training': train.fingerprint, 'validation': validation.fingerprint,
-               **networks.initial_inputs(cfg, layout)}
-    epoch = stages.steps_in_epoch(cfg, len(train.images))
-    steps = cfg.EPOCH * epoch
+    classifier = networks.load_classifier(layout, process.device, cfg.AMP, cfg.CAM_RELU) if guided else None
+    steps, every = stages.steps(cfg, len(train.images))
     task = enhanced_task(cfg, process, network, classifier, train, validation, steps)
-    with Run(layout.run('EnhancedSN'), 'EnhancedSN', cfg, inputs, start, process,
-             read_config=coarse_masks.read_config) as run:
-        trainer.fit(task, cfg, run, process, steps, cfg.VALIDATE_EVERY * epoch)
+    with stages.open_run(layout, 'EnhancedSN', cfg, process, train, validation, start, inputs) as run:
+        trainer.fit(task, cfg, run, process, steps, every)
     hardware.finish()
 
 

@@ -1,7 +1,7 @@
-"""Step 4: train mask-CN, the classifier that sees the coarse mask as a 4th channel (section III-B).
+"""Stage 4: train mask-CN, the classifier that sees the coarse mask as a 4th channel (section III-B).
 
-Reads   dataset/ISIC/{Training_Add,Validation_crop9}_cls.txt and the crops they list (step 1)
-        Coarse_masks/*_MaskCN/ (step 3); a pretrained file of models/README.md, when there is one
+Reads   dataset/ISIC/{Training_Add,Validation_crop9}_cls.txt and the crops they list (stage 1)
+        Coarse_masks/*_MaskCN/ (stage 3); a pretrained file of models/README.md, when there is one
 Writes  models/MaskCN/  MaskCN.pth (best weights), last.pth (to go on from), config.json,
         metrics.jsonl, curves.png, panel.png, tensorboard/
 
@@ -16,7 +16,6 @@ from torch.nn.functional import cross_entropy
 from dataset import splits
 from dataset.layout import Layout
 from engine import cli, device_samples, hardware, settings, trainer
-from engine.run_folder import Run
 from mbdcnn import coarse_masks, evaluation, networks, panels, stages
 from mbdcnn.inference import Classifier
 from net.inputs import to_maskcn_input
@@ -39,7 +38,7 @@ BN_EPS = 0.0                   # of batch norms; 0 = 1e-3 from ImageNet (Keras),
 FREEZE_BN = False              # batch norms keep their running statistics while training
 
 # --- Optimisation
-STEPS = 50_001                 # optimisation steps (released)
+STEPS = 50_001                 # optimiser steps (released)
 BATCH_SIZE = 32                # crops a step, over all processes together (paper)
 LEARNING_RATE = 1e-4           # Adam, decayed by (1 - step / steps) ** 0.9 (paper; schedule released)
 PATIENCE = 0                   # stop after this many validations without a better mean AUC; 0 = never
@@ -102,17 +101,14 @@ def main():
                                                                for split in ('Training', 'Validation')])
     with hardware.main_first(process):
         train = splits.classification(layout, 'Training', cfg.INPUT_SIZE, masked,
-                                       limit=cfg.TRAIN_IMAGES, seed=cfg.SEED)
+                                      limit=cfg.TRAIN_IMAGES, seed=cfg.SEED)
         validation = splits.classification(layout, 'Validation', cfg.INPUT_SIZE, masked,
-                                            whole_only=cfg.VALIDATION_CROPS == 1)
+                                           whole_only=cfg.VALIDATION_CROPS == 1)
 
     hardware.seed_step(cfg.SEED, 0, 0)
     network, start = networks.mask_for_training(cfg)
     task = mask_task(cfg, process, network, train, validation)
-    inputs |= {'training': train.fingerprint, 'validation': validation.fingerprint,
-               **networks.initial_inputs(cfg)}
-    with Run(layout.run('MaskCN'), 'MaskCN', cfg, inputs, start, process,
-             read_config=coarse_masks.read_config) as run:
+    with stages.open_run(layout, 'MaskCN', cfg, process, train, validation, start, inputs) as run:
         trainer.fit(task, cfg, run, process, cfg.STEPS, cfg.VALIDATE_EVERY)
     hardware.finish()
 

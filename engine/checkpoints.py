@@ -36,11 +36,6 @@ def _is_full_disk(error):
     return False
 
 
-def on_cpu(state):
-    """A state dict whose tensors any machine can open."""
-    return {name: tensor.cpu() for name, tensor in state.items()}
-
-
 def load(path, remedy):
     """Read a checkpoint onto the CPU without running code from it (weights_only).
 
@@ -75,17 +70,13 @@ def load_state(path, remedy):
     if not isinstance(content, dict) or not content or not all(
             isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()):
         raise InputError('A checkpoint cannot be used', [f'{path}: holds no network parameters'], remedy)
-    odd = [name for name, value in content.items() if not is_usable(value)]
+    odd = [name for name, tensor in content.items() if tensor.layout is not torch.strided
+           or tensor.dtype not in USUAL or tensor.numel() > MOST
+           or (tensor.is_floating_point() and not bool(tensor.isfinite().all()))]
     if odd:
         raise InputError('A checkpoint cannot be used', [
             f'{path}: {name} holds NaN, infinity or what is no number' for name in odd[:5]], remedy)
     return strip_prefixes(content)
-
-
-def is_usable(tensor):
-    """True for a dense tensor of finite real numbers, of a size that a network can have."""
-    return (tensor.layout is torch.strided and tensor.dtype in USUAL and tensor.numel() <= MOST
-            and (not tensor.is_floating_point() or bool(tensor.isfinite().all())))
 
 
 def strip_prefixes(state):
@@ -100,14 +91,16 @@ def strip_prefixes(state):
 def load_parameters(network, state, missing=(), ignored=()):
     """Load `state` and demand that exactly the parameters beginning with `missing` keep their values.
 
-    missing, ignored : prefixes of names; `ignored` ones in `state` are dropped before loading.
+    missing, ignored : prefixes of names; `ignored` ones in `state` are dropped before loading. Older files
+    have no `num_batches_tracked`, which no network here makes use of.
     Raises ValueError that names what is missing, unexpected or of another shape.
     """
     state = {name: tensor for name, tensor in strip_prefixes(state).items()
              if not name.startswith(tuple(ignored))}
     own = network.state_dict()
     problems = [f'{name} is missing' for name in own
-                if name not in state and not name.startswith(tuple(missing))]
+                if name not in state and not name.startswith(tuple(missing))
+                and not name.endswith('num_batches_tracked')]
     problems += [f'{name} is not a parameter of {type(network).__name__}'
                  for name in state if name not in own]
     problems += [f'{name} should not be in the file' for name in state
@@ -142,18 +135,8 @@ def read_config(weights_path):
                          'restore the file or train again') from None
 
 
-def fingerprint(path):
-    """First 16 hex digits of the sha256 of a file: which weights these are."""
-    return fingerprint_of_files([path])
-
-
 def fingerprint_or_refuse(path, remedy):
     """The fingerprint of weights that must be there. Raises InputError when they are not."""
     if not path.is_file():
         raise InputError('A checkpoint is missing', [f'{path}: is missing'], remedy)
-    return fingerprint(path)
-
-
-def fingerprint_of_files(paths):
-    """First 16 hex digits of the sha256 of the contents of several files, in order."""
-    return files.fingerprint(*paths)
+    return files.fingerprint(path)

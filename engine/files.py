@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import filelock
 from tqdm import tqdm
 
 from engine.errors import InputError
@@ -42,6 +43,14 @@ def replacing(path):
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def lock(path, refusal):
+    """Take a lock file until the returned context ends. Raises `refusal` when another process has it."""
+    try:
+        return filelock.FileLock(path).acquire(timeout=0)
+    except filelock.Timeout:
+        raise refusal from None
 
 
 def remove_abandoned(folder, age=None):

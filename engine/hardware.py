@@ -139,11 +139,7 @@ def seed_step(seed, step, rank):
 
 def any_process(flag, process):
     """True in all processes when `flag` is true in one of them."""
-    if process.world == 1:
-        return flag
-    total = torch.tensor(float(flag), device=process.device)
-    dist.all_reduce(total)
-    return total.item() > 0
+    return any(merge([flag], process))
 
 
 def merge(rows, process):

@@ -1,13 +1,12 @@
 """A run folder that explains itself: lock, config.json, metrics.jsonl, TensorBoard, checkpoints."""
+import contextlib
 import json
 import math
 import platform
-import re
 import subprocess
 import time
 from pathlib import Path
 
-import filelock
 import numpy as np
 import torch
 
@@ -18,7 +17,6 @@ from engine.errors import InputError
 MAY_CHANGE = {'ROOT', 'RECIPE', 'NUM_WORKERS', 'RESUME', 'EPOCH', 'STEPS', 'PATIENCE', 'DEVICE',
               'PICTURES_ON', 'COMPILE',
               'INITIAL_WEIGHTS', 'BN_EPS'}   # the weights themselves, and their epsilon, are among the inputs
-BEFORE = {'E_LAYER_START': 'random', 'bn_eps': 1e-5}   # of runs without record, where that is no file top's
 SECONDS_BETWEEN_FIGURES = 60
 GO_ANEW = 'start anew with --RESUME=False'
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -48,16 +46,14 @@ class Run:
         self.rows, self._board, self._drawn = [], None, 0.0
         self.was_finished = False   # the run that `begin` found
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = filelock.FileLock(folder / '.lock')
+        self._open = contextlib.ExitStack()
         if process.main:
-            try:
-                self._lock.acquire(timeout=0)
-            except filelock.Timeout:
-                raise InputError('Two runs in one folder', [f'{folder}: another process trains here'],
-                                 'wait for it, or train below another --ROOT') from None
+            self._open.enter_context(files.lock(folder / '.lock', InputError(
+                'Two runs in one folder', [f'{folder}: another process trains here'],
+                'wait for it, or train below another --ROOT')))
 
     def begin(self, resume):
-        """Return the content of last.pth to go on from, or None for a new run.
+        """Return the content of last.pth to go on from (`take_up_rows` comes next), or None for a new run.
 
         A new run clears the folder of an old one; trained weights only when resume is False.
         """
@@ -65,7 +61,6 @@ class Run:
         if resume and self.last.exists():
             self._refuse_other_settings()
             state = checkpoints.load(self.last, GO_ANEW)
-            self._read_rows(self._step_of(state))
             before = checkpoints.read_config(self.last)
             self.config['start'], self.was_finished = before.get('start'), 'finished' in before
             self.config['processes'] = before.get('processes', 1)
@@ -74,9 +69,13 @@ class Run:
                              [f'{path}: is there, but no last.pth to go on from' for path in there],
                              'use another --ROOT, or overwrite them with --RESUME=False')
         hardware.barrier(self.process)   # nobody looks any more at what is cleared now
-        if self.process.main and state is None:
-            self._clear()
         if self.process.main:
+            if state is None:
+                records = [self.folder / name for name in ('last.pth', 'metrics.jsonl', 'config.json')]
+                for path in (*self.kept.values(), *records):
+                    path.unlink(missing_ok=True)
+                for events in self.folder.glob('tensorboard/events.*'):
+                    events.unlink()
             files.remove_abandoned(self.folder, age=0)   # the lock is ours
             self._write_config()
         return state
@@ -111,7 +110,6 @@ class Run:
         faults = []
         for part in ('settings', 'inputs'):
             old, new = before.get(part, {}), json.loads(json.dumps(self.config[part]))
-            old = BEFORE | old if old else old
             faults += [f'{name}: {old.get(name)!r} in {self.folder}, {new.get(name)!r} now'
                        for name in sorted(old.keys() & new.keys())
                        if name not in MAY_CHANGE and old.get(name) != new.get(name)]
@@ -120,23 +118,16 @@ class Run:
                              'use the old settings to go on, another --ROOT to keep both, or '
                              '--RESUME=False to overwrite it')
 
-    def _step_of(self, state):
-        """The step at which last.pth was saved. Raises InputError when `state` is none of a training."""
-        progress = state.get('progress') if isinstance(state, dict) else None
-        step = progress.get('step') if isinstance(progress, dict) else None
-        if type(step) is not int:
-            raise InputError('A checkpoint cannot be used', [f'{self.last}: holds no state of a training'],
-                             GO_ANEW)
-        return step
+    def holds_weights(self):
+        """True when all kept weights are there and can be read."""
+        try:
+            for path in self.kept.values():
+                checkpoints.load_state(path, '')
+        except InputError:
+            return False
+        return True
 
-    def _clear(self):
-        names = 'last.pth', 'metrics.jsonl', 'config.json'
-        for path in (*self.kept.values(), *(self.folder / name for name in names)):
-            path.unlink(missing_ok=True)
-        for events in self.folder.glob('tensorboard/events.*'):
-            events.unlink()
-
-    def _read_rows(self, step):
+    def take_up_rows(self, step):
         """Take up metrics.jsonl up to `step`; later rows belong to work that was lost and is redone."""
         path = self.folder / 'metrics.jsonl'
         try:
@@ -165,6 +156,7 @@ class Run:
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
             self._board = SummaryWriter(str(self.folder / 'tensorboard'), purge_step=row['step'])
+            self._open.callback(self._board.close)
         for name, value in {**row, 'steps_per_second': speed}.items():
             if name != 'step' and math.isfinite(value):
                 self._board.add_scalar(name, value, row['step'])
@@ -183,9 +175,7 @@ class Run:
         return self
 
     def __exit__(self, *_error):
-        if self._board is not None:
-            self._board.close()
-        self._lock.release()
+        self._open.close()
 
 
 def read_rows(path):
@@ -214,10 +204,9 @@ def code_state(folder):
     if not (folder / '.git').exists():
         return unknown
     try:
-        said = subprocess.run(
-            ['git', '--no-optional-locks', '-C', folder, 'status', '--porcelain=v2', '--branch',
-             '--untracked-files=no'], capture_output=True, text=True, check=True, timeout=GIT_MAY_TAKE).stdout
-    except (OSError, ValueError, subprocess.SubprocessError):
+        said = subprocess.run(['git', '--no-optional-locks', '-C', folder, 'describe', '--always', '--dirty',
+                               '--exclude=*', '--abbrev=40'], capture_output=True, text=True, check=True,
+                              timeout=GIT_MAY_TAKE).stdout.strip()
+    except (OSError, ValueError, subprocess.SubprocessError):   # also before the first commit
         return unknown
-    found = re.match(r'# branch.oid ([0-9a-f]+)$', said, re.MULTILINE)   # '(initial)' before the first commit
-    return {'commit': found[1], 'dirty': bool(re.search('^[^#]', said, re.MULTILINE))} if found else unknown
+    return {'commit': said.removesuffix('-dirty'), 'dirty': said.endswith('-dirty')}

@@ -73,9 +73,7 @@ def fit(task, cfg, run, process, total_steps, validate_every):
     if progress.finished(total_steps, cfg.PATIENCE):
         print(f'{run.folder}: already trained, {progress.summary(task.monitor)}; '
               f'nothing to do (--RESUME=False starts anew)')
-        if process.main and not run.was_finished:   # it was killed between its last step and its end
-            _draw_kept(task, run)
-        run.finish(progress.step, progress.best, progress.best_step)
+        session.finish(draw=not run.was_finished)   # else it was killed between its last step and its end
         return
     run.note_processes()
     print(f'training on {process.world} x {process.device}, {session.precision}, '
@@ -90,7 +88,8 @@ def fit(task, cfg, run, process, total_steps, validate_every):
             session.step(batch)
             bar.update()
             if progress.step % STEPS_BETWEEN_MEANS == 0:
-                bar.set_postfix(progress.shown(), refresh=False)
+                means = {name: f'{mean:.4f}' for name, mean in progress.means().items()}
+                bar.set_postfix(means, refresh=False)
             if progress.step % validate_every == 0 or progress.step == total_steps:
                 session.validate()
                 if progress.finished(total_steps, cfg.PATIENCE):
@@ -99,18 +98,8 @@ def fit(task, cfg, run, process, total_steps, validate_every):
             if _asked_to_stop(stopping, progress.step, process):
                 session.save()
                 raise Interrupted(stopping.signal or signal.SIGTERM)
-    if process.main:
-        _draw_kept(task, run)
-        print(f'{run.folder}: {progress.summary(task.monitor)}')
-    run.finish(progress.step, progress.best, progress.best_step)
-
-
-def _draw_kept(task, run):
-    """The last curves and panel; the latter shows the weights that are kept."""
-    for name, path in run.kept.items():
-        state = checkpoints.load_state(path, GO_ANEW)
-        checkpoints.apply(checkpoints.load_parameters, task.networks[name], state, path, GO_ANEW)
-    run.draw(task, final=True)
+    session.finish(draw=True)
+    print(f'{run.folder}: {progress.summary(task.monitor)}')
 
 
 class Session:
@@ -132,7 +121,8 @@ class Session:
         state = run.begin(cfg.RESUME)
         if state is not None:
             self._take_up(state)
-            if process.main and self.progress.best_step == self.progress.step and not run.was_finished:
+            if process.main and self.progress.best_step == self.progress.step and not (
+                    run.was_finished and run.holds_weights()):
                 self._keep()   # the run may have been killed after last.pth and before them
         self.models = {name: _distribute(network, process, getattr(cfg, 'SYNC_BN', True), cfg.COMPILE)
                        for name, network in task.networks.items()}
@@ -158,6 +148,7 @@ class Session:
             if state['scaler'] and self.precision == 'fp16':
                 self.scaler.load_state_dict(state['scaler'])
             self.progress.restore(state['progress'])
+            self.run.take_up_rows(self.progress.step)
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise InputError('A checkpoint cannot be used', [f'{self.run.last}: {error}'], GO_ANEW) from None
 
@@ -232,7 +223,19 @@ class Session:
 
     def _keep(self):
         for name, path in self.run.kept.items():
-            checkpoints.save(checkpoints.on_cpu(self.task.networks[name].state_dict()), path)
+            state = self.task.networks[name].state_dict()
+            checkpoints.save({part: tensor.cpu() for part, tensor in state.items()}, path)
+
+    def finish(self, draw):
+        """Mark the run as finished; draw : the last curves and panel. Both want the kept weights."""
+        task, run, progress = self.task, self.run, self.progress
+        if self.process.main:
+            for name, path in run.kept.items():
+                state = checkpoints.load_state(path, GO_ANEW)
+                checkpoints.apply(checkpoints.load_parameters, task.networks[name], state, path, GO_ANEW)
+            if draw:
+                run.draw(task, final=True)
+        run.finish(progress.step, progress.best, progress.best_step)
 
     def refuse_non_finite(self):
         """InputError when a loss or a weight is not finite: nothing is saved of such networks."""
@@ -259,17 +262,10 @@ def _load_optimizer(optimizer, state):
     for group in state['param_groups']:   # the run may come from another device
         group['fused'] = optimizer.defaults.get('fused')
     optimizer.load_state_dict(state)
-    if isinstance(optimizer, torch.optim.Adam) and not all(_fit(*pair) for pair in optimizer.state.items()):
-        raise ValueError("Adam's moments do not fit the network")
-
-
-def _fit(parameter, moments):
-    """True when Adam can go on with what it kept of a parameter."""
-    shapes = {'exp_avg': parameter.shape, 'exp_avg_sq': parameter.shape, 'step': torch.Size()}
-    return moments.keys() == shapes.keys() and all(
-        isinstance(moments[name], torch.Tensor) and checkpoints.is_usable(moments[name])
-        and moments[name].shape == shape and moments[name].dtype == torch.float32
-        for name, shape in shapes.items())
+    for parameter, moments in optimizer.state.items() if isinstance(optimizer, torch.optim.Adam) else ():
+        shapes = {'step': torch.Size(), 'exp_avg': parameter.shape, 'exp_avg_sq': parameter.shape}
+        if {name: tensor.shape for name, tensor in moments.items()} != shapes:
+            raise ValueError("Adam's moments do not fit the network")
 
 
 def _scaler(precision, device):
@@ -327,10 +323,6 @@ class Progress:
 
     def restore(self, state):
         """Take up what `state()` gave."""
-        numbers = {name: state[name] for name in self.SAVED} | state['sums']
-        if not all(type(value) in (int, float) for value in numbers.values()) or not all(
-                type(state[name]) is int and state[name] >= 0 for name in self.SAVED if name != 'best'):
-            raise ValueError('its progress is not that of a training')
         for name in (*self.SAVED, 'sums'):
             setattr(self, name, state[name])
         self.restart_clock()
@@ -352,13 +344,13 @@ class Progress:
         if not all(math.isfinite(float(value)) for value in self.sums.values()):
             raise InputError(f'The loss was not finite before step {self.step}', remedy=GO_ON)
 
-    def shown(self):
-        """{name: mean since the last validation} as text, for the progress bar."""
-        return {name: f'{float(value) / self.count:.4f}' for name, value in self.sums.items()}
+    def means(self):
+        """{name: mean} over this process's steps since the last validation."""
+        return {name: float(value) / self.count for name, value in self.sums.items()}
 
     def take_means(self, process):
         """{name: mean} over the steps since the last call and over all processes."""
-        own = {name: float(value) / self.count for name, value in self.sums.items()}
+        own = self.means()
         everyone = hardware.merge([own], process)
         self.sums, self.count = {}, 0
         return {name: sum(row[name] for row in everyone) / len(everyone) for name in own}

@@ -16,10 +16,9 @@ from dataset import splits
 from dataset.layout import Layout
 from engine import checkpoints, files, settings
 from engine.errors import InputError
-from engine.run_folder import BEFORE
 from experiments import inputs
 from experiments.declarations import REPOSITORY
-from mbdcnn import coarse_masks, networks, transfer
+from mbdcnn import coarse_masks, networks, stages, transfer
 
 RECORD = 'experiment.json'
 RUNS = 'runs'
@@ -191,7 +190,7 @@ class RunStore:
             return ''
         key = str(path), path.stat().st_mtime_ns, path.stat().st_size
         if key not in self._fingerprints:
-            self._fingerprints[key] = checkpoints.fingerprint(path)
+            self._fingerprints[key] = files.fingerprint(path)
         return self._fingerprints[key]
 
     # Stages that lie in ROOT itself: are they what a job would make of the present data?
@@ -312,9 +311,9 @@ def agree(made_from, recorded):
     """True when recorded settings are those that a job is made from (RunStore.made_from).
 
     A constant that the script did not have then must have its file top's value, or what runs did
-    BEFORE, so that a run stays valid when a later version of the script has one more.
+    stages.BEFORE, so that a run stays valid when a later version of the script has one more.
     """
-    plain = settings.read_values(REPOSITORY / made_from['script']) | BEFORE
+    plain = settings.read_values(REPOSITORY / made_from['script']) | stages.BEFORE
     return isinstance(recorded, dict) and bool(recorded) and all(
         recorded.get(name, json.loads(json.dumps(plain.get(name)))) == value
         for name, value in made_from['settings'].items())

@@ -1,10 +1,9 @@
 """Section 8 of the evaluation protocol: per-image scores at full size, and what is written of them."""
-import contextlib
 import json
 
-import filelock
 import numpy as np
 import torch
+from tabulate import tabulate
 from tqdm import tqdm
 
 from dataset.isic import CLASSES, MASK_SUFFIX, TASKS
@@ -113,32 +112,17 @@ def predict_to_disk(segmenter, paths, coarse_paths, cfg, folder):
     """
     targets = predicted_paths(folder, [path.stem for path in paths])
     segmented = segment_files(segmenter, paths, coarse_paths, cfg.SCALES, cfg.BATCH_SIZE, cfg.TTA)
-    with _alone_in(folder, targets):
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.lock(folder.with_name(f'.{folder.name}.lock'), InputError(
+            'Two evaluations into one folder', [f'{folder}: another process writes there'],
+            'wait for it, or evaluate below another --ROOT')):
+        # Of images that the list no longer has, or temporary files of a killed run; a scorer would meet them.
+        for stale in set(folder.glob(f'*{MASK_SUFFIX}*.png')) - set(targets):   # hidden ones too
+            stale.unlink()
         for found, target in zip(tqdm(segmented, total=len(paths), desc='segmenting', unit='image'), targets,
                                  strict=True):
             images.write_mask(target, found.get('tta', found['plain']))
             yield found
-
-
-@contextlib.contextmanager
-def _alone_in(folder, targets):
-    """Hold a folder of masks, rid of those that are not among `targets`: a scorer would meet them.
-
-    They are of images that the list no longer has, or temporary files of a run that was killed.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder.with_name(f'.{folder.name}.lock'))
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise InputError('Two evaluations into one folder', [f'{folder}: another process writes there'],
-                         'wait for it, or evaluate below another --ROOT') from None
-    try:
-        for stale in set(folder.glob(f'*{MASK_SUFFIX}*.png')) - set(targets):   # hidden ones too
-            stale.unlink()
-        yield
-    finally:
-        lock.release()
 
 
 def predicted_paths(folder, names):
@@ -155,22 +139,13 @@ def report_segmentation(layout, network, split, names, scores, facts):
     scores : {'plain': (N, 5), 'tta': (N, 5)}; facts : dict that goes into the json as it is
     """
     chosen = scores.get('tta', scores['plain'])
-    stem = layout.results / f'{network}_{split}'
-    files.remove_abandoned(layout.results)
-    files.write_csv(stem.with_suffix('.csv'), [
-        ('image_id', *metrics.SEGMENTATION),
-        *((name, *(f'{value:.6f}' for value in row)) for name, row in zip(names, chosen, strict=True))])
-    summary = {'network': network, 'split': split, 'n': len(names), **scoring.summary(chosen),
-               'with TTA': scoring.summary(scores['tta']) if 'tta' in scores else None,
-               'without TTA': scoring.summary(scores['plain']), **facts}
-    files.write_text(stem.with_suffix('.json'), json.dumps(summary, indent=1) + '\n')
-    columns = [('paper', paper_scores.SEGMENTATION.get((network, split), {}), None)]
-    columns += [(name, summary[key], summary[key]['ci95']) for name, key in
-                (('with TTA', 'with TTA'), ('without TTA', 'without TTA')) if summary[key]]
-    _print_heading(summary)
-    _print_table(metrics.SEGMENTATION, columns)
-    print(f'written: {stem}.csv, {stem}.json')
-    return summary
+    kinds = {'with TTA': scoring.summary(scores['tta']) if 'tta' in scores else None,
+             'without TTA': scoring.summary(scores['plain'])}
+    rows = [(name, *(f'{value:.6f}' for value in row)) for name, row in zip(names, chosen, strict=True)]
+    return _report(layout, network, split, [('image_id', *metrics.SEGMENTATION), *rows],
+                   (kinds['with TTA'] or kinds['without TTA']) | kinds | facts, metrics.SEGMENTATION,
+                   paper_scores.SEGMENTATION.get((network, split), {}),
+                   {kind: summary for kind, summary in kinds.items() if summary})
 
 
 def report_classification(layout, split, names, results, labels, facts):
@@ -178,55 +153,52 @@ def report_classification(layout, split, names, results, labels, facts):
 
     results : {'9-crop': (N, 3) probabilities, '1-crop': (N, 3)}; labels : (N,) class numbers
     """
-    stem = layout.results / f'MaskCN_{split}'
-    files.remove_abandoned(layout.results)
-    chosen = results['9-crop']
-    rows = [(name, *(f'{value:.8f}' for value in row)) for name, row in zip(names, chosen, strict=True)]
-    files.write_csv(stem.with_suffix('.csv'), [('image_id', *CLASSES), *rows])
-    files.write_csv(layout.results / f'MaskCN_{split}_challenge.csv', [
-        ('image', 'melanoma', 'seborrheic_keratosis'), *((row[0], *row[2:]) for row in rows)])
+    rows = [(name, *(f'{value:.8f}' for value in row))
+            for name, row in zip(names, results['9-crop'], strict=True)]
+    challenge = layout.results / f'MaskCN_{split}_challenge.csv'
+    files.write_csv(challenge, [('image', 'melanoma', 'seborrheic_keratosis'),
+                                *((row[0], *row[2:]) for row in rows)])
     scored = {kind: {**metrics.classification_scores(p, labels, TASKS),
                      'ci95': bootstrap.intervals_of_areas(p, labels, TASKS)} for kind, p in results.items()}
-    summary = {'network': 'MaskCN', 'split': split, 'n': len(names), **scored['9-crop'], **scored, **facts}
-    files.write_text(stem.with_suffix('.json'), json.dumps(summary, indent=1) + '\n')
-    _print_heading(summary)
-    rows = [f'{task} {name}' for task in TASKS for name in metrics.CLASSIFICATION] + ['mean AUC']
+    flat = {kind: {f'{task} {name}': scores[task][name] for task in TASKS for name in metrics.CLASSIFICATION}
+            | {'mean AUC': scores['mean AUC'], 'ci95': scores['ci95']} for kind, scores in scored.items()}
     printed = paper_scores.CLASSIFICATION.get(split, {})
-    columns = [('paper', {f'{task} AUC': printed.get(task) for task in TASKS}
-                | {'mean AUC': printed.get('mean AUC')}, None)]
-    columns += [(kind, _flat(scored[kind]), scored[kind]['ci95']) for kind in results]
-    _print_table(rows, columns)
+    paper = {name if name == 'mean AUC' else f'{name} AUC': area for name, area in printed.items()}
+    summary = _report(layout, 'MaskCN', split, [('image_id', *CLASSES), *rows],
+                      {**scored['9-crop'], **scored, **facts},
+                      [name for name in flat['9-crop'] if name != 'ci95'], paper, flat, f', {challenge}')
     absent = [task for task in TASKS if scored['9-crop'][task]['AUC'] is None]
     if absent:
         print(f'AUC and AP of {" and ".join(absent)} are undefined: the split holds one class only')
-    print(f'written: {stem}.csv, {stem}.json, {stem}_challenge.csv')
     return summary
 
 
-def _flat(scores):
-    flat = {f'{task} {name}': scores[task][name] for task in TASKS
-            for name in metrics.CLASSIFICATION}
-    return {**flat, 'mean AUC': scores['mean AUC']}
+def _report(layout, network, split, rows, content, shown, paper, kinds, more=''):
+    """Write results/<network>_<split>.{csv,json} and print the scores `shown`; returns the json's content.
 
+    rows : of the csv, the header first; content : of the json; paper : {score: percent}
+    kinds : {column title: {score: fraction, ..., 'ci95': {score: [low, high]}}}; more : files written besides
+    """
+    stem = layout.results / f'{network}_{split}'
+    files.remove_abandoned(layout.results)
+    files.write_csv(stem.with_suffix('.csv'), rows)
+    summary = {'network': network, 'split': split, 'n': len(rows) - 1, **content}
+    files.write_text(stem.with_suffix('.json'), json.dumps(summary, indent=1) + '\n')
 
-def _print_heading(summary):
-    print(f'\n{summary["network"]} on {summary["split"]} (n = {summary["n"]}, recipe '
-          f'{summary.get("recipe", "unknown")}), percent [95 % interval]')
+    def cell(scores, name):
+        if scores[name] is None:
+            return '-'
+        low, high = scores['ci95'].get(name) or (None, None)
+        bounds = '' if low is None else f' [{100 * low:.1f}, {100 * high:.1f}]'
+        return f'{100 * scores[name]:.1f}{bounds}'
 
-
-def _print_table(rows, columns):
-    """columns : [(title, {row: value}, {row: [low, high]} or None)]; the paper's are percent already."""
-    width = max(map(len, rows)) + 2
-    print(' ' * width + ''.join(title.rjust(22) for title, _, _ in columns))
-    for row in rows:
-        cells = []
-        for title, values, bounds in columns:
-            value, scale = values.get(row), 1 if title == 'paper' else 100
-            cell = '-' if value is None else f'{scale * value:.1f}'
-            if value is not None and bounds and bounds.get(row):
-                cell += f' [{100 * bounds[row][0]:.1f}, {100 * bounds[row][1]:.1f}]'
-            cells.append(cell.rjust(22))
-        print(row.ljust(width) + ''.join(cells))
+    print(f'\n{network} on {split} (n = {summary["n"]}, recipe {summary.get("recipe", "unknown")}), '
+          'percent [95 % interval]')
+    print(tabulate([[name, paper.get(name, '-'), *(cell(scores, name) for scores in kinds.values())]
+                    for name in shown], ['', 'paper', *kinds], 'plain', disable_numparse=True,
+                   colalign=('left', *['right'] * (1 + len(kinds)))))
+    print(f'written: {stem}.csv, {stem}.json{more}')
+    return summary
 
 
 def provenance(cfg, weight_paths, data_fingerprint):
@@ -237,5 +209,5 @@ def provenance(cfg, weight_paths, data_fingerprint):
     trained = {path.stem: checkpoints.read_config(path) for path in weight_paths}
     recipes = {name: config.get('settings', {}).get('RECIPE', 'unknown') for name, config in trained.items()}
     return {'recipe': recipes[weight_paths[0].stem], 'settings': vars(cfg), 'data': data_fingerprint,
-            'weights': {path.stem: checkpoints.fingerprint(path) for path in weight_paths},
+            'weights': {path.stem: files.fingerprint(path) for path in weight_paths},
             'started from': {name: config.get('start') for name, config in trained.items()}}

@@ -27,26 +27,39 @@ VIEWS = (
 )
 
 
-class Classifier:
-    """Mask-CN ready to use; `uses_masks` says whether it reads coarse masks, 4 channels, or RGB alone.
+class Trained:
+    """A network ready to use; what Classifier and Segmenter share.
 
-    network : Xception_dilation; scaling : of its RGB input; precision : 'bf16', 'fp16' or 'fp32'
-    cam_relu : drop the negative evidence from localisation maps
+    network : nn.Module; scaling : of its RGB input; precision : 'bf16', 'fp16' or 'fp32'
     """
 
-    def __init__(self, network, scaling, precision, cam_relu=False):
-        self.network = network.eval()
-        self.scaling, self.precision, self.cam_relu = scaling, precision, cam_relu
-        self.uses_masks = network.conv1.in_channels == 4
+    def __init__(self, network, scaling, precision):
+        self.network, self.scaling, self.precision = network.eval(), scaling, precision
 
     @property
     def device(self):
         """Where the network lies."""
-        return self.network.cls.weight.device
+        return next(self.network.parameters()).device
 
     def folded(self):
-        """The same with a copy of the network whose batch norms are folded: faster over many pictures."""
-        return Classifier(_folded(self.network, self.precision), self.scaling, self.precision, self.cam_relu)
+        """The same with a copy of the network whose batch norms are folded: faster over many pictures.
+
+        The network itself may be trained on; a segmenter's classifier stays as it is.
+        """
+        other = copy.copy(self)
+        other.network = for_inference(copy.deepcopy(self.network), self.precision)
+        return other
+
+
+class Classifier(Trained):
+    """Mask-CN ready to use; `uses_masks` says whether it reads coarse masks, 4 channels, or RGB alone.
+
+    network : Xception_dilation; cam_relu : drop the negative evidence from localisation maps
+    """
+
+    def __init__(self, network, scaling, precision, cam_relu=False):
+        super().__init__(network, scaling, precision)
+        self.cam_relu, self.uses_masks = cam_relu, network.conv1.in_channels == 4
 
     @torch.no_grad()
     def __call__(self, images, coarse):
@@ -70,25 +83,16 @@ class Classifier:
             return features, self.network.classify(features).float()
 
 
-class Segmenter:
+class Segmenter(Trained):
     """Coarse-SN, or enhanced-SN together with the mask-CN that draws its localisation maps.
 
-    network : deeplabv3plus, or deeplabv3plus_en or _d with a classifier; scaling : of its input
-    precision : see Classifier; classifier : Classifier, None for a network that takes no maps
+    network : deeplabv3plus, or deeplabv3plus_en or _d with a classifier
+    classifier : Classifier, None for a network that takes no maps
     """
 
     def __init__(self, network, scaling, precision, classifier=None):
-        self.network = network.eval()
-        self.scaling, self.precision, self.classifier = scaling, precision, classifier
-
-    @property
-    def device(self):
-        """Where the network lies."""
-        return next(self.network.parameters()).device
-
-    def folded(self):
-        """See Classifier.folded; the classifier stays as it is."""
-        return Segmenter(_folded(self.network, self.precision), self.scaling, self.precision, self.classifier)
+        super().__init__(network, scaling, precision)
+        self.classifier = classifier
 
     @torch.no_grad()
     def __call__(self, images, coarse=None):
@@ -105,11 +109,6 @@ class Segmenter:
         masks = None if coarse is None else torch.cat([forward(coarse) for forward, _ in VIEWS])
         logits = self(seen, masks).unflatten(0, (len(VIEWS), len(images)))
         return torch.stack([back(logit) for (_, back), logit in zip(VIEWS, logits, strict=True)])
-
-
-def _folded(network, precision):
-    """An evaluation copy; the network itself may be trained on."""
-    return for_inference(copy.deepcopy(network), precision)
 
 
 def for_inference(network, precision):

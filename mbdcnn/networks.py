@@ -5,13 +5,13 @@ import numpy as np
 import torch
 
 from dataset.isic import CLASSES
-from engine import checkpoints
+from engine import checkpoints, files, hardware
 from engine.errors import InputError
 from engine.images import resize_rgb
 from mbdcnn.inference import Classifier, Segmenter, for_inference
 from net import weights
 from net.inputs import SCALINGS, to_input
-from net.models import EPSILON, Xception_dilation, deeplabv3plus, deeplabv3plus_d, deeplabv3plus_en
+from net.models import EPSILON, STRIDE, Xception_dilation, deeplabv3plus, deeplabv3plus_d, deeplabv3plus_en
 
 PRETRAINED_SN = ('auto', 'voc', 'xception65', 'xception', 'none')
 PRETRAINED_CN = ('auto', 'xception', 'none')
@@ -27,6 +27,9 @@ STARTS = ('coarse-sn', 'pretrained')   # of enhanced-SN
 # Xception's stem that hardly vary are amplified 3- and 5-fold, and its features change by 4 % in evaluation
 # and by 13 % in training mode (16 pictures at 224 px).
 EPSILONS = {'xception': 1e-3, 'xception65': 1e-3}
+# What the settings may be in a config.json that somebody wrote for weights of the released code.
+WRITTEN_BY_HAND = {'INPUT_SCALING': SCALINGS, 'RELU_SKIP': (False, True), 'TRANSFER': tuple(ENHANCED),
+                   'INPUT_SIZE': range(STRIDE, 1 << 14, STRIDE)}
 
 
 def coarse_for_training(cfg, images):
@@ -37,29 +40,15 @@ def coarse_for_training(cfg, images):
     images : (N, S, S, 3) uint8 training pictures; a transplant sets its batch norms from some
     Returns (network, what it starts from); also prints the latter.
     """
+    unit = cfg.INPUT_SCALING == 'unit'
     network = deeplabv3plus(cfg.NUM_CLASSES, cfg.DROPOUT, epsilon(cfg), getattr(cfg, 'SMALL_START', True))
-    if getattr(cfg, 'INITIAL_WEIGHTS', ''):
-        return network, _fine_tuned('coarse-SN', network, cfg)
-    choice, path = choose_pretrained(cfg.PRETRAINED, _pretrained_files(cfg))
-    if choice == 'voc':
-        _load_pretrained(weights.load_voc, network, path)
-    elif choice == 'xception65':
-        _load_pretrained(weights.load_timm_xception65, network, path, unit=cfg.INPUT_SCALING == 'unit')
-    elif choice == 'xception':
-        _load_pretrained(weights.transplant_xception, network, path,
-                         inputs=_calibration_inputs(images, cfg),
-                         unit=cfg.INPUT_SCALING == 'unit')
-    words = {'voc': 'PASCAL VOC weights', 'xception65': "timm's ImageNet Xception-65 as its encoder",
-             'xception': 'an encoder transplanted from the ImageNet Xception'}
-    return network, _announce('coarse-SN', words.get(choice), path)
-
-
-def _calibration_inputs(images, cfg):
-    """Some training pictures as the network will see them, evenly spread: (n, 3, S, S) float32."""
-    # Two at least: pooled to one cell each, fewer have no variance, which PyTorch refuses.
-    some = np.linspace(0, len(images) - 1, max(2, min(CALIBRATION_IMAGES, len(images)))).astype(int)
-    squares = [resize_rgb(images[number], (cfg.INPUT_SIZE, cfg.INPUT_SIZE)) for number in some]
-    return to_input(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2), cfg.INPUT_SCALING)
+    return network, _start('coarse-SN', network, cfg, {
+        'voc': ('PASCAL VOC weights', weights.load_voc),
+        'xception65': ("timm's ImageNet Xception-65 as its encoder",
+                       lambda *given: weights.load_timm_xception65(*given, unit)),
+        'xception': ('an encoder transplanted from the ImageNet Xception',
+                     lambda *given: weights.transplant_xception(
+                         *given, _calibration_inputs(images, cfg), unit))})
 
 
 def mask_for_training(cfg):
@@ -70,13 +59,9 @@ def mask_for_training(cfg):
     Returns (network, what it starts from); also prints the latter.
     """
     network = Xception_dilation(cfg.INPUT_CHANNEL, cfg.NUM_CLASSES, cfg.RELU_SKIP, epsilon(cfg))
-    if getattr(cfg, 'INITIAL_WEIGHTS', ''):
-        return network, _fine_tuned('mask-CN', network, cfg)
-    choice, path = choose_pretrained(cfg.PRETRAINED, _pretrained_files(cfg))
-    if choice == 'xception':
-        _load_pretrained(weights.load_imagenet_xception, network, path,
-                         exit_flow=cfg.PRETRAINED_EXIT_FLOW)
-    return network, _announce('mask-CN', {'xception': 'the ImageNet Xception'}.get(choice), path)
+    return network, _start('mask-CN', network, cfg, {'xception': (
+        'the ImageNet Xception',
+        lambda *given: weights.load_imagenet_xception(*given, cfg.PRETRAINED_EXIT_FLOW))})
 
 
 def enhanced_for_training(cfg, layout, images):
@@ -91,34 +76,52 @@ def enhanced_for_training(cfg, layout, images):
     if cfg.INITIAL_WEIGHTS:
         return network, _fine_tuned('enhanced-SN', network, cfg)
     path = layout.weights('CoarseSN')
-    if _starts_anew(cfg):
+    if cfg.START == 'pretrained':
         coarse, first = coarse_for_training(cfg, images)
-        state = coarse.state_dict()
+        state, file = coarse.state_dict(), None
     else:
-        state, first = checkpoints.load_state(path, layout.command('train_CoarseSN.py')), 'coarse-SN'
-    as_identity = cfg.TRANSFER == 'e-layer' and cfg.E_LAYER_START == 'identity'
-    load_into, words = {
-        'e-layer': (weights.load_coarse_into_enhanced,
-                    f'{first}, its E-layer {"as the identity" if as_identity else "from random weights"}'),
-        'd-net': (weights.load_coarse_decoder, f"{first}'s decoder, its first layer from random weights"),
-        'mdc': (checkpoints.load_parameters, first),
-        'none': (checkpoints.load_parameters, first)}[cfg.TRANSFER]
-    options = {'inputs': _calibration_inputs(images, cfg)} if as_identity else {}
+        state = checkpoints.load_state(path, layout.command('train_CoarseSN.py'))
+        first, file = 'coarse-SN', path
+    load_into, words, options = checkpoints.load_parameters, first, {}
+    if cfg.TRANSFER == 'd-net':
+        load_into = weights.load_coarse_decoder
+        words = f"{first}'s decoder, its first layer from random weights"
+    elif cfg.TRANSFER == 'e-layer':
+        as_identity = cfg.E_LAYER_START == 'identity'
+        load_into = weights.load_coarse_into_enhanced
+        words = f'{first}, its E-layer {"as the identity" if as_identity else "from random weights"}'
+        options = {'inputs': _calibration_inputs(images, cfg)} if as_identity else {}
     checkpoints.apply(load_into, network, state, path, 'NUM_CLASSES must be that of coarse-SN', **options)
-    return network, _announce('enhanced-SN', words, None if _starts_anew(cfg) else path)
+    return network, _announce('enhanced-SN', words, file)
 
 
-def _starts_anew(cfg):
-    """Whether enhanced-SN starts from the pretrained file, without a coarse-SN."""
-    return getattr(cfg, 'START', 'coarse-sn') == 'pretrained'
+def _start(name, network, cfg, sources):
+    """Load INITIAL_WEIGHTS, or else the file that PRETRAINED names; returns what the network starts from.
+
+    sources : {name in PRETRAINED: (in words, loader)}
+    """
+    if cfg.INITIAL_WEIGHTS:
+        return _fine_tuned(name, network, cfg)
+    choice, path = choose_pretrained(cfg.PRETRAINED, _pretrained_files(cfg))
+    if choice == 'none':
+        return _announce(name, 'random weights (no pretrained file; see models/README.md)')
+    words, load_into = sources[choice]
+    checkpoints.apply(load_into, network, checkpoints.load_state(path, WHERE), path, WHERE)
+    return _announce(name, words, path)
+
+
+def _calibration_inputs(images, cfg):
+    """Some training pictures as the network will see them, evenly spread: (n, 3, S, S) float32."""
+    # Two at least: pooled to one cell each, fewer have no variance, which PyTorch refuses.
+    some = np.linspace(0, len(images) - 1, max(2, min(CALIBRATION_IMAGES, len(images)))).astype(int)
+    squares = [resize_rgb(images[number], (cfg.INPUT_SIZE, cfg.INPUT_SIZE)) for number in some]
+    return to_input(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2), cfg.INPUT_SCALING)
 
 
 def _fine_tuned(name, network, cfg):
     """Load all of INITIAL_WEIGHTS into a network; returns what it starts from, also printed."""
     path = _found(cfg.INITIAL_WEIGHTS)
     remedy = f'INITIAL_WEIGHTS must be weights of {name} with the same constants of the group Network'
-    if not path.is_file():
-        raise InputError('A checkpoint is missing', [f'{cfg.INITIAL_WEIGHTS}: is missing'], remedy)
     state = checkpoints.load_state(path, remedy)
     checkpoints.apply(checkpoints.load_parameters, network, state, path, remedy)
     trained = trained_settings(path)
@@ -129,13 +132,20 @@ def _fine_tuned(name, network, cfg):
     return _announce(name, 'weights to fine-tune', path)
 
 
+def _announce(network, source, path=None):
+    """Print and return what a network starts from; path : of its file, None where `source` says it all."""
+    start = f'{source} ({path.name}, sha256 {files.fingerprint(path)}...)' if path else source
+    print(f'{network} starts from {start}')
+    return start
+
+
 def initial_inputs(cfg, layout=None):
     """What a run takes over from the weights that it starts from, for its record; arguments as `epsilon`.
 
     {'initial_weights': fingerprint of those that it fine-tunes, '' for none, 'bn_eps': epsilon}
     """
     path = cfg.INITIAL_WEIGHTS
-    return {'initial_weights': checkpoints.fingerprint(_found(path)) if path else '',
+    return {'initial_weights': files.fingerprint(_found(path)) if path else '',
             'bn_eps': epsilon(cfg, layout)}
 
 
@@ -144,11 +154,11 @@ def epsilon(cfg, layout=None):
 
     layout : of enhanced-SN's root, which starts from the coarse-SN there; None for the other networks
     """
-    if getattr(cfg, 'BN_EPS', 0):
+    if cfg.BN_EPS:
         return cfg.BN_EPS
-    if getattr(cfg, 'INITIAL_WEIGHTS', ''):
+    if cfg.INITIAL_WEIGHTS:
         return trained_epsilon(_found(cfg.INITIAL_WEIGHTS))
-    if layout is not None and not _starts_anew(cfg):
+    if layout is not None and cfg.START == 'coarse-sn':
         return trained_epsilon(layout.weights('CoarseSN'))
     return EPSILONS.get(choose_pretrained(cfg.PRETRAINED, _pretrained_files(cfg))[0], EPSILON)
 
@@ -178,94 +188,39 @@ def choose_pretrained(choice, files):
     return choice, paths.get(choice)
 
 
-def _load_pretrained(load_into, network, path, **options):
-    checkpoints.apply(load_into, network, checkpoints.load_state(path, WHERE), path, WHERE, **options)
-
-
-def _announce(network, source, path):
-    """Print and return what a network starts from; path : of its file, None where `source` says it all."""
-    if source is None:
-        start = 'random weights (no pretrained file; see models/README.md)'
-    elif path is None:
-        start = source
-    else:
-        start = f'{source} ({path.name}, sha256 {checkpoints.fingerprint(path)}...)'
-    print(f'{network} starts from {start}')
-    return start
+# --- Trained networks, ready to use
 
 
 def load_segmenter(layout, name, device, precision):
-    """A trained 'CoarseSN' or 'EnhancedSN' below a root, ready to use; with mask-CN where it needs maps."""
-    path, make = layout.weights(name), layout.command(f'train_{name}.py')
-    state = checkpoints.load_state(path, make)
-    transfer = trained_transfer(layout) if name == 'EnhancedSN' else 'none'
+    """A trained 'CoarseSN' or 'EnhancedSN' below a root, ready to use; with mask-CN where it needs maps.
+
+    precision : 'bf16', 'fp16', 'fp32', or 'auto'
+    """
+    precision = hardware.choose_precision(precision, device)
+    path, make, state, settings = _trained(layout, name, INPUT_SCALING='unit')
+    transfer = settings.get('TRANSFER', 'e-layer') if name == 'EnhancedSN' else 'none'
     network = ENHANCED[transfer](_rows(state, 'cls_conv.weight', path, (1, 2)), bn_eps=trained_epsilon(path))
     checkpoints.apply(checkpoints.load_parameters, network, state, path, make)
-    settings = trained_settings(path, INPUT_SCALING='unit')
     classifier = None
     if transfer in GUIDED:
         classifier = load_classifier(layout, device, precision, settings.get('CAM_RELU', False))
-    return Segmenter(placed(network, device, precision), _scaling(settings, path), precision, classifier)
+    return Segmenter(placed(network, device, precision), settings['INPUT_SCALING'], precision, classifier)
 
 
 def load_classifier(layout, device, precision, cam_relu=False):
     """The trained mask-CN below a root, ready to use; channels are read from the weights."""
-    path, make = layout.weights('MaskCN'), layout.command('train_MaskCN.py')
-    state = checkpoints.load_state(path, make)
-    settings = trained_settings(path, INPUT_SCALING='symmetric', RELU_SKIP=False)
-    relu_skip = _known('RELU_SKIP', settings['RELU_SKIP'], (False, True), path)
+    precision = hardware.choose_precision(precision, device)
+    path, make, state, settings = _trained(layout, 'MaskCN', INPUT_SCALING='symmetric', RELU_SKIP=False)
     rows = _rows(state, 'cls.weight', path, (len(CLASSES),))
-    network = Xception_dilation(_channels(state), rows, relu_skip, trained_epsilon(path))
+    network = Xception_dilation(_channels(state), rows, settings['RELU_SKIP'], trained_epsilon(path))
     checkpoints.apply(checkpoints.load_parameters, network, state, path, make)
-    return Classifier(placed(network, device, precision), _scaling(settings, path), precision, cam_relu)
+    return Classifier(placed(network, device, precision), settings['INPUT_SCALING'], precision, cam_relu)
 
 
-def maskcn_reads_masks(layout):
-    """Whether the trained mask-CN below a root needs coarse masks; True where there is none yet."""
-    path = layout.weights('MaskCN')
-    return not path.is_file() or _channels(
-        checkpoints.load_state(path, layout.command('train_MaskCN.py'))) == 4
-
-
-def _channels(state):
-    """Mask-CN's input channels, from its weights."""
-    stem = state.get('conv1.weight', torch.empty(0))
-    return 3 if stem.shape[1:2] == (3,) else 4   # `checkpoints.load_parameters` refuses any other
-
-
-def trained_transfer(layout):
-    """How mask-CN's maps reach the trained enhanced-SN below a root: its TRANSFER, 'e-layer' without one."""
-    path = layout.weights('EnhancedSN')
-    transfer = trained_settings(path).get('TRANSFER', 'e-layer')
-    return _known('TRANSFER', transfer, ENHANCED, path)
-
-
-def trained_epsilon(path):
-    """Epsilon of the batch norms that weights were trained with; where there is no record, the release's."""
-    value = checkpoints.read_config(path).get('inputs', {}).get('bn_eps', EPSILON)
-    if type(value) not in (int, float) or not 0 < value < 1:
-        raise InputError('A run folder is damaged', [f'{path.parent / "config.json"}: bn_eps is {value!r}'],
-                         'must be a number between 0 and 1')
-    return value
-
-
-def trained_settings(path, **assumed):
-    """The settings that weights were trained with: config.json beside them over what is assumed.
-
-    Says so where there is no config.json: weights of the released code need one, see models/README.md.
-    """
-    settings = checkpoints.read_config(path).get('settings')
-    if settings is None and assumed:
-        words = ', '.join(f'{name}={value}' for name, value in assumed.items())
-        print(f'{path}: no config.json beside it; assuming {words}')
-    return assumed | (settings or {})
-
-
-def warn_of_other_size(path, side):
-    """Print a line when weights were trained at another input side than they are used at (px)."""
-    trained = trained_settings(path).get('INPUT_SIZE', side)
-    if trained != side:
-        print(f'note: {path} was trained at {trained!r} px and is used at {side} px')
+def _trained(layout, name, **assumed):
+    """(path of the weights, command that makes them, their parameters, the settings of their training)."""
+    path, make = layout.weights(name), layout.command(f'train_{name}.py')
+    return path, make, checkpoints.load_state(path, make), trained_settings(path, **assumed)
 
 
 def placed(network, device, precision):
@@ -284,13 +239,53 @@ def _rows(state, name, path, allowed):
     return rows[0]
 
 
-def _scaling(settings, path):
-    return _known('INPUT_SCALING', settings['INPUT_SCALING'], SCALINGS, path)
+def _channels(state):
+    """Mask-CN's input channels, from its weights."""
+    stem = state.get('conv1.weight', torch.empty(0))
+    return 3 if stem.shape[1:2] == (3,) else 4   # `checkpoints.load_parameters` refuses any other
 
 
-def _known(name, value, allowed, path):
-    """The value of a setting that weights were trained with; InputError when it is not among `allowed`."""
-    if value not in tuple(allowed):
-        raise InputError('A run folder is damaged', [f'{path.parent / "config.json"}: {name} is {value!r}'],
-                         f'must be one of {", ".join(map(str, allowed))}')
-    return value
+def maskcn_reads_masks(layout):
+    """Whether the trained mask-CN below a root needs coarse masks; True where there is none yet."""
+    path = layout.weights('MaskCN')
+    return not path.is_file() or _channels(
+        checkpoints.load_state(path, layout.command('train_MaskCN.py'))) == 4
+
+
+# --- What config.json says of trained weights
+
+
+def trained_settings(path, **assumed):
+    """The settings that weights were trained with: config.json beside them over what is assumed.
+
+    Says so where there is no config.json: weights of the released code need one, see models/README.md.
+    Raises InputError for a value that no network has.
+    """
+    settings = checkpoints.read_config(path).get('settings')
+    if settings is None and assumed:
+        words = ', '.join(f'{name}={value}' for name, value in assumed.items())
+        print(f'{path}: no config.json beside it; assuming {words}')
+    settings = assumed | (settings or {})
+    for name, allowed in WRITTEN_BY_HAND.items():
+        if settings.get(name, allowed[0]) not in allowed:
+            words = ', '.join(map(str, allowed[:4])) + (', ...' if len(allowed) > 4 else '')
+            raise InputError('A run folder is damaged', [
+                f'{path.parent / "config.json"}: {name} is {settings[name]!r}'], f'must be one of {words}')
+    return settings
+
+
+def trained_transfer(layout):
+    """How mask-CN's maps reach the trained enhanced-SN below a root: its TRANSFER, 'e-layer' without one."""
+    return trained_settings(layout.weights('EnhancedSN')).get('TRANSFER', 'e-layer')
+
+
+def trained_epsilon(path):
+    """Epsilon of the batch norms that weights were trained with; where there is no record, the release's."""
+    return checkpoints.read_config(path).get('inputs', {}).get('bn_eps', EPSILON)
+
+
+def warn_of_other_size(path, side):
+    """Print a line when weights were trained at another input side than they are used at (px)."""
+    trained = trained_settings(path).get('INPUT_SIZE', side)
+    if trained != side:
+        print(f'note: {path} was trained at {trained} px and is used at {side} px')

@@ -22,39 +22,29 @@ def segmentation(segmenter, data, device, path):
     segmenter.network.eval()
     probability = torch.sigmoid(segmenter(picture, coarse)).cpu().numpy()
     cams = None if segmenter.classifier is None else segmenter.classifier(picture, coarse)[1].cpu().numpy()
-    rows = []
-    for row, number in enumerate(chosen):
-        image, truth = data.images[number], data.masks[number]
-        guides = [] if data.coarse is None else [data.coarse[number]]
-        guides += [] if cams is None else [cams[row, 0]]
-        found = probability[row] > 0.5
-        score = metrics.segmentation_scores(metrics.confusion(found, truth > 0))[0, 0]
-        rows.append((f'{data.names[number]}\nJA {100 * score:.0f}',
-                     [image, truth, *guides, probability[row], figures.outlined(image, truth, found)]))
-    figures.panel(rows, ['image', 'truth', *_guides(data.coarse, segmenter), 'lesion probability',
-                         'truth, prediction'], path)
-
-
-def _guides(coarse, segmenter):
-    """Titles of what guides a segmentation network: the coarse mask and mask-CN's map, where used."""
-    return ([] if coarse is None else ['coarse mask']) + ([] if segmenter.classifier is None else ['CAM'])
+    pictures, truths, found = data.images[chosen], data.masks[chosen], probability > 0.5
+    scores = metrics.segmentation_scores(list(map(metrics.confusion, found, truths > 0)))[:, 0]
+    _draw([f'{data.names[number]}\nJA {100 * score:.0f}'
+           for number, score in zip(chosen, scores, strict=True)], {
+        'image': pictures, 'truth': truths,
+        'coarse mask': None if data.coarse is None else data.coarse[chosen],
+        'CAM': None if cams is None else cams[:, 0], 'lesion probability': probability,
+        'truth, prediction': map(figures.outlined, pictures, truths, found)}, path)
 
 
 def classification(classifier, data, device, path):
     """Panel of validation images (whole-image crops): image, coarse mask, CAM, with the probabilities."""
     whole = np.unique(data.owners, return_index=True)[1]   # an image's first crop is the whole image
     chosen = whole[spread(len(whole), VALIDATION_IMAGES)]
-    picture, coarse = place(data.images, data.coarse, device, chosen)
     classifier.network.eval()
-    probabilities, cams = (result.cpu().numpy() for result in classifier(picture, coarse))
-    rows = []
-    for row, number in enumerate(chosen):
-        p = ' '.join(f'{100 * value:.0f}' for value in probabilities[row])
-        masks = [] if data.coarse is None else [data.coarse[number]]
-        rows.append((f'{data.names[data.owners[number]]}\nclass {data.labels[number]}, p {p} %',
-                     [data.images[number], *masks, cams[row, 0]]))
-    masks = [] if data.coarse is None else ['coarse mask']
-    figures.panel(rows, ['image', *masks, 'CAM of its class'], path)
+    probabilities, cams = classifier(*place(data.images, data.coarse, device, chosen))
+    captions = []
+    for number, row in zip(chosen, probabilities.tolist(), strict=True):
+        p = ' '.join(f'{100 * value:.0f}' for value in row)
+        captions.append(f'{data.names[data.owners[number]]}\nclass {data.labels[number]}, p {p} %')
+    _draw(captions, {'image': data.images[chosen],
+                     'coarse mask': None if data.coarse is None else data.coarse[chosen],
+                     'CAM of its class': cams[:, 0].cpu().numpy()}, path)
 
 
 def evaluation_panel(segmenter, pairs, coarse_paths, side, scores, mask_paths, wanted, path):
@@ -64,19 +54,30 @@ def evaluation_panel(segmenter, pairs, coarse_paths, side, scores, mask_paths, w
     side : px, the evaluation's first scale, at which mask-CN drew the map that is shown
     scores : (N, 5), the caption's JA; mask_paths : predicted masks; wanted : number of rows
     """
-    rows, chosen = [], spread(len(pairs), wanted)
-    coarse = None if coarse_paths is None else [coarse_paths[number] for number in chosen]
-    maps = None if segmenter.classifier is None else maps_of_files(
-        segmenter.classifier, [pairs[number][0] for number in chosen], coarse, side)
-    for row, number in enumerate(chosen):
-        (image_path, truth_path), (width, height) = pairs[number], images.image_size(pairs[number][0])
-        masks = truth_path, *([] if coarse is None else [coarse[row]]), mask_paths[number]
-        image, (truth, *guides, found) = shown(image_path, masks)
-        guides += [] if maps is None else [stretched(maps[row], image)]
-        rows.append((f'{image_path.stem}\n{width}x{height}  JA {100 * scores[number, 0]:.0f}',
-                     [image, truth, *guides, found, figures.outlined(image, truth, found)]))
-    figures.panel(rows, ['image', 'truth', *_guides(coarse_paths, segmenter), 'found mask', 'truth, found'],
-                  path)
+    chosen = spread(len(pairs), wanted)
+    paths, coarse = [pairs[number][0] for number in chosen], None
+    masks = [[pairs[number][1], mask_paths[number]] for number in chosen]
+    if coarse_paths is not None:
+        coarse = [coarse_paths[number] for number in chosen]
+        masks = [[*row, path] for row, path in zip(masks, coarse, strict=True)]
+    read = list(map(shown, paths, masks))
+    pictures = [picture for picture, _ in read]
+    truths, found, *guide = zip(*(masks for _, masks in read), strict=True)
+    maps = None
+    if segmenter.classifier is not None:
+        maps = map(stretched, maps_of_files(segmenter.classifier, paths, coarse, side), pictures)
+    captions = [f'{pairs[number][0].stem}\n{"x".join(map(str, images.image_size(pairs[number][0])))}  '
+                f'JA {100 * scores[number, 0]:.0f}' for number in chosen]
+    _draw(captions, {
+        'image': pictures, 'truth': truths, 'coarse mask': guide[0] if guide else None, 'CAM': maps,
+        'found mask': found, 'truth, found': map(figures.outlined, pictures, truths, found)}, path)
+
+
+def _draw(captions, columns, path):
+    """columns : {title: a picture for each caption, or None for no such column}"""
+    columns = {title: pictures for title, pictures in columns.items() if pictures is not None}
+    rows = zip(captions, zip(*columns.values(), strict=True), strict=True)
+    figures.panel(list(rows), list(columns), path)
 
 
 def shown(image_path, mask_paths, side=SIDE):

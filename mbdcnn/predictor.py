@@ -18,10 +18,10 @@ from PIL import Image
 from dataset import crops, extraction
 from dataset.isic import CLASSES
 from dataset.layout import Layout
-from engine import checkpoints, hardware, images
+from engine import files, hardware, images
 from engine.errors import InputError
 from mbdcnn import coarse_masks, networks
-from mbdcnn.inference import VIEWS, draw_coarse, enlarged_sum, mask_of, place, segment, squashed
+from mbdcnn.inference import draw_coarse, enlarged_sum, mask_of, place, segment, squashed
 from net.models import STRIDE
 
 NETWORKS = 'CoarseSN', 'MaskCN', 'EnhancedSN'   # in the order of their training
@@ -29,8 +29,6 @@ INPUT_SIZE = 224          # px, of networks without a config.json (the released 
 SCALES = 1, 8 / 7, 9 / 7  # of enhanced-SN's input side: 224, 256, 288 (released code)
 PREVIEW = 1024            # px, long side of the picture that a result keeps
 BATCH_SIZE = 8            # pictures or crops at a time, each in all views
-LARGEST = 10**5           # px, of sides in records; a damaged one must not fill the memory
-DAMAGED = 'restore the file, or train again'
 DEEP_GREY = ('I;16', 'I;16B', 'I;16L', 'I;16N')   # Pillow clips these to 8 bits instead of scaling
 
 
@@ -111,7 +109,7 @@ class MBDCNN:
 
     coarse, enhanced : mbdcnn.inference.Segmenter; device : torch.device
     classifier : mbdcnn.inference.Classifier; default: the one that draws enhanced-SN's maps
-    sides : {'CoarseSN': px, 'MaskCN': px, 'EnhancedSN': px}, input sides; coarse-SN's is that of step 3
+    sides : {'CoarseSN': px, 'MaskCN': px, 'EnhancedSN': px}, input sides; coarse-SN's is that of stage 3
     coarse_tta : stage 3 drew its masks from six views
     """
 
@@ -136,15 +134,16 @@ class MBDCNN:
         layout = Layout(Path(folder).parent)
         layout.models = Path(folder)
         _require_weights(layout)
-        sides = {name: _trained_side(layout.weights(name)) for name in NETWORKS}
-        sides['CoarseSN'], coarse_views = _drawing(layout)
+        sides = {name: networks.trained_settings(layout.weights(name)).get('INPUT_SIZE', INPUT_SIZE)
+                 for name in NETWORKS}
+        made = _drawing(layout)
+        sides['CoarseSN'] = made.get('input_size', sides['CoarseSN'])
         device = hardware.choose_device(device)
-        precision = hardware.choose_precision(precision, device)
         coarse, enhanced = (networks.load_segmenter(layout, name, device, precision)
                             for name in ('CoarseSN', 'EnhancedSN'))
         # An enhanced-SN that takes no maps (TRANSFER mdc, none) comes without the classifier.
         classifier = enhanced.classifier or networks.load_classifier(layout, device, precision)
-        return cls(coarse, enhanced, sides, device, coarse_views > 1, classifier)
+        return cls(coarse, enhanced, sides, device, made.get('views') != 1, classifier)
 
     def __call__(self, image, tta=True):
         """Prediction for one picture; see `prepare` for what it may be, and `predict` for tta."""
@@ -273,39 +272,24 @@ def _require_weights(layout):
 
 
 def _drawing(layout):
-    """How the coarse masks were drawn that the later networks were trained on: (side in px, views).
+    """How the coarse masks were drawn that the later networks were trained on, see coarse_masks.require.
 
-    Raises InputError when it was with another coarse-SN than the present one, or when the networks
-    otherwise do not belong together. Weights without a record (the released code's) pass.
+    {} where no network has a record (the released code's weights). Raises InputError when it was with
+    another coarse-SN than the present one, or when the networks otherwise do not belong together.
     """
-    weights = layout.weights('CoarseSN')
-    present = checkpoints.fingerprint(weights)
     records = [coarse_masks.read_config(layout.weights(name)).get('inputs', {}).get('coarse_masks')
                for name in NETWORKS[1:]]
-    made = next(filter(None, records), {'coarse_sn': present, 'input_size': _trained_side(weights),
-                                        'views': len(VIEWS)})
+    made = next(filter(None, records), {})
     coarse_masks.require_chain(layout, NETWORKS[1:], made)
-    maker, side, views = (made.get(name) if isinstance(made, dict) else None
-                          for name in ('coarse_sn', 'input_size', 'views'))
-    if not all(type(number) is int and 0 < number < LARGEST for number in (side, views)):
-        raise InputError('A run folder is damaged', [
-            f'{layout.models}: a config.json has coarse_masks = {made!r}'], DAMAGED)
-    if maker != present:
+    weights = layout.weights('CoarseSN')
+    present = files.fingerprint(weights)
+    if made.get('coarse_sn', present) != present:
         raise InputError('The networks do not belong together',
-                         [f'{layout.weights("MaskCN")}: was trained on masks of another coarse-SN ({maker}) '
-                          f'than {weights} ({present})'],
+                         [f'{layout.weights("MaskCN")}: was trained on masks of another coarse-SN '
+                          f'({made["coarse_sn"]}) than {weights} ({present})'],
                          f'{layout.command(coarse_masks.SCRIPT)}, then '
                          f'{layout.command("train_MaskCN.py", "--RESUME=False")} and enhanced-SN likewise')
-    return side, views
-
-
-def _trained_side(path):
-    """The input side in px that a network was trained at, from the config.json beside its weights."""
-    side = networks.trained_settings(path).get('INPUT_SIZE', INPUT_SIZE)
-    if type(side) is not int or side <= 0 or side % STRIDE:
-        raise InputError('A run folder is damaged', [
-            f'{path.parent / "config.json"}: INPUT_SIZE is {side!r}, no multiple of {STRIDE}'], DAMAGED)
-    return side
+    return made
 
 
 # --- Pictures

@@ -1,13 +1,15 @@
-"""What the constants of the stages' scripts may be, and the samples that they ask for."""
+"""What the training scripts share: what their constants may be, their samples, steps and run folders."""
 from dataset.isic import CLASSES
 from engine import hardware
 from engine.augment import INTERPOLATIONS, Ranges
 from engine.errors import InputError
+from engine.run_folder import Run
 from engine.samples import Pictures
-from mbdcnn import networks
+from mbdcnn import coarse_masks, networks
 from net.inputs import SCALINGS
 from net.models import STRIDE
 
+BEFORE = {'E_LAYER_START': 'random', 'bn_eps': 1e-5}   # of runs without record, where that is no file top's
 MACHINE_CHOICES = {'DEVICE': hardware.DEVICES, 'AMP': hardware.PRECISIONS}
 TRAINING_CHOICES = MACHINE_CHOICES | {'PICTURES_ON': ('auto', 'device', 'host'),
                                       'COMPILE': ('off', *hardware.COMPILATIONS)}
@@ -63,6 +65,24 @@ def pictures(cfg, images, planes, labels=None):
     return Pictures(images, planes, labels, cfg.INPUT_SIZE, ranges, cfg.AFFINE_FILTER, cfg.SEED)
 
 
-def steps_in_epoch(cfg, count):
-    """Optimiser steps that see as many samples as there are pictures, at least one."""
-    return max(1, round(count / cfg.BATCH_SIZE))
+def steps(cfg, count):
+    """(Steps of EPOCH epochs, steps between validations); an epoch sees as many samples as pictures."""
+    epoch = max(1, round(count / cfg.BATCH_SIZE))
+    return cfg.EPOCH * epoch, cfg.VALIDATE_EVERY * epoch
+
+
+def open_run(layout, network, cfg, process, train, validation, start, inputs=None):
+    """The Run of 'CoarseSN', 'MaskCN' or 'EnhancedSN' below a root, which records all that it reads.
+
+    train, validation : what dataset.splits loads; start : what the network starts from, in words
+    inputs : fingerprints of what earlier stages made
+    """
+    first = networks.initial_inputs(cfg, layout if network == 'EnhancedSN' else None)
+    inputs = {**(inputs or {}), 'training': train.fingerprint, 'validation': validation.fingerprint, **first}
+    return Run(layout.run(network), network, cfg, inputs, start, process, read_config=read_config)
+
+
+def read_config(path):
+    """The config.json beside a path, whichever version wrote it, and what runs did before they said so."""
+    config = coarse_masks.read_config(path)
+    return config | {part: BEFORE | config[part] for part in ('settings', 'inputs') if config.get(part)}

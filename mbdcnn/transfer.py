@@ -12,7 +12,7 @@ from mbdcnn.inference import place
 
 
 def require(layout, transfer, folders, names=('MaskCN',)):
-    """Check what a network with this TRANSFER reads of earlier steps; {} where it reads no maps.
+    """Check what a network with this TRANSFER reads of earlier stages; {} where it reads no maps.
 
     folders : of the coarse masks; they are left alone when mask-CN sees RGB alone (Table VI, B)
     names : of the networks that must belong together, see coarse_masks.require_chain
@@ -33,9 +33,8 @@ def with_proxies(train, layout, cfg, inputs, process):
     """
     with hardware.main_first(process):
         unmasked = splits.unmasked(layout, train.names, cfg.INPUT_SIZE, cfg.CACHE_SIZE,
-                                    'coarse_masks' in inputs)
-    classifier = networks.load_classifier(layout, process.device,
-                                          hardware.choose_precision(cfg.AMP, process.device), cfg.CAM_RELU)
+                                   'coarse_masks' in inputs)
+    classifier = networks.load_classifier(layout, process.device, cfg.AMP, cfg.CAM_RELU)
     masks = proxy_masks(classifier, unmasked, cfg.CACHE_SIZE, cfg.PROXY_THRESHOLD, cfg.BATCH_SIZE, process)
     if process.main:
         print(f'{len(masks)} proxy masks beside {len(train.masks)} real ones; mean area '

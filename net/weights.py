@@ -78,7 +78,7 @@ def load_imagenet_xception(network, state, exit_flow=True):
     if not exit_flow:
         random = sorted({target.partition('.')[0] + '.' for target in EXIT_FLOW.values()})
         missing, ignored = missing + random, ignored + random
-    load_parameters(network, _with_counters(network, state), missing=missing, ignored=ignored)
+    load_parameters(network, state, missing=missing, ignored=ignored)
 
 
 def _maskcn_name(name):
@@ -86,14 +86,6 @@ def _maskcn_name(name):
         if name.startswith(source + '.'):
             return target + name[len(source):]
     return name
-
-
-def _with_counters(network, state):
-    """Add `num_batches_tracked` = 0 where an older file has none."""
-    counters = {name: tensor for name, tensor in network.state_dict().items()
-                if name.endswith('num_batches_tracked')
-                and name.removesuffix('num_batches_tracked') + 'running_mean' in state}
-    return {**{name: torch.zeros_like(tensor) for name, tensor in counters.items()}, **state}
 
 
 def load_timm_xception65(network, state, unit=True):
@@ -109,7 +101,7 @@ def load_timm_xception65(network, state, unit=True):
     16 timm dilates the last three separable convolutions by 2, ours do not; and with `unit` the
     stem pads x with zeros, so black, where timm pads 2x - 1 with zeros, so grey.
     """
-    load_parameters(network, _with_counters(network, encoder_from_timm(state)), missing=AFTER_ENCODER)
+    load_parameters(network, encoder_from_timm(state), missing=AFTER_ENCODER)
     for norm in _norms(network.backbone):   # what the network's own epsilon adds need not be in the variance
         norm.running_var.add_(EPSILON - norm.eps).clamp_(min=0)
     if unit:
@@ -163,56 +155,43 @@ def transplant_xception(network, state, inputs, unit=True):
     Raises ValueError when the file lacks a needed tensor.
     """
     source = {name: tensor.float() for name, tensor in strip_prefixes(state).items()}
-    encoder = network.backbone
-    identities = []   # batch norms that must become the identity
+    encoder, layers = network.backbone, _transplanted_layers()
     try:
-        _copy_stem(encoder, source, unit)
-        for number, sepconv, place, norm in _transplanted_sepconvs():
-            target = getattr(encoder, number)
-            target = getattr(target, sepconv) if sepconv else target
-            _copy(target.depthwise, source, f'{place}.conv1')
-            _copy(target.pointwise, source, f'{place}.pointwise')
-            _copy(target.bn2, source, norm)
-            identities.append(target.bn1)
-        for number, place in (('block1', 'block1'), ('block2', 'block2'), ('block3', 'block3'),
-                              ('block20', 'block12')):
-            _copy(getattr(encoder, number).skip, source, f'{place}.skip')
-            _copy(getattr(encoder, number).skipbn, source, f'{place}.skipbn')
+        for ours, theirs in layers.items():
+            _copy(encoder.get_submodule(ours), source, theirs)
     except KeyError as error:
         raise ValueError(f'{error.args[0]} is missing: not an ImageNet Xception') from None
+    if unit:
+        _read_unit_inputs(encoder)
     for number in range(12, 20):
-        last = getattr(encoder, f'block{number}').sepconv3.bn2
+        last = encoder.get_submodule(f'block{number}.sepconv3.bn2')
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
+    identities = [name.replace('depthwise', 'bn1') for name in layers if name.endswith('depthwise')]
     for place in WITHOUT_SOURCE:
         layer = encoder.get_submodule(place)
         nn.init.dirac_(layer.depthwise.weight, groups=layer.depthwise.groups)
         nn.init.dirac_(layer.pointwise.weight)
-        identities += [layer.bn1, layer.bn2]
-    _calibrate(encoder, identities, inputs)
+        identities += [f'{place}.bn1', f'{place}.bn2']
+    _calibrate(encoder, [encoder.get_submodule(name) for name in identities], inputs)
 
 
-def _transplanted_sepconvs():
-    """(our block, our sepconv, source convolution, source batch norm) of each copied layer."""
-    rows = []
-    for number in (1, 2, 3):
-        first = 0 if number == 1 else 1   # the source's block1 has no leading ReLU
-        rows += [(f'block{number}', f'sepconv{k + 1}', f'block{number}.rep.{first + 3 * k}',
-                  f'block{number}.rep.{first + 3 * k + 1}') for k in (0, 1)]
-    for number in range(4, 20):
-        origin = number if number < 12 else number - 8
-        rows += [(f'block{number}', f'sepconv{k + 1}', f'block{origin}.rep.{1 + 3 * k}',
-                  f'block{origin}.rep.{2 + 3 * k}') for k in (0, 1, 2)]
-    rows += [('block20', f'sepconv{k + 1}', f'block12.rep.{1 + 3 * k}', f'block12.rep.{2 + 3 * k}')
-             for k in (0, 1)]
-    return rows + [('conv3', '', 'conv3', 'bn3'), ('conv5', '', 'conv4', 'bn4')]
-
-
-def _copy_stem(encoder, source, unit):
-    for name in ('conv1', 'bn1', 'conv2', 'bn2'):
-        _copy(getattr(encoder, name), source, name)
-    if unit:
-        _read_unit_inputs(encoder)
+def _transplanted_layers():
+    """{our layer: the source's layer} of all that is copied."""
+    layers = {name: name for name in ('conv1', 'bn1', 'conv2', 'bn2')}
+    sepconvs = {'conv3': ('conv3', 'bn3'), 'conv5': ('conv4', 'bn4')}   # ours: convolution, batch norm
+    for number in range(1, 21):
+        origin = number if number < 12 else 12 if number == 20 else number - 8
+        for k in range(3 if 4 <= number < 20 else 2):
+            place = 3 * k + (number > 1)   # the source's block1 has no leading ReLU
+            sepconvs[f'block{number}.sepconv{k + 1}'] = (f'block{origin}.rep.{place}',
+                                                         f'block{origin}.rep.{place + 1}')
+        if number in (1, 2, 3, 20):
+            layers |= {f'block{number}.{part}': f'block{origin}.{part}' for part in ('skip', 'skipbn')}
+    for ours, (convolution, norm) in sepconvs.items():
+        layers |= {f'{ours}.depthwise': f'{convolution}.conv1', f'{ours}.bn2': norm,
+                   f'{ours}.pointwise': f'{convolution}.pointwise'}
+    return layers
 
 
 def _read_unit_inputs(encoder):

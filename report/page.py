@@ -131,7 +131,7 @@ def _labels(path, names, faults):
 
 def _outdated(layout, evaluations):
     """Lines about evaluations of weights that are no longer those in models/."""
-    current = {network: checkpoints.fingerprint(layout.weights(network))
+    current = {network: files.fingerprint(layout.weights(network))
                for network in NETWORKS if layout.weights(network).is_file()}
     return [f'{network} on {split} was evaluated with other weights of {part} than those now in models/.'
             for (network, split), item in evaluations.items()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dataset import crops, folds, isic, splits
 from dataset.layout import SPLITS, Layout
-from engine import cache, checkpoints, images
+from engine import cache, checkpoints, files, images
 from engine.errors import InputError
 from generate_Coarse_mask import list_tasks
 from mbdcnn import coarse_masks, networks
@@ -230,10 +230,10 @@ def test_other_masks_are_drawn_by_the_usual_network_and_all_are_recorded_alike(c
             other = [name for name in names if (folder / name).read_bytes() != (theirs / name).read_bytes()]
             held = {isic.image_id_of(folder / name) for name in other}   # images that a fold network drew
             assert held <= fold.keys() and bool(held) == (split == 'Training')
-    fingerprints = [checkpoints.fingerprint(crossed.layout.fold(number).weights('CoarseSN'))
+    fingerprints = [files.fingerprint(crossed.layout.fold(number).weights('CoarseSN'))
                     for number in (1, 2)]
     for record in records.values():
-        assert record['facts'] == {'coarse_sn': checkpoints.fingerprint(chain.layout.weights('CoarseSN')),
+        assert record['facts'] == {'coarse_sn': files.fingerprint(chain.layout.weights('CoarseSN')),
                                    'input_size': 32, 'views': 6, 'fold_networks': ','.join(fingerprints)}
         assert record['complete'] and record['settings']['CROSS_FIT'] == K
     assert 'Training_MaskCN: ' in crossed.outputs['drawn']   # the extra images, which are in no fold

@@ -16,7 +16,7 @@ from PIL import Image
 import reproduce_tables
 from dataset import extraction, fetch, folds, isic, make_demo_data, splits
 from dataset.layout import Layout
-from engine import bootstrap, checkpoints, run_folder, settings
+from engine import bootstrap, checkpoints, files, run_folder, settings
 from experiments import inputs
 from experiments.run_store import RECORD, RunStore
 from mbdcnn import coarse_masks, evaluation, networks, predictor
@@ -90,7 +90,7 @@ def root(tmp_path_factory):
     masks = layout.coarse_for_segmentation('Training')
     for folder, network in NETWORKS.items():
         write(layout.models / folder / f'{network}.pth', folder.encode())
-    facts = {'coarse_sn': checkpoints.fingerprint(layout.weights('CoarseSN')), 'input_size': 16, 'views': 6,
+    facts = {'coarse_sn': files.fingerprint(layout.weights('CoarseSN')), 'input_size': 16, 'views': 6,
              coarse_masks.FOLDS: 'ab,cd'}
     for split in ('Training', 'Validation'):
         for kind, folder in (('seg', layout.coarse_for_segmentation(split)),
@@ -106,7 +106,7 @@ def root(tmp_path_factory):
         part = folds.without(data, 2, number, 0).fingerprint if number in (1, 2) else data.fingerprint
         seen = {'training': part, 'validation': validation,
                 'coarse_masks': coarse_masks.require(layout, [masks]),
-                  'mask_cn': checkpoints.fingerprint(layout.weights('MaskCN'))}
+                  'mask_cn': files.fingerprint(layout.weights('MaskCN'))}
         write_json(layout.models / folder / 'config.json', {
             'network': network, 'settings': CONFIG | ({} if number in (1, 2) else {'CROSS_FIT': 0}),
             'inputs': seen, 'start': 'random weights',
@@ -122,12 +122,19 @@ def root(tmp_path_factory):
     return layout
 
 
+def broken(path, data):
+    """The file as an interrupted copy or a damaged disk leaves it."""
+    good = path.read_bytes()
+    return holding(path, data.draw(st.integers(0, len(good) - 2).map(lambda end: good[:end]) | JUNK))
+
+
 def test_good_records_are_accepted(root, declare):
     for job in map(declare(STEPS).job, ('coarse', 'masks')):
         assert RunStore(root.root).folder(job) == '.'
     fold_of, facts = coarse_masks.cross_fit(root, 2)
     assert len(fold_of) == 6 and facts.keys() == {coarse_masks.FOLDS}
-    assert predictor._drawing(root) == (16, 6) and networks.trained_transfer(root) == 'e-layer'
+    assert (drawn := predictor._drawing(root))['input_size'] == 16 and drawn['views'] == 6
+    assert networks.trained_transfer(root) == 'e-layer'
     assert make_demo_data.read_record(root)['MAX_SIDE'] == 6
     assert fetch.Record(root.data).sha256(root.data / 'a.zip') == 'ab'
     assert len(extraction.segmentation_lines(root, 'Training')) == 6
@@ -140,11 +147,11 @@ def test_spoiled_config_json(root, declare, folder, data):
     weights_path, cfg = path.with_name(f'{NETWORKS[folder]}.pth'), settings.Settings(**CONFIG)
     made = coarse_masks.require(root, [root.coarse_for_segmentation('Training')])
     job = declare(STEPS).job('coarse')
-    with holding(path, data.draw(json_files(json.loads(path.read_bytes())))):
+    with broken(path, data):
         for use in (lambda: checkpoints.read_config(weights_path), lambda: networks.trained_transfer(root),
                     lambda: networks.warn_of_other_size(weights_path, 16),
                     lambda: coarse_masks.cross_fit(root, 2),
-                    lambda: predictor._trained_side(weights_path), lambda: predictor._drawing(root),
+                    lambda: predictor._drawing(root),
                     lambda: coarse_masks.require_chain(root, ('MaskCN', 'EnhancedSN'), made),
                     lambda: evaluation.provenance(cfg, [weights_path], 'x')):
             value, _ = refused(use, root.root)
@@ -157,9 +164,9 @@ def test_spoiled_config_json(root, declare, folder, data):
 def test_spoiled_made_by_json(root, declare, tmp_path, data):
     folder = root.coarse_for_segmentation('Training')
     path, job = folder / coarse_masks.RECORD, declare(STEPS).job('masks')
-    with holding(path, data.draw(json_files(json.loads(path.read_bytes())))):
+    with broken(path, data):
         made, _ = refused(lambda: coarse_masks.require(root, [folder]), folder)
-        assert made is None or made['coarse_sn'] == checkpoints.fingerprint(root.weights('CoarseSN'))
+        assert made is None or made['coarse_sn'] == files.fingerprint(root.weights('CoarseSN'))
         store = RunStore(root.root)
         store._folders[job] = '.'   # as if ROOT itself had drawn them
         assert isinstance(store.identity(job), str)
@@ -204,11 +211,6 @@ def test_spoiled_experiment_json(root, declare, data):
 @fuzz(30)
 @given(st.data())
 def test_broken_records_of_data(root, data):
-    """What an interrupted copy or a damaged disk leaves of them."""
-    def broken(path):
-        good = path.read_bytes()
-        return holding(path, data.draw(st.integers(0, len(good) - 2).map(lambda end: good[:end]) | JUNK))
-
     for path, use in ((root.segmentation('Training') / 'Images' / extraction.RECORD,
                        lambda: extraction.segmentation_lines(root, 'Training')),
                       (root.crops('Training') / extraction.RECORD,
@@ -216,7 +218,7 @@ def test_broken_records_of_data(root, data):
                       (root.data / fetch.RECORD, lambda: fetch.Record(root.data)),
                       (root.data / make_demo_data.RECORD,   # whose pictures are not drawn
                        lambda: make_demo_data.claim(root, {'SEED': 1}))):
-        with broken(path):
+        with broken(path, data):
             assert refused(use, root.root)[1]
     assert len(list((root.originals('Training') / 'Images').iterdir())) == 6
 
@@ -247,7 +249,7 @@ def spoiled_states(draw, good):
     elif part == 'networks':
         state[part] = {'CoarseSN': draw(damaged(dict(state[part]['CoarseSN']), JSON | TENSORS))}
     elif part:
-        state[part] = draw(damaged(dict(state[part]), JSON | TENSORS))
+        del state[part][draw(st.sampled_from(sorted(state[part])))]
     else:
         state = draw(st.one_of(JSON, st.just(state['networks']), st.just({'progress': state['progress']})))
     return saved(state)
@@ -266,7 +268,7 @@ def test_spoiled_run_folders(tmp_path, finished_run, monkeypatch, data):
         lines = good.splitlines()
         spoiled = data.draw(json_files(json.loads(lines[0]))) + b'\n' + lines[1]
     elif name == 'config.json':
-        spoiled = data.draw(json_files(json.loads(good)))
+        spoiled = good[:data.draw(st.integers(0, len(good) - 2))]
     elif name == 'last.pth':
         spoiled = data.draw(spoiled_states(good))
     else:

@@ -11,7 +11,7 @@ import torch
 from dataset import isic, splits
 from dataset.layout import Layout
 from dataset.splits import Classification, Segmentation
-from engine import cache, checkpoints, images, run_folder, trainer
+from engine import cache, checkpoints, files, images, run_folder, trainer
 from engine.errors import InputError
 from engine.run_folder import Run
 from mbdcnn.inference import Classifier
@@ -158,7 +158,7 @@ def test_a_seed_gives_the_same_bits_with_any_number_of_workers(tmp_path):
 def test_results_name_the_data_that_they_are_of(chain):
     layout = chain.layout
     pairs = isic.read_segmentation_list(layout, 'Validation')
-    expected = checkpoints.fingerprint_of_files([path for pair in pairs for path in pair])
+    expected = files.fingerprint(*(path for pair in pairs for path in pair))
     for network in ('CoarseSN', 'EnhancedSN'):
         result = json.loads((layout.results / f'{network}_Validation.json').read_text())
         assert result['data'] == expected and result['weights'].keys() >= {network}
@@ -189,7 +189,7 @@ def test_the_fingerprint_changes_with_any_pixel_or_label(root):
         images.write_png(path, rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
 
     def fingerprints():
-        return (checkpoints.fingerprint_of_files([path for pair in pairs for path in pair]),
+        return (files.fingerprint(*(path for pair in pairs for path in pair)),
                 splits.segmentation(layout, 'Training', 8).fingerprint,
                 splits.classification(layout, 'Training', 8, coarse=False).fingerprint)
 

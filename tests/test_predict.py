@@ -20,7 +20,7 @@ import predict
 from dataset import crops, extraction, splits
 from dataset.isic import CLASSES
 from dataset.layout import Layout
-from engine import cache, checkpoints, cli, images
+from engine import cache, cli, files, images
 from engine.errors import InputError
 from engine.hardware import Process
 from mbdcnn import evaluation
@@ -367,7 +367,7 @@ def record(models):
 @pytest.mark.parametrize('earlier', ['', '{coarse_sn} {input_size} {views}',
                                      '{coarse_sn} {input_size} {views} ab,cd'])
 def test_coarse_masks_are_drawn_as_those_of_the_training(models, record, earlier):
-    made = {'coarse_sn': checkpoints.fingerprint(models / 'CoarseSN' / 'CoarseSN.pth'), 'input_size': 48,
+    made = {'coarse_sn': files.fingerprint(models / 'CoarseSN' / 'CoarseSN.pth'), 'input_size': 48,
             'views': 1} | ({'fold_networks': 'ab,cd'} if 'ab' in earlier else {})
     record('MaskCN', {}, {'coarse_masks': earlier.format(**made) or made})   # a text in earlier versions
     record('EnhancedSN', {'INPUT_SIZE': 64}, {'coarse_masks': made})

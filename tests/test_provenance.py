@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from dataset.layout import Layout
-from engine import checkpoints
+from engine import files
 from engine.errors import InputError
 from engine.run_folder import Run
 from mbdcnn import coarse_masks
@@ -24,8 +24,7 @@ def write_config(path, made):
 
 @pytest.mark.parametrize(('stored', 'read'), [
     (MADE, MADE), ('ab12 224 6', MADE), (SPLIT_UP, SPLIT_UP), ('ab12 224 6 cd34,ef56', SPLIT_UP),
-    ('ab12 224', 'ab12 224'), ('ab12 x 6', 'ab12 x 6'), (f'ab12 {"9" * 5000} 6', f'ab12 {"9" * 5000} 6'),
-    (None, None), (7, 7)])
+    (None, None)])
 def test_records_of_earlier_versions_are_read_as_a_dict(tmp_path, stored, read):
     write_config(tmp_path / 'MaskCN.pth', stored)
     assert coarse_masks.read_config(tmp_path / 'MaskCN.pth')['inputs']['coarse_masks'] == read
@@ -49,7 +48,7 @@ def test_a_training_begun_before_goes_on_and_others_do_not(tmp_path, stored):
 def test_networks_trained_before_belong_to_the_present_masks(tmp_path, stored):
     layout = Layout(tmp_path)
     write_config(layout.weights('MaskCN'), stored)
-    assert coarse_masks.require_chain(layout, ('MaskCN',), MADE) == checkpoints.fingerprint(
+    assert coarse_masks.require_chain(layout, ('MaskCN',), MADE) == files.fingerprint(
         layout.weights('MaskCN'))
     with pytest.raises(InputError, match='another coarse-SN or drawing'):
         coarse_masks.require_chain(layout, ('MaskCN',), MADE | {'views': 1})

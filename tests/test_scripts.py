@@ -10,7 +10,7 @@ import torch
 
 from dataset import isic, splits
 from dataset.layout import SPLITS
-from engine import checkpoints, images, metrics, settings
+from engine import files, images, metrics, settings
 from engine.errors import InputError
 from engine.trainer import poly
 from mbdcnn import coarse_masks
@@ -86,7 +86,7 @@ def test_config_holds_settings_inputs_and_versions(chain, network):
     assert config['settings']['INPUT_SIZE'] == 32 and config['settings']['SHIFT'] == [0.0, 0.1]
     assert config['inputs'].keys() == {'training', 'validation', 'initial_weights',
                                        'bn_eps'} | INPUTS[network]
-    coarse, mask = (checkpoints.fingerprint(chain.layout.weights(name)) for name in ('CoarseSN', 'MaskCN'))
+    coarse, mask = (files.fingerprint(chain.layout.weights(name)) for name in ('CoarseSN', 'MaskCN'))
     drawn = {'coarse_sn': coarse, 'input_size': 32, 'views': 6}
     assert config['inputs'].get('coarse_masks', drawn) == drawn
     assert config['inputs'].get('mask_cn', mask) == mask
@@ -120,8 +120,9 @@ def test_coarse_masks_fit_what_they_were_drawn_for(chain, split):
         drawn_with = record.pop('settings')
         assert drawn_with.keys() == settings.read_constants(REPOSITORY / 'generate_Coarse_mask.py').keys()
         assert drawn_with['INPUT_SIZE'] == 32 and drawn_with['ROOT'] == str(chain.root)
+        assert record.pop('pictures') == {path.stem: files.fingerprint(path) for path in paths}
         assert record == {'complete': True, 'masks': len(paths), 'facts': {
-            'coarse_sn': checkpoints.fingerprint(layout.weights('CoarseSN')), 'input_size': 32, 'views': 6}}
+            'coarse_sn': files.fingerprint(layout.weights('CoarseSN')), 'input_size': 32, 'views': 6}}
     assert (224, 224) in sizes and len(sizes) > 1
 
 
@@ -148,7 +149,7 @@ def test_segmentation_results_agree_with_each_other(chain, network):
     assert result['with TTA'] != result['without TTA']
     used = {'CoarseSN': ['CoarseSN'], 'EnhancedSN': ['EnhancedSN', 'MaskCN']}[network]
     assert result['weights'] == {
-        name: checkpoints.fingerprint(chain.layout.weights(name)) for name in used}
+        name: files.fingerprint(chain.layout.weights(name)) for name in used}
     assert images.read_rgb(stem.with_name(f'{stem.name}_panel.png')).std() > 10
     assert '<html' in (chain.layout.results / 'report.html').read_text(encoding='utf-8')
 
@@ -207,6 +208,10 @@ def test_a_finished_training_has_nothing_to_do(chain, sibling):
     text = run_script('train_MaskCN.py', layout.root, *STAGES['train_MaskCN.py'])
     assert 'nothing to do' in text
     after = state(layout.run('MaskCN'))
+    configs = [json.loads(found.pop('config.json')[0]) for found in (before, after)]
+    for config in configs:   # the copy's root, and the state of the checkout, may differ
+        del config['settings']['ROOT'], config['versions']
+    assert configs[0] == configs[1] and configs[0]['finished']
     assert {name: data for name, (data, _) in after.items()} == {
         name: data for name, (data, _) in before.items()}
 
@@ -250,6 +255,10 @@ def test_masks_of_earlier_pictures_or_drawn_unlike_the_others_are_refused(siblin
     crops = [path for path, _ in isic.read_classification_list(layout, 'Validation')]
     assert len(splits.coarse_paths(layout, folders[1], crops)) == len(crops)
     os.utime(folders[1] / f'{crops[4].stem}.png', ns=(0, crops[4].stat().st_mtime_ns - 10**9))
+    record = json.loads((folders[1] / 'made_by.json').read_text())
+    assert len(splits.coarse_paths(layout, folders[1], crops)) == len(crops)   # of the same content, as in a copy
+    record['pictures'][crops[4].stem] = 'of another picture'
+    (folders[1] / 'made_by.json').write_text(json.dumps(record))
     with pytest.raises(InputError) as caught:
         splits.coarse_paths(layout, folders[1], crops)
     assert len(caught.value.faults) == 1 and str(crops[4]) in caught.value.faults[0]
@@ -318,7 +327,7 @@ def replace_coarse_sn(layout):
     weights['cls_conv.bias'][0] += 1e-6
     path.unlink()   # the link
     torch.save(weights, path)
-    return checkpoints.fingerprint(path)
+    return files.fingerprint(path)
 
 
 def test_masks_of_another_coarse_sn_are_refused(sibling):

@@ -74,13 +74,15 @@ def tiny_task(before_loss=lambda step, loss: loss, scores=None):
     return task
 
 
-def train(folder, task=None, total=TOTAL, every=EVERY, inputs=None, **changes):
+def train(folder, task=None, total=TOTAL, every=EVERY, inputs=None, read_config=checkpoints.read_config,
+          **changes):
     """Call `fit` as the scripts do; returns the task."""
     task, cfg = task or tiny_task(), SimpleNamespace(**SETTINGS | changes)
     task.optimizers = {'Adam': trainer.adam(task.network, cfg.LEARNING_RATE, ALONE.device)}
     task.stream = functools.partial(device_samples.batches, task.pictures, cfg, ALONE)
     task.rate, task.score_start = functools.partial(trainer.poly, total=total), bool(cfg.INITIAL_WEIGHTS)
-    with Run(folder, 'CoarseSN', cfg, inputs or {'training': 'a'}, 'random weights', ALONE) as run:
+    with Run(folder, 'CoarseSN', cfg, inputs or {'training': 'a'}, 'random weights', ALONE,
+             read_config=read_config) as run:
         trainer.fit(task, cfg, run, ALONE, total, every)
     return task
 
@@ -304,6 +306,38 @@ def test_a_finished_run_is_left_alone_and_may_be_extended(tmp_path, capsys):
     assert all(after[name] == before[name] for name in ('last.pth', 'CoarseSN.pth', 'metrics.jsonl'))
     train(tmp_path, total=TOTAL + 2)
     assert rows_of(tmp_path)[-1]['step'] == TOTAL + 2
+
+
+@pytest.mark.parametrize('damage', [lambda path: path.unlink(), lambda path: path.write_bytes(b'')])
+def test_lost_weights_are_written_again_where_the_best_is_the_last(tmp_path, damage, capsys):
+    for scores, best in (([0.5, 0.9], 'last'), ([0.9, 0.5], 'first')):
+        folder = tmp_path / best
+        train(folder, tiny_task(scores=scores))
+        kept = (folder / 'CoarseSN.pth').read_bytes()
+        damage(folder / 'CoarseSN.pth')
+        if best == 'last':
+            train(folder)
+            assert (folder / 'CoarseSN.pth').read_bytes() == kept
+            assert 'already trained' in capsys.readouterr().out
+        else:
+            with pytest.raises(InputError, match='(?s)CoarseSN.pth: .*start anew with --RESUME=False'):
+                train(folder)
+
+
+@pytest.mark.parametrize('spoil', [
+    lambda state: state['progress'].pop('step'), lambda state: state.pop('optimizers'),
+    lambda state: state['networks']['CoarseSN'].pop('0.weight'),
+    lambda state: state['networks']['CoarseSN'].update({'0.weight': torch.zeros(3)}),
+    lambda state: state['optimizers']['Adam']['state'][0].pop('exp_avg'),
+    lambda state: state['optimizers']['Adam']['state'][0].update(exp_avg=torch.zeros(3)),
+    lambda state: state['optimizers']['Adam']['state'][0].update(step=torch.zeros(0))])
+def test_a_state_of_another_network_is_one_error_that_names_the_file(tmp_path, spoil):
+    train(tmp_path)
+    state = load(tmp_path, 'last.pth')
+    spoil(state)
+    torch.save(state, tmp_path / 'last.pth')
+    with pytest.raises(InputError, match='(?s)cannot be used.*last.pth: .*start anew'):
+        train(tmp_path, total=TOTAL + 2)
 
 
 def test_a_run_of_the_version_that_knew_one_network_goes_on(tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from dataset import isic, splits
 from dataset.layout import Layout
-from engine import cache, checkpoints, images, run_folder
+from engine import cache, checkpoints, files, images, run_folder
 from engine.errors import InputError
 from mbdcnn import networks, stages, transfer
 from mbdcnn.inference import place
@@ -275,7 +275,7 @@ def test_every_transfer_is_trained_scored_and_recorded(trained, case):
     assert 'coarse-SN' in config['start'] and 'CoarseSN.pth' in config['start']
     result = json.loads((layout.results / 'EnhancedSN_Validation.json').read_text())
     assert result['n'] == 6 and result['weights'] == {
-        name: checkpoints.fingerprint(layout.weights(name)) for name in USED[case]}
+        name: files.fingerprint(layout.weights(name)) for name in USED[case]}
     panels = [images.read_rgb(path) for path in (layout.run('EnhancedSN') / 'panel.png',
                                                  layout.results / 'EnhancedSN_Validation_panel.png')]
     assert all(panel.std() > 10 for panel in panels)
@@ -346,7 +346,7 @@ def test_initial_weights_are_loaded_before_any_other(chain, trained, capsys, net
     state = torch.load(path, weights_only=True)
     assert found.state_dict().keys() == state.keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in found.state_dict().items())
-    assert f'({path.name}, sha256 {checkpoints.fingerprint(path)}...)' in start
+    assert f'({path.name}, sha256 {files.fingerprint(path)}...)' in start
     said = capsys.readouterr().out
     assert f'starts from {start}' in said and 'goes on with whitening' in said
 
@@ -355,7 +355,7 @@ def test_initial_weights_are_recorded(chain, trained):
     path, own = (layout.weights('CoarseSN') for layout in (chain.layout, trained['again'][0]))
     config = checkpoints.read_config(own)
     assert config['settings']['INITIAL_WEIGHTS'] == str(path)
-    assert checkpoints.fingerprint(path) in config['start']
+    assert files.fingerprint(path) in config['start']
 
 
 @pytest.mark.parametrize('network, changes, complaint', [
