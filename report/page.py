@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset import isic
-from engine import checkpoints, files, metrics, run_folder
+from engine import files, metrics, run_folder
 from engine.errors import InputError
 from experiments.results import read_csv
 from mbdcnn import evaluation, paper_scores

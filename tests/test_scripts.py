@@ -256,7 +256,7 @@ def test_masks_of_earlier_pictures_or_drawn_unlike_the_others_are_refused(siblin
     assert len(splits.coarse_paths(layout, folders[1], crops)) == len(crops)
     os.utime(folders[1] / f'{crops[4].stem}.png', ns=(0, crops[4].stat().st_mtime_ns - 10**9))
     record = json.loads((folders[1] / 'made_by.json').read_text())
-    assert len(splits.coarse_paths(layout, folders[1], crops)) == len(crops)   # of the same content, as in a copy
+    assert len(splits.coarse_paths(layout, folders[1], crops)) == len(crops)   # equal content
     record['pictures'][crops[4].stem] = 'of another picture'
     (folders[1] / 'made_by.json').write_text(json.dumps(record))
     with pytest.raises(InputError) as caught:
