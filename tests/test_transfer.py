@@ -331,7 +331,8 @@ def test_an_unknown_transfer_in_a_run_folder_is_refused(tmp_path):
 def fine_tune(network, path, **changes):
     cfg = SimpleNamespace(**{'INITIAL_WEIGHTS': str(path), 'PRETRAINED': 'voc', 'VOC_WEIGHTS': 'missing.pth',
                              'NUM_CLASSES': 3 if network == 'MaskCN' else 2, 'DROPOUT': True,
-                             'RELU_SKIP': False, 'INPUT_CHANNEL': 4, 'TRANSFER': 'd-net'} | changes)
+                             'RELU_SKIP': False, 'INPUT_CHANNEL': 4, 'TRANSFER': 'd-net',
+                             'BN_EPS': 0.0, 'START': 'coarse-sn', 'INPUT_SCALING': 'unit'} | changes)
     if network == 'MaskCN':
         return networks.mask_for_training(cfg)
     build = networks.coarse_for_training if network == 'CoarseSN' else networks.enhanced_for_training
