@@ -381,10 +381,10 @@ def test_coarse_masks_are_drawn_as_those_of_the_training(models, record, earlier
     ('EnhancedSN', {}, {'coarse_masks': 'another 32 6'}, 'generate_Coarse_mask.py'),
     ('MaskCN', {}, {'coarse_masks': {'coarse_sn': 'another', 'input_size': 32, 'views': 6}},
      'train_MaskCN.py'),
-    ('EnhancedSN', {}, {'coarse_masks': {'coarse_sn': 'another'}}, 'restore the file'),
+    ('EnhancedSN', {}, {'coarse_masks': {'coarse_sn': 'another'}}, 'generate_Coarse_mask.py'),
     ('EnhancedSN', {}, {'mask_cn': 'another'}, 'train_EnhancedSN.py'),
-    ('MaskCN', {'INPUT_SIZE': 40}, {}, 'multiple of 16'),
-    ('MaskCN', {'INPUT_SIZE': '224'}, {}, 'no multiple of 16')])
+    ('MaskCN', {'INPUT_SIZE': 40}, {}, 'must be one of 16, 32, 48'),
+    ('MaskCN', {'INPUT_SIZE': '224'}, {}, 'must be one of 16, 32, 48')])
 def test_networks_that_do_not_fit_are_refused(models, record, name, settings, inputs, said):
     record(name, settings, inputs)
     with pytest.raises(InputError, match=said):
