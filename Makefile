@@ -58,7 +58,7 @@ bench: $(VENV)/.requirements
 	$(RUN) benchmarks/scaling.py
 
 soak: $(VENV)/.requirements-test
-	KILLS=20 OMP_NUM_THREADS=1 $(RUN) -m pytest tests/test_kill.py
+	KILLS=20 OMP_NUM_THREADS=1 $(RUN) -m pytest tests/test_kill.py tests/test_resume.py tests/test_distributed.py
 	FUZZ=10 OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses=2 $(wildcard tests/test_fuzz*.py)
 	$(RUN) tests/soak.py --ROOT=$(DEMO)
 

@@ -28,6 +28,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # in a loop slow each other down tenfold when other programs use the cores too.
 ENVIRONMENT = {'OMP_NUM_THREADS': '2', 'OMP_WAIT_POLICY': 'PASSIVE', 'PYTHONUNBUFFERED': '1'}
 
+IN_SOAK = pytest.mark.skipif(not os.environ.get('KILLS'), reason='make soak takes the time')
 DEMO = ('--TRAINING_IMAGES=8', '--VALIDATION_IMAGES=6', '--TESTING_IMAGES=3', '--EXTRA_IMAGES=0',
         '--MAX_SIDE=160')
 SMALL = ('--INPUT_SIZE=32', '--AMP=fp32')

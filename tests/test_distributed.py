@@ -6,7 +6,7 @@ import torch
 
 from engine import cli
 from engine.errors import InputError
-from tests.conftest import SMALL, STAGES, run_script
+from tests.conftest import IN_SOAK, SMALL, STAGES, run_script
 
 TORCHRUN = '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'
 RATE = 1e-5   # small: untrained networks soon blow up the last bits in which the two differ
@@ -25,7 +25,7 @@ def rows_of(layout, network):
     return [json.loads(line) for line in lines]
 
 
-@pytest.mark.parametrize('network', RUNS)
+@pytest.mark.parametrize('network', ['CoarseSN', pytest.param('MaskCN', marks=IN_SOAK)])
 def test_two_processes_train_what_one_trains(sibling, network):
     one, two = (sibling(*(['CoarseSN'] if network == 'MaskCN' else [])) for _ in range(2))
     run_script(f'train_{network}.py', one.root, *RUNS[network], env=ONE_THREAD)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine import checkpoints, run_folder
-from tests.conftest import STAGES, finish, run_script, start_script, wait_for
+from tests.conftest import IN_SOAK, STAGES, finish, run_script, start_script, wait_for
 from tests.test_training import train
 
 MASK = STAGES['train_MaskCN.py']
@@ -84,6 +84,7 @@ def test_mask_cn_resumes_exactly_after_sigterm_to_the_whole_group(chain, sibling
     assert_same_run(layout, chain.layout, 'MaskCN')
 
 
+@IN_SOAK
 def test_mask_cn_resumes_exactly_after_a_kill_while_saving(chain, sibling):
     layout = sibling('CoarseSN')
     process = start_script('train_MaskCN.py', layout.root, *MASK)
