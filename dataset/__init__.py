@@ -1,1 +1,1 @@
-"""Everything between the downloaded pictures and a training batch; the stage 1 scripts live here."""
+"""From downloads to crops and lists: ISIC, PH2 and drawn data, and what lies where below a root."""

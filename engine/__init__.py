@@ -1,1 +1,1 @@
-"""What all stages share: settings, checkpoints, distribution, logging, metrics, evaluation."""
+"""The ground floor, which knows no data set and no network: settings, training loop, files, samples, scores."""

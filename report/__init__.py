@@ -1,0 +1,1 @@
+"""The page of a root's results, and the page of predictions."""
