@@ -1,1 +1,1 @@
-"""The ground floor, which knows no data set and no network: settings, training loop, files, samples, scores."""
+"""The ground floor, which knows no data set and no network: settings, the training loop, files, scores."""
