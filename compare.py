@@ -98,7 +98,7 @@ def markdown(summary):
              tabulate(rows, ['method', *COLUMNS], 'github', disable_numparse=True)]
     if summary['differences']:
         rows = [[found['score'], f'{found["first"]} - {found["second"]}',
-                 percent(found['mean'], found['ci95'], '+'), f'{found["p"]:.4f}', f'{found["p_holm"]:.4f}']
+                 percent(found['mean'], found['ci95'], '+'), f'{found["p"]:.2g}', f'{found["p_holm"]:.2g}']
                 for found in summary['differences']]
         few = '; of so few pictures a bootstrap\'s p comes out too small' if summary['n'] < FEW else ''
         parts += [f'Paired over the pictures{few}', tabulate(
@@ -126,7 +126,7 @@ def draw(scores, differences, path):
         axes.scatter(scores[first][:, 0], scores[second][:, 0], s=14, alpha=0.5, linewidths=0)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect='equal', xlabel=f'JA of {first}',
                  ylabel=f'JA of {second}')
-        axes.set_title(f'{first} - {second}: {100 * found["mean"]:+.1f}, p (Holm) {found["p_holm"]:.4f}',
+        axes.set_title(f'{first} - {second}: {100 * found["mean"]:+.1f}, p (Holm) {found["p_holm"]:.2g}',
                        fontsize=8)
         axes.grid(alpha=0.3)
     figures.save(figure, path)
