@@ -38,7 +38,10 @@ def launch(main):
             sys.stdout = open(os.devnull, 'w')   # one process speaks for all
         main()
     except (InputError, OSError, RuntimeError) as error:
-        explanation = _explained(error)
+        # A loader process that dies in the middle of a save is heard of there; PyTorch then stumbles over the
+        # unfinished file, and only that second error arrives here.
+        before = error.__context__
+        explanation = _explained(error) or (isinstance(before, RuntimeError) and _explained(before))
         if not explanation:
             raise
         print(f'\nerror: {explanation}', file=sys.stderr)

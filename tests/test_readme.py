@@ -8,7 +8,8 @@ import pytest
 from engine import settings
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ['README.md', 'models/README.md', 'docs/differences.md', 'benchmarks/NOTES.md']
+PAGES = ['README.md', 'models/README.md', 'docs/differences.md', 'docs/measurements.md',
+         'benchmarks/NOTES.md']
 SCRIPTS = sorted([*ROOT.glob('*.py'), *(path for folder in ('dataset', 'models')
                                         for path in (ROOT / folder).glob('*.py')
                                         if '__main__' in path.read_text(encoding='utf-8'))])

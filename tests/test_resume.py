@@ -9,7 +9,7 @@ import filelock
 import pytest
 import torch
 
-from engine import checkpoints, run_folder
+from engine import checkpoints, cli, run_folder
 from tests.conftest import IN_SOAK, STAGES, finish, run_script, start_script, wait_for
 from tests.test_training import train
 
@@ -142,3 +142,15 @@ def test_a_loader_process_that_dies_is_reported_with_the_remedy(sibling):
         os.kill(child, signal.SIGKILL)
     text = finish(process, 2)
     assert 'loader process died' in text and '--NUM_WORKERS=0' in text.partition('Remedy: ')[2]
+
+
+def test_a_loader_process_that_dies_while_something_is_saved_is_reported_too(capsys):
+    def main():
+        try:
+            raise RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. ')
+        finally:   # as PyTorch's zip writer does
+            raise RuntimeError('unexpected pos 19677056 vs 19676976')
+
+    with pytest.raises(SystemExit) as end:
+        cli.launch(main)
+    assert end.value.code == 2 and '--NUM_WORKERS=0' in capsys.readouterr().err
