@@ -107,10 +107,15 @@ def read_config(weights_path):
     config = checkpoints.read_config(weights_path)
     made = config.get('inputs', {}).get('coarse_masks')
     if isinstance(made, str):
-        coarse_sn, side, views, *fold_networks = made.split()
-        config['inputs']['coarse_masks'] = {
-            'coarse_sn': coarse_sn, 'input_size': int(side), 'views': int(views),
-            **({FOLDS: fold_networks[0]} if fold_networks else {})}
+        try:
+            coarse_sn, side, views, *fold_networks = made.split()
+            config['inputs']['coarse_masks'] = {
+                'coarse_sn': coarse_sn, 'input_size': int(side), 'views': int(views),
+                **({FOLDS: fold_networks[0]} if fold_networks else {})}
+        except ValueError:
+            raise InputError('A run folder is damaged', [
+                f'{weights_path.with_name("config.json")}: coarse_masks is {made!r}'],
+                'restore the file, or train again') from None
     return config
 
 

@@ -52,3 +52,10 @@ def test_networks_trained_before_belong_to_the_present_masks(tmp_path, stored):
         layout.weights('MaskCN'))
     with pytest.raises(InputError, match='another coarse-SN or drawing'):
         coarse_masks.require_chain(layout, ('MaskCN',), MADE | {'views': 1})
+
+
+@pytest.mark.parametrize('text', ['', 'ab12', 'ab12 wide 6'])
+def test_a_text_that_says_something_else_is_named(tmp_path, text):
+    write_config(tmp_path / 'MaskCN.pth', text)
+    with pytest.raises(InputError, match='config.json: coarse_masks is'):
+        coarse_masks.read_config(tmp_path / 'MaskCN.pth')
