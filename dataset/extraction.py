@@ -40,7 +40,7 @@ def extract_crops(layout, split, workers=0):
                 if name in outdated:
                     box = [edge / divisor for edge in box]
                     images.write_png(folder / name, images.resize_rgb(image, (crops.SIDE, crops.SIDE), box))
-            note(record, source, content, outdated)
+                    note(record, source, content, name)
         return len(outdated), len(names)
 
     with at_work(folder, crop_settings(), layout) as record:
@@ -94,7 +94,7 @@ def prepare_segmentation(layout, max_side, skip_unpaired=False, workers=0):
                 files.write_bytes(folder / name, source.read_bytes())
             else:
                 write(folder / name, pixels)
-            note(record, source, content, [name])
+            note(record, source, content, name)
             written += 1
         return written, 2
 
@@ -185,9 +185,9 @@ def at_work(folder, settings, layout):
             record.finish()
 
 
-def note(record, source, content, names):
-    """Note outputs in a record. Raises InputError for a source whose content is no longer what it was."""
-    if not record.note(source, content, names):
+def note(record, source, content, name):
+    """Note an output in a record. Raises InputError for a source whose content is no longer what it was."""
+    if not record.note(source, content, name):
         raise InputError('A picture changed', [f'{source}: changed while it was read'],
                          'run the same command again')
 

@@ -211,7 +211,7 @@ def read_segmentation_list(layout, split):
     pairs = read_list(layout.segmentation_list(split), folder, mask)
     if split == 'Training':   # of the others, the originals themselves are read
         originals = layout.originals(split)
-        images, _ = scan_folder(originals / 'Images')
+        images, _ = scan_folder(originals / 'Images', 'pictures')
         masks, _ = scan_folder(originals / 'Annotation', 'masks')
         _refuse_outdated(layout, folder, [
             (source, path) for image, mask in pairs
@@ -235,7 +235,7 @@ def read_classification_list(layout, split):
     folder, labels, sources = layout.crops(split), {}, {}
     entries = read_list(layout.classification_list(split), folder, number)
     for part in (split, ADDED) if split == 'Training' else (split,):
-        sources |= scan_folder(layout.originals(part) / 'Images')[0]
+        sources |= scan_folder(layout.originals(part) / 'Images', 'pictures')[0]
         labels |= scan_labels(layout.labels(part))[0] if layout.labels(part).is_file() else {}
     faults = {}
     for path, label in entries:

@@ -154,7 +154,7 @@ def write_pictures(whole, cases, workers):
         if record.holds(name, content):
             return False
         write(target, read(source))
-        extraction.note(record, source, content, [name])
+        extraction.note(record, source, content, name)
         return True
 
     folder, entries = whole.originals('Testing'), []

@@ -124,17 +124,14 @@ class Record:
         self.head, self.kept = head, True
         self._write()
 
-    def note(self, source, fingerprint, names):
-        """Note that outputs were made from a source (path). Returns False, and does not, where its content is
+    def note(self, source, fingerprint, name):
+        """Note that an output was made from a source (path). Returns False, and does not, where its content is
         no longer that of the `fingerprint` from before."""
         if self.contents.of(source) != fingerprint:
             return False
-        lines = []
-        for name in names:
-            self.made[name] = fingerprint, self.contents.of(self.folder / name)
-            lines.append(json.dumps([name, *self.made[name]]) + '\n')
+        self.made[name] = fingerprint, self.contents.of(self.folder / name)
         with self._lock, open(self._journal, 'a', encoding='utf-8') as file:
-            file.writelines(lines)
+            file.write(json.dumps([name, *self.made[name]]) + '\n')
         return True
 
     def finish(self, head=None):

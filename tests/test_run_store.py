@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -204,20 +205,49 @@ def test_pictures_are_told_apart_by_content(root):
     assert inputs.fingerprint(layout, 'cls', 'Validation') != before
 
 
-def test_coarse_masks_of_a_copy_are_those_of_its_pictures(root):
+@pytest.mark.parametrize('earlier', [False, True])
+def test_coarse_masks_of_a_copy_are_those_of_its_pictures(root, earlier):
     layout = Layout(root)
     folder, pictures = layout.coarse_for_classification('Training'), sorted(
         layout.crops('Training').glob('*.png'))
-    coarse_masks.begin(folder, {'coarse_sn': 'x'})
-    for picture in pictures:
-        shutil.copy2(picture, folder / picture.name)   # with the picture's time, as a mask is written
-    coarse_masks.finish(folder, {'coarse_sn': 'x'}, pictures, settings.Settings())
+    draw_in(layout, folder, pictures, earlier)
     layout = Layout(copied(root))
     folder, pictures = layout.coarse_for_classification('Training'), sorted(
         layout.crops('Training').glob('*.png'))
     assert len(splits.coarse_paths(layout, folder, pictures)) == 4
     shutil.copyfile(pictures[1], pictures[0])
     with pytest.raises(InputError, match='1 coarse masks are missing'):
+        splits.coarse_paths(layout, folder, pictures)
+
+
+def draw_in(layout, folder, pictures, earlier=False):
+    """As if the masks of pictures had been drawn; `earlier`: by a version whose record had other keys."""
+    record = coarse_masks.begin(layout, folder, {'coarse_sn': 'x'}, settings.Settings())
+    for picture in pictures:
+        shutil.copyfile(picture, folder / picture.name)
+        assert record.note(picture, record.contents.of(picture), picture.name)
+    coarse_masks.finish(record, pictures)
+    if earlier:
+        written = json.loads(record.path.read_text())
+        written['pictures'] = {Path(name).stem: entry[0] for name, entry in written.pop('made').items()}
+        record.path.write_text(json.dumps(written))
+
+
+def test_masks_that_were_swapped_or_drawn_over_are_noticed(root):
+    layout = Layout(root)
+    folder, pictures = layout.coarse_for_classification('Training'), sorted(
+        layout.crops('Training').glob('*.png'))
+    draw_in(layout, folder, pictures)
+    for path in (*pictures, *folder.glob('*.png')):
+        os.utime(path, (10**9, 10**9))
+    assert len(splits.coarse_paths(layout, folder, pictures)) == 4
+    pictures[0].rename(root / 'aside'), pictures[1].rename(pictures[0]), (root / 'aside').rename(pictures[1])
+    with pytest.raises(InputError, match='2 coarse masks are missing'):
+        splits.coarse_paths(layout, folder, pictures)
+    mask = folder / pictures[2].name
+    mask.write_bytes(mask.read_bytes()[:-1] + b'x')
+    os.utime(mask, (10**9, 10**9))
+    with pytest.raises(InputError, match='3 coarse masks are missing'):
         splits.coarse_paths(layout, folder, pictures)
 
 
@@ -255,9 +285,8 @@ def test_runs_may_lie_on_another_disk(tmp_path, root, calls):
 
 def test_masks_of_another_experiment_are_not_drawn_over(tmp_path, root, calls):
     run_table(declare(tmp_path, SYSTEM + SWEEP), root, 'K')
-    folder = root / 'runs/enhanced/Coarse_masks/Training_MaskCN'
     with pytest.raises(InputError, match='belong to another experiment'):
-        coarse_masks.begin(folder, {'coarse_sn': 'x'})
+        coarse_masks.lock(Layout(root / 'runs/enhanced'))
     assert (root / 'runs/masks/Coarse_masks/Training_MaskCN' / coarse_masks.RECORD).is_file()
 
 
