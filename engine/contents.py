@@ -125,8 +125,10 @@ class Record:
         self._write()
 
     def note(self, source, fingerprint, name):
-        """Note that an output was made from a source (path). Returns False, and does not, where its content is
-        no longer that of the `fingerprint` from before."""
+        """Note that an output was made from a source (path).
+
+        Returns False, and notes nothing, where the source is no longer of the `fingerprint` from before.
+        """
         if self.contents.of(source) != fingerprint:
             return False
         self.made[name] = fingerprint, self.contents.of(self.folder / name)

@@ -137,7 +137,8 @@ def test_a_run_of_several_processes_is_another_run(tmp_path, root, calls):
     assert RunStore(root, processes=2).made_from(job)['processes'] == 2
 
 
-@pytest.mark.parametrize('what', ['picture', 'line', 'unfinished', 'setting', 'fine-tuned', 'processes'])
+@pytest.mark.parametrize('what', ['picture', 'line', 'unfinished', 'setting', 'fine-tuned', 'processes',
+                                  'exchanged'])
 def test_roots_stage_serves_only_what_it_was_trained_on(tmp_path, root, calls, what):
     declared = declare(tmp_path, RANDOM + SWEEP)
     job, layout = declared.job('coarse'), Layout(root)
@@ -150,9 +151,12 @@ def test_roots_stage_serves_only_what_it_was_trained_on(tmp_path, root, calls, w
         listing.write_text(listing.read_text().replace('Training3', 'Training2'))
     else:
         values = json.loads(json.dumps(RunStore(root).values(job)))
-        train_in_root(root, job, **{'unfinished': {'finished': None}, 'setting': {'settings': values | {
-            'MARGIN': 0.2}}, 'fine-tuned': {'start': 'weights (sha256 1...)'},
-            'processes': {'processes': [2, 1]}}[what])
+        seen = json.loads((layout.run('CoarseSN') / 'config.json').read_text())['inputs']
+        exchanged = {'training': seen['validation'], 'validation': seen['training']}
+        train_in_root(root, job, **{
+            'unfinished': {'finished': None}, 'setting': {'settings': values | {'MARGIN': 0.2}},
+            'fine-tuned': {'start': 'weights (sha256 1...)'}, 'processes': {'processes': [2, 1]},
+            'exchanged': {'inputs': exchanged}}[what])
     assert RunStore(root).folder(job) == 'runs/coarse'
 
 
@@ -185,6 +189,18 @@ def test_copied_models_do_not_serve_other_pictures(tmp_path, root, calls):
     shade = other / 'dataset/seg_data/Training_resize_seg/Images/Training2.png'
     shutil.copyfile(shade.with_name('Training1.png'), shade)
     assert RunStore(other).folder(job) == 'runs/coarse' and RunStore(root).folder(job) == HERE
+
+
+def test_networks_that_were_copied_over_a_finished_run_are_not_its_own(tmp_path, root, calls):
+    declared = declare(tmp_path, SYSTEM + SWEEP)
+    run_table(declared, root, 'K')
+    job = declared.job('coarse')
+    path = root / 'runs/coarse/models/CoarseSN/CoarseSN.pth'
+    before = path.read_text()
+    path.write_text('of other pictures')
+    assert not RunStore(root).finished(job)
+    path.write_text(before)
+    assert RunStore(root).finished(job) and RunStore(root).folder(job) == 'runs/coarse'
 
 
 def test_pictures_are_told_apart_by_content(root):
