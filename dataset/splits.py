@@ -173,11 +173,10 @@ def coarse_paths(layout, folder, pictures):
     Raises InputError naming those that are missing, changed, or drawn of an earlier state of the picture.
     """
     record, paths = coarse_record(layout, folder), [folder / f'{picture.stem}.png' for picture in pictures]
-    record.contents.of_all(paths, f'{folder.name}: reading')
+    contents = [record.contents.of_all(files, f'{folder.name}: reading') for files in (pictures, paths)]
     outdated = [f'{path}: is missing, or not as it was drawn from the present {picture}'
-                for path, picture, content in zip(paths, pictures, record.contents.of_all(
-                    pictures, f'{folder.name}: reading pictures'), strict=True)
-                if not record.holds(path.name, content)]
+                for path, picture, source, own in zip(paths, pictures, *contents, strict=True)
+                if not record.holds(path.name, source, own)]
     if outdated:
         raise InputError(f'{len(outdated)} coarse masks are missing', outdated,
                          draw_command(layout, record.head))

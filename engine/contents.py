@@ -50,7 +50,7 @@ class Contents:
 
     def _look(self, path, read):
         """The fingerprint that is known of a file's present state, else what `read(path)` says."""
-        folder, name = os.path.split(path)
+        folder, _, name = os.fspath(path).rpartition(os.sep)
         try:
             facts = os.stat(path)
             if not stat.S_ISREG(facts.st_mode):   # a pipe would be waited for
@@ -106,12 +106,16 @@ class Record:
                 if _is_entry(entry):
                     self.made[name] = tuple(entry)
 
-    def holds(self, name, source):
-        """True when an output is there as it was made, from a source of this fingerprint."""
+    def holds(self, name, source, present=None):
+        """True when an output is there as it was made, from a source of this fingerprint.
+
+        present : the fingerprint of the output now, where it is known
+        """
         before, own = self.made.get(name, ('', ''))
-        # Coarse masks of earlier versions have no fingerprint of their own.
-        return bool(source) and before == source and (self.contents.of(self.folder / name) == own if own else
-                                                      (self.folder / name).is_file())
+        if not source or before != source:
+            return False
+        present = self.contents.of(self.folder / name) if present is None else present
+        return present == own if own else bool(present)   # earlier versions recorded none of coarse masks
 
     def begin(self, head, keep):
         """Write the record with this head (dict) before anything is made; no other process may do so too.

@@ -1,4 +1,5 @@
 """The lists of stage 1 that a script reads: what is missing, how much there is, what is in it."""
+import contextlib
 import hashlib
 import json
 import os
@@ -78,7 +79,8 @@ def content(layout, kind, split):
     if isinstance(before, list) and len(before) == 2 and before[0] == state:
         return before[1]
     known[name] = state, files.fingerprint(*paths, progress=f'reading {kind} {split}')
-    files.write_text(kept, json.dumps(known, indent=1) + '\n')
+    with contextlib.suppress(OSError):   # it saves time alone
+        files.write_text(kept, json.dumps(known, indent=1) + '\n')
     return known[name][1]
 
 

@@ -216,6 +216,10 @@ def test_pictures_are_told_apart_by_content(root):
     path.write_bytes(data)
     (layout.cache / 'contents.json').unlink()
     assert inputs.fingerprint(layout, 'cls', 'Validation') == before
+    for spoil in (lambda kept: kept.write_text('{"cls Validation": 5}'), lambda kept: kept.write_text('[]'),
+                  lambda kept: kept.unlink() or kept.mkdir()):
+        spoil(layout.cache / 'contents.json')
+        assert inputs.fingerprint(layout, 'cls', 'Validation') == before
     listing = layout.classification_list('Validation')
     listing.write_text(listing.read_text().replace(' 2', ' 1'))
     assert inputs.fingerprint(layout, 'cls', 'Validation') != before
