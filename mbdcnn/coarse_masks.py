@@ -73,6 +73,10 @@ def begin(layout, folder, facts, cfg, anew=False):
 
 def finish(record, pictures):
     """Record that a folder holds the masks of all `pictures` (paths)."""
+    for picture in pictures:
+        source, own = record.made[f'{picture.stem}.png']
+        if not own:   # taken over from an earlier version
+            record.note(picture, source, f'{picture.stem}.png')
     record.finish(record.head | {'complete': True, 'masks': len(pictures)})
 
 

@@ -235,6 +235,12 @@ def test_coarse_masks_of_a_copy_are_those_of_its_pictures(root, earlier):
     folder, pictures = layout.coarse_for_classification('Training'), sorted(
         layout.crops('Training').glob('*.png'))
     assert len(splits.coarse_paths(layout, folder, pictures)) == 4
+    record = coarse_masks.begin(layout, folder, {'coarse_sn': 'x'}, settings.Settings())
+    assert all(record.holds(path.name, record.contents.of(path)) for path in pictures)   # nothing to draw
+    coarse_masks.finish(record, pictures)
+    written = json.loads(record.path.read_text())
+    assert set(written) == {'facts', 'complete', 'settings', 'masks', 'made'}
+    assert all(all(hashes) for hashes in written['made'].values())
     shutil.copyfile(pictures[1], pictures[0])
     with pytest.raises(InputError, match='1 coarse masks are missing'):
         splits.coarse_paths(layout, folder, pictures)
