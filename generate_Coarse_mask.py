@@ -117,7 +117,9 @@ def draw_masks(segmenter, pictures, record, side, cfg, process, by=''):
             size = (side, side) if side else images.image_size(path)
             target = folder / f'{path.stem}.png'
             images.write_mask(target, images.resize_mask(mask, size))
-            if not record.note(path, content, target.name):
+            if record.contents.of(path) == content:
+                record.note(target.name, content)
+            else:
                 changed.append(f'{path}: changed while it was read')
     if changed:
         raise InputError('Pictures changed', changed, 'run the same command again')

@@ -320,7 +320,7 @@ class Validation(Work):
             record = splits.coarse_record(self.layout, self.layout.coarse_for_classification('Validation'))
             for path, _ in isic.read_classification_list(self.layout, 'Validation'):
                 images.write_mask(record.folder / path.name, mask)
-                record.note(path, record.contents.of(path), path.name)
+                record.note(path.name, record.contents.of(path))
             record.finish()
 
     def plain(self):

@@ -187,7 +187,13 @@ def at_work(folder, settings, layout):
 
 def note(record, source, content, name):
     """Note an output in a record. Raises InputError for a source whose content is no longer what it was."""
-    if not record.note(source, content, name):
+    refuse_changed(source, content, record.contents.of(source))
+    record.note(name, content)
+
+
+def refuse_changed(source, before, after):
+    """Raise InputError for a picture whose fingerprints before and after it was read differ."""
+    if before != after:
         raise InputError('A picture changed', [f'{source}: changed while it was read'],
                          'run the same command again')
 

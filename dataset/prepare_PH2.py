@@ -150,11 +150,12 @@ def write_pictures(whole, cases, workers):
     """Bring the png copies of all pictures and masks up to date."""
     def bring(entry):
         source, target, read, write = entry
-        name, content = str(target.relative_to(folder)), record.contents.of(source)
+        name, content = target.relative_to(folder).as_posix(), files.fingerprint(source)
         if record.holds(name, content):
             return False
         write(target, read(source))
-        extraction.note(record, source, content, name)
+        extraction.refuse_changed(source, content, files.fingerprint(source))
+        record.note(name, content)
         return True
 
     folder, entries = whole.originals('Testing'), []

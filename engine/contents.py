@@ -128,17 +128,11 @@ class Record:
         self.head, self.kept = head, True
         self._write()
 
-    def note(self, source, fingerprint, name):
-        """Note that an output was made from a source (path).
-
-        Returns False, and notes nothing, where the source is no longer of the `fingerprint` from before.
-        """
-        if self.contents.of(source) != fingerprint:
-            return False
-        self.made[name] = fingerprint, self.contents.of(self.folder / name)
+    def note(self, name, source):
+        """Note that an output was made from a source of this fingerprint."""
+        self.made[name] = source, self.contents.of(self.folder / name)
         with self._lock, open(self._journal, 'a', encoding='utf-8') as file:
             file.write(json.dumps([name, *self.made[name]]) + '\n')
-        return True
 
     def finish(self, head=None):
         """Fold what was noted into the json, under another head where one is given."""

@@ -76,7 +76,7 @@ def finish(record, pictures):
     for picture in pictures:
         source, own = record.made[f'{picture.stem}.png']
         if not own:   # taken over from an earlier version
-            record.note(picture, source, f'{picture.stem}.png')
+            record.note(f'{picture.stem}.png', source)
     record.finish(record.head | {'complete': True, 'masks': len(pictures)})
 
 

@@ -100,7 +100,7 @@ def root(tmp_path_factory):
             pictures = [path for path, _ in inputs.READERS[kind](layout, split)]
             for picture in pictures:
                 shutil.copyfile(picture, folder / f'{picture.stem}.png')
-                record.note(picture, record.contents.of(picture), f'{picture.stem}.png')
+                record.note(f'{picture.stem}.png', record.contents.of(picture))
             coarse_masks.finish(record, pictures)
     data = splits.segmentation(layout, 'Training', 16)
     validation = splits.segmentation(layout, 'Validation', 16).fingerprint
@@ -215,9 +215,9 @@ def test_spoiled_experiment_json(root, declare, data):
 @fuzz(30)
 @given(st.data())
 def test_broken_records_of_data(root, data):
-    for path, use in ((root.segmentation('Training') / 'Images' / extraction.RECORD,
+    for path, use in ((root.segmentation('Training') / isic.RECORD,
                        lambda: extraction.segmentation_lines(root, 'Training')),
-                      (root.crops('Training') / extraction.RECORD,
+                      (root.crops('Training') / isic.RECORD,
                        lambda: extraction.classification_lines(root, 'Training')),
                       (root.data / fetch.RECORD, lambda: fetch.Record(root.data)),
                       (root.data / make_demo_data.RECORD,   # whose pictures are not drawn

@@ -224,7 +224,7 @@ def state(folder):
         name = str(path.relative_to(folder))
         if path.is_symlink():
             found[name] = os.readlink(path)
-        elif path.is_file():
+        elif path.is_file() and path.parent.name != 'contents' and path.name != '.lock':
             found[name] = path.read_bytes(), None if path.suffix == '.txt' else path.stat().st_mtime_ns
     return found
 

@@ -251,7 +251,7 @@ def draw_in(layout, folder, pictures, earlier=False):
     record = coarse_masks.begin(layout, folder, {'coarse_sn': 'x'}, settings.Settings())
     for picture in pictures:
         shutil.copyfile(picture, folder / picture.name)
-        assert record.note(picture, record.contents.of(picture), picture.name)
+        record.note(picture.name, record.contents.of(picture))
     coarse_masks.finish(record, pictures)
     if earlier:
         written = json.loads(record.path.read_text())
