@@ -1,5 +1,6 @@
 """Where everything of one experiment lies below its root folder (the released code's layout)."""
 import copy
+import shlex
 from pathlib import Path
 
 SPLITS = ('Training', 'Validation', 'Testing')
@@ -36,7 +37,7 @@ class Layout:
     def command(self, script, *options):
         """The command that a reader should type for this root: python <script> [--ROOT=...] <options>."""
         root = () if self.root == Path('.') else (f'--ROOT={self.root}',)
-        return ' '.join(['python', script, *root, *options])
+        return shlex.join(['python', script, *root, *options])
 
     def originals(self, split):
         """Folder with `Images/` and `Annotation/` as downloaded; split may also be ADDED."""

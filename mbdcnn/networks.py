@@ -13,6 +13,7 @@ from net import weights
 from net.inputs import SCALINGS, to_input
 from net.models import EPSILON, STRIDE, Xception_dilation, deeplabv3plus, deeplabv3plus_d, deeplabv3plus_en
 
+NETWORKS = 'CoarseSN', 'MaskCN', 'EnhancedSN'   # in the order of their training
 PRETRAINED_SN = ('auto', 'voc', 'xception65', 'xception', 'none')
 PRETRAINED_CN = ('auto', 'xception', 'none')
 ENHANCED = {'e-layer': deeplabv3plus_en, 'd-net': deeplabv3plus_d, 'mdc': deeplabv3plus,
@@ -261,7 +262,12 @@ def trained_settings(path, **assumed):
     Says so where there is no config.json: weights of the released code need one, see models/README.md.
     Raises InputError for a value that no network has.
     """
-    settings = checkpoints.read_config(path).get('settings')
+    config = checkpoints.read_config(path)
+    settings, network = config.get('settings'), config.get('network', path.stem)
+    if path.stem in NETWORKS and network != path.stem:
+        raise InputError('A run folder is damaged', [
+            f'{path.parent / "config.json"}: is of {network}, not of {path.stem}'],
+            'restore the file, or train again')
     if settings is None and assumed:
         words = ', '.join(f'{name}={value}' for name, value in assumed.items())
         print(f'{path}: no config.json beside it; assuming {words}')

@@ -24,7 +24,7 @@ from mbdcnn import coarse_masks, networks
 from mbdcnn.inference import draw_coarse, enlarged_sum, mask_of, place, segment, squashed
 from net.models import STRIDE
 
-NETWORKS = 'CoarseSN', 'MaskCN', 'EnhancedSN'   # in the order of their training
+NETWORKS = networks.NETWORKS
 INPUT_SIZE = 224          # px, of networks without a config.json (the released code's weights)
 SCALES = 1, 8 / 7, 9 / 7  # of enhanced-SN's input side: 224, 256, 288 (released code)
 PREVIEW = 1024            # px, long side of the picture that a result keeps

@@ -21,10 +21,12 @@ import numpy as np
 import pytest
 import torch
 
-from engine import cache, checkpoints, cli, files, images, run_folder, scoring
+import generate_Coarse_mask
+from dataset.layout import Layout
+from engine import cache, checkpoints, cli, files, images, run_folder, scoring, settings
 from engine.errors import InputError
 from engine.run_folder import Run
-from mbdcnn import evaluation
+from mbdcnn import coarse_masks, evaluation
 from mbdcnn.inference import Segmenter
 from tests import conftest
 from tests.test_inference import PixelNetwork, write_pictures
@@ -259,7 +261,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_old_one(small):
 def test_a_cache_that_does_not_fit_is_said_before_it_is_filled(small):
     code, said = small.run(cache_what_does_not_fit, inside(small, small.disk / '.'))
     assert code == 2 and 'No space left on device' in said and 'make room' in said, said
-    assert not [path for path in (small.disk / 'cache').iterdir() if path.name != '.lock']
+    assert not [path for path in (small.disk / 'cache').iterdir() if path.name not in ('.lock', 'contents')]
 
 
 def test_what_a_killed_run_left_is_removed_at_once_under_a_lock(tmp_path):
@@ -292,6 +294,33 @@ def evaluate(pairs, folder):
     segmenter = Segmenter(PixelNetwork(), 'unit', 'fp32')
     found = evaluation.predict_to_disk(segmenter, paths, None, cfg, folder)
     return scoring.score_arrays(found, truths)['plain']
+
+
+def test_a_picture_that_changes_while_its_batch_is_drawn_is_drawn_again(tmp_path, monkeypatch):
+    paths, _, _ = write_pictures(tmp_path)
+    layout, read = Layout(tmp_path / 'root'), cache.read_rgb_square
+    folder = layout.coarse_for_segmentation('Testing')
+    cfg = settings.Settings(INPUT_SIZE=32, TTA=False, BATCH_SIZE=3, NUM_WORKERS=0)
+
+    def draw():
+        record = coarse_masks.begin(layout, folder, {'coarse_sn': 'x'}, cfg)
+        segmenter = Segmenter(PixelNetwork(), 'unit', 'fp32')
+        generate_Coarse_mask.draw_masks(segmenter, paths, record, 0, cfg, ALONE)
+        return [(folder / f'{path.stem}.png').read_bytes() for path in paths]
+
+    def read_and_change(path, size):
+        pixels = read(path, size)
+        if path == paths[1]:
+            images.write_png(path, 255 - images.read_rgb(path))
+        return pixels
+
+    with monkeypatch.context() as patch, pytest.raises(InputError) as caught:
+        patch.setattr(cache, 'read_rgb_square', read_and_change)
+        draw()
+    assert caught.value.faults == [f'{paths[1]}: changed while it was read']
+    before = [(folder / f'{path.stem}.png').read_bytes() for path in paths]
+    changed = [path for path, old, new in zip(paths, before, draw(), strict=True) if old != new]
+    assert changed == [paths[1]]
 
 
 # --- Stopping and going on

@@ -335,7 +335,8 @@ def test_the_chain_equals_the_steps_from_disk(model, tmp_path):
     for paths, folder, side in (
             (sorted(layout.crops('Testing').glob('*.png')), layout.coarse_for_classification('Testing'), 224),
             ([source], layout.coarse_for_segmentation('Testing'), 0)):
-        generate_Coarse_mask.draw_masks(model.coarse, paths, folder, side, cfg, process)
+        record = splits.coarse_record(layout, folder)
+        generate_Coarse_mask.draw_masks(model.coarse, paths, record, side, cfg, process)
 
     data = splits.classification(layout, 'Testing', SIDE)
     expected, _ = evaluation.image_probabilities(
