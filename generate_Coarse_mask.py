@@ -16,6 +16,10 @@ images that no fold holds) are drawn by models/CoarseSN.
 Run it again after an interruption and it draws what is missing. Cost: 6 views of each of the
 paper's 45,000 crops and pictures, about 9 PFLOP.
 """
+if __name__ == '__main__':
+    from engine import cli
+    cli.end_on_ctrl_c()   # in the imports, too, which take seconds
+
 import itertools
 import os
 

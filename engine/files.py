@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from engine.errors import InputError
 
 TICK = 10_000_000       # nanoseconds; the coarsest time stamp of a usual file system (exFAT)
 ABANDONED_AFTER = 600   # seconds; no file rests that long while it is written
+TEMPORARY = re.compile(r'\..*-[0-9a-f]{12}(\.[^.]*)?')   # names that `replacing` gives, and nobody else
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)   # disk full, quota used up, larger than a file may be
 
 
@@ -61,7 +63,7 @@ def remove_abandoned(folder, age=None):
     oldest = time.time() - (ABANDONED_AFTER if age is None else age)
     for path in Path(folder).glob('.*-*'):
         with contextlib.suppress(OSError):   # gone meanwhile, or a folder
-            if age == 0 or path.stat().st_ctime < oldest:
+            if TEMPORARY.fullmatch(path.name) and (age == 0 or path.stat().st_ctime < oldest):
                 path.unlink()
 
 
