@@ -3,6 +3,8 @@ import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -284,6 +286,21 @@ def test_scripts_explain_themselves():
         assert script == 'compare.py' or {'DEVICE', 'AMP'} <= constants.keys()
         assert all(f'--{name}=' in text for name in constants)
         assert f'python {script}' in text and 'Reads ' in text and 'Writes ' in text
+
+
+def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
+    """The first package of others that a script imports presses it."""
+    for name in ('numpy', 'torch', 'cv2', 'tqdm', 'filelock', 'PIL'):
+        (tmp_path / f'{name}.py').write_text('import os, signal, time\n'
+                                             'os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n')
+    scripts = [path for path in (*REPOSITORY.glob('*.py'), *REPOSITORY.glob('[a-su-z]*/*.py'))   # not tests/
+               if 'cli.launch(main)' in path.read_text()]
+    assert len(scripts) > 18
+    for script in scripts:
+        done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60,
+                              env=os.environ | {'PYTHONPATH': str(tmp_path)})
+        assert done.returncode == 130 and done.stdout == '', script
+        assert done.stderr.split('\n') == ['', 'interrupted before anything had begun', ''], script
 
 
 def test_settings_that_cannot_be_used_are_refused(chain, tmp_path):
