@@ -384,4 +384,5 @@ def test_damaged_files_are_named_with_a_remedy(chain, sibling):
     for text, path, remedy in zip(texts, (coarse.weights('CoarseSN'), mask.weights('MaskCN'), unfinished), (
             'python train_CoarseSN.py', 'python train_MaskCN.py', '--RESUME=False'), strict=True):
         assert f'{path}: ' in text and 'truncated' in text and remedy in text.partition('Remedy: ')[2]
+    assert set(STAGES['train_CoarseSN.py']) < set(texts[0].split())   # as it was trained
     assert unfinished.is_file()   # it is the user's to remove

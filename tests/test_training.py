@@ -468,6 +468,7 @@ def pooled_network():
     ({}, 1000, 'more than the 0.0 GB .*lower BATCH_SIZE or INPUT_SIZE'),
     ({'BATCH_SIZE': 1}, math.inf, 'too small for the batch norms.*BATCH_SIZE to two .*--FREEZE_BN=True')])
 def test_what_a_step_lacks_is_said_with_the_remedy(tmp_path, monkeypatch, changes, free, said):
+    assert hardware.free_memory() > 10**6   # of this machine
     monkeypatch.setattr(hardware, 'free_memory', lambda: free)
     monkeypatch.setitem(globals(), 'tiny_network', pooled_network)
     with pytest.raises(InputError, match=f'(?s){said}'):
