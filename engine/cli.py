@@ -89,8 +89,8 @@ def ignores_hang_up():
 
 def is_hang_up(error):
     """True for an OSError that says that nobody takes the program's output any more."""
-    return isinstance(error, BrokenPipeError) or (
-        getattr(error, 'errno', None) == errno.EIO and error.filename is None)   # a terminal that is gone
+    return isinstance(error, BrokenPipeError) or (   # a pipe, or a terminal
+        isinstance(error, OSError) and error.errno == errno.EIO and error.filename is None)
 
 
 def _end_of(error):
@@ -125,7 +125,8 @@ def _explained(error):
         return f'the machine is out of memory: {lines[-1]}\nRemedy: lower BATCH_SIZE or INPUT_SIZE'
     if type(error).__name__ == 'OutOfMemoryError':
         return f'the device is out of memory: {error}\nRemedy: lower BATCH_SIZE'
-    if 'DataLoader worker' in str(error):   # in the last line; above it stands the process's traceback
+    if isinstance(error, RuntimeError) and 'DataLoader worker' in str(error):
+        # In the last line; above it stands the process's traceback.
         return (f'a loader process died: {lines[-1]}\nRemedy: give the machine more memory (or /dev/shm), or '
                 'load without such processes: --NUM_WORKERS=0')
     if type(error).__module__.startswith(('torch._dynamo', 'torch._inductor')):
@@ -147,7 +148,7 @@ def _end_loaders():
 def _say(text):
     try:
         print(f'\n{text}', file=sys.stderr)
-    except (OSError, AttributeError):   # closed, or never there
+    except OSError:   # nobody reads it
         pass
 
 
@@ -158,7 +159,7 @@ def _drop_unwritable():
             stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        except AttributeError:
+        except (AttributeError, ValueError):   # never there, or closed
             pass
 
 

@@ -214,12 +214,11 @@ class Session:
     @contextlib.contextmanager
     def _fitting(self):
         """Say of the first step what it lacks: memory, or a second value for a batch norm."""
-        lower = 'lower BATCH_SIZE or INPUT_SIZE'
         free = math.inf if self._fits else hardware.free_memory()
+        too_large = InputError(f'A step needs more than the {free / 1e9:.1f} GB of memory that are free',
+                               remedy='lower BATCH_SIZE or INPUT_SIZE')
         try:
-            with hardware.keep_below(free, InputError(
-                    f'A step needs more than the {free / 1e9:.1f} GB of memory that are free', remedy=lower)
-                    ) if free < math.inf else contextlib.nullcontext():
+            with contextlib.nullcontext() if self._fits else hardware.keep_below(free, too_large):
                 yield
         except ValueError as error:
             if ONE_VALUE not in str(error):
