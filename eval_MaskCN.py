@@ -12,6 +12,10 @@ Writes  results/MaskCN_<split>.csv   the three class probabilities of each image
 
 Cost: 9 forward passes for each image, 0.4 s on two CPU cores with bf16 instructions.
 """
+if __name__ == '__main__':
+    from engine import cli
+    cli.end_on_ctrl_c()   # in the imports, too, which take seconds
+
 from dataset import splits
 from dataset.layout import Layout
 from engine import cli, hardware, settings

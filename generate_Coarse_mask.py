@@ -17,6 +17,10 @@ Run it again after an interruption and it draws what is missing. It replaces mas
 those that the present one drew with other settings only with --RESUME=False. Cost: 6 views of each of the
 paper's 45,000 crops and pictures, about 9 PFLOP.
 """
+if __name__ == '__main__':
+    from engine import cli
+    cli.end_on_ctrl_c()   # in the imports, too, which take seconds
+
 import itertools
 
 import torch

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from engine.errors import InputError
 
 ABANDONED_AFTER = 600   # seconds; no file rests that long while it is written
+TEMPORARY = re.compile(r'\..*-[0-9a-f]{12}(\.[^.]*)?')   # names that `replacing` gives, and nobody else
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)   # disk full, quota used up, larger than a file may be
 
 
@@ -60,7 +62,7 @@ def remove_abandoned(folder, age=None):
     oldest = time.time() - (ABANDONED_AFTER if age is None else age)
     for path in Path(folder).glob('.*-*'):
         with contextlib.suppress(OSError):   # gone meanwhile, or a folder
-            if age == 0 or path.stat().st_ctime < oldest:
+            if TEMPORARY.fullmatch(path.name) and (age == 0 or path.stat().st_ctime < oldest):
                 path.unlink()
 
 

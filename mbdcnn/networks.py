@@ -8,6 +8,7 @@ from dataset.isic import CLASSES
 from engine import checkpoints, files, hardware
 from engine.errors import InputError
 from engine.images import resize_rgb
+from engine.settings import options
 from mbdcnn.inference import Classifier, Segmenter, for_inference
 from net import weights
 from net.inputs import SCALINGS, to_input
@@ -81,7 +82,7 @@ def enhanced_for_training(cfg, layout, images):
         coarse, first = coarse_for_training(cfg, images)
         state, file = coarse.state_dict(), None
     else:
-        state = checkpoints.load_state(path, layout.command('train_CoarseSN.py'))
+        state = checkpoints.load_state(path, training(layout, 'CoarseSN'))
         first, file = 'coarse-SN', path
     load_into, words, options = checkpoints.load_parameters, first, {}
     if cfg.TRANSFER == 'd-net':
@@ -220,7 +221,7 @@ def load_classifier(layout, device, precision, cam_relu=False):
 
 def _trained(layout, name, **assumed):
     """(path of the weights, command that makes them, their parameters, the settings of their training)."""
-    path, make = layout.weights(name), layout.command(f'train_{name}.py')
+    path, make = layout.weights(name), training(layout, name)
     return path, make, checkpoints.load_state(path, make), trained_settings(path, **assumed)
 
 
@@ -250,10 +251,17 @@ def maskcn_reads_masks(layout):
     """Whether the trained mask-CN below a root needs coarse masks; True where there is none yet."""
     path = layout.weights('MaskCN')
     return not path.is_file() or _channels(
-        checkpoints.load_state(path, layout.command('train_MaskCN.py'))) == 4
+        checkpoints.load_state(path, training(layout, 'MaskCN'))) == 4
 
 
 # --- What config.json says of trained weights
+
+
+def training(layout, name):
+    """The command that trains a network as its config.json says it was; plain where there is none."""
+    script = f'train_{name}.py'
+    recorded = files.read_json(layout.run(name) / 'config.json', 'settings').get('settings', {})
+    return layout.command(script, *options(REPOSITORY / script, recorded))
 
 
 def trained_settings(path, **assumed):

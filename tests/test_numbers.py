@@ -31,6 +31,7 @@ from tests.test_training import (
     tiny_task,
     train,
 )
+from train_CoarseSN import coarse_task
 from train_EnhancedSN import enhanced_task
 from train_MaskCN import mask_task
 
@@ -114,6 +115,23 @@ def test_a_validation_set_of_one_class_is_trained_on_to_the_end(tmp_path, capsys
     assert [row['mean AUC'] for row in rows_of(tmp_path)] == [None, None]
     assert 'best mean AUC undefined (a class is absent) at step' in capsys.readouterr().out
     assert finite(load(tmp_path, 'MaskCN.pth'))
+
+
+@pytest.mark.parametrize('make', [
+    lambda cfg, data, split: mask_task(cfg, ALONE, Classifying(), data, data),
+    lambda cfg, data, split: coarse_task(cfg, ALONE, PixelNetwork(), split, split, TOTAL)])
+def test_weights_whose_outputs_overflow_are_refused_in_validation(tmp_path, make):
+    """The weights themselves are finite, and so are the losses."""
+    cfg, data = SimpleNamespace(**STAGE | {'INITIAL_WEIGHTS': 'theirs.pth'}), one_class()
+    task = make(cfg, data, Segmentation(data.images, data.coarse, None, data.names, 'x'))
+    (name, network), = task.networks.items()
+    assert task.validate()
+    for parameter in network.parameters():
+        parameter.data.fill_(3e38)
+    with Run(tmp_path, name, cfg, {}, 'theirs', ALONE) as run, pytest.raises(
+            InputError, match='(?s)6 of 6 validation pictures is not finite after step 0.*LEARNING_RATE'):
+        trainer.fit(task, cfg, run, ALONE, TOTAL, EVERY)
+    assert not (tmp_path / 'last.pth').exists()
 
 
 def test_maps_that_are_negative_everywhere_leave_loss_gradient_and_scores_finite():

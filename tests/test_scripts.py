@@ -1,8 +1,11 @@
 """The scripts of steps 2 to 6 as processes: what they write, what they skip and what they refuse."""
 import csv
 import json
+import os
 import shlex
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -298,6 +301,21 @@ def test_scripts_explain_themselves():
         assert f'python {script}' in text and 'Reads ' in text and 'Writes ' in text
 
 
+def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
+    """The first package of others that a script imports presses it."""
+    for name in ('numpy', 'torch', 'cv2', 'tqdm', 'filelock', 'PIL'):
+        (tmp_path / f'{name}.py').write_text('import os, signal, time\n'
+                                             'os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n')
+    scripts = [path for path in (*REPOSITORY.glob('*.py'), *REPOSITORY.glob('[a-su-z]*/*.py'))   # not tests/
+               if 'cli.launch(main)' in path.read_text()]
+    assert len(scripts) > 18
+    for script in scripts:
+        done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60,
+                              env=os.environ | {'PYTHONPATH': str(tmp_path)})
+        assert done.returncode == 130 and done.stdout == '', script
+        assert done.stderr.split('\n') == ['', 'interrupted before anything had begun', ''], script
+
+
 def test_settings_that_cannot_be_used_are_refused(chain, tmp_path):
     text, sizes, scales, changed = run_in_turn(
         ('train_MaskCN.py', tmp_path, '--STEP=3', '--AMP=fp8', '--EPOCH'),
@@ -379,4 +397,5 @@ def test_damaged_files_are_named_with_a_remedy(chain, sibling):
     for text, path, remedy in zip(texts, (coarse.weights('CoarseSN'), mask.weights('MaskCN'), unfinished), (
             'python train_CoarseSN.py', 'python train_MaskCN.py', '--RESUME=False'), strict=True):
         assert f'{path}: ' in text and 'truncated' in text and remedy in text.partition('Remedy: ')[2]
+    assert set(STAGES['train_CoarseSN.py']) < set(texts[0].split())   # as it was trained
     assert unfinished.is_file()   # it is the user's to remove
