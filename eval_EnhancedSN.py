@@ -51,7 +51,7 @@ def main():
         'NETWORK': ('EnhancedSN', 'CoarseSN')}, positive=('BATCH_SIZE', 'PANEL_IMAGES'))
     process = hardware.start(cfg, alone=True)
     stages.check_sides(cfg.SCALES)
-    layout = Layout(cfg.ROOT)
+    layout = networks.or_published(Layout(cfg.ROOT))
     pairs = isic.read_segmentation_list(layout, cfg.SPLIT)
     pictures, truths = map(list, zip(*pairs, strict=True))
     used, coarse_paths = [layout.weights(cfg.NETWORK)], None

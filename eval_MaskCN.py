@@ -42,7 +42,7 @@ def main():
                            positive=('BATCH_SIZE', 'INPUT_SIZE'))
     process = hardware.start(cfg, alone=True)
     stages.check_sides([cfg.INPUT_SIZE])
-    layout = Layout(cfg.ROOT)
+    layout = networks.or_published(Layout(cfg.ROOT))
     classifier = networks.load_classifier(layout, process.device, cfg.AMP)
     if classifier.uses_masks:
         coarse_masks.require(layout, [layout.coarse_for_classification(cfg.SPLIT)], ('MaskCN',))

@@ -134,7 +134,7 @@ def main():
     process = hardware.start(cfg, alone=True)
     stages.check_sides([cfg.INPUT_SIZE])
     folds.check(cfg.CROSS_FIT)
-    layout = Layout(cfg.ROOT)
+    layout = networks.or_published(Layout(cfg.ROOT))
     fold_of, fold_networks = coarse_masks.cross_fit(layout, cfg.CROSS_FIT) if cfg.CROSS_FIT else ({}, {})
     tasks = list_tasks(layout, cfg, fold_of)
 

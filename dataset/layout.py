@@ -80,8 +80,10 @@ class Layout:
         return self.models / (self.coarse_sn if network == 'CoarseSN' else network)
 
     def weights(self, network):
-        """The network's best weights, a plain state dict."""
-        return self.run(network) / f'{network}.pth'
+        """The network's best weights, a plain state dict; packed ones where only these are there."""
+        path = self.run(network) / f'{network}.pth'
+        packed = path.with_suffix('.safetensors')
+        return packed if packed.is_file() and not path.is_file() else path
 
     def fold(self, number):
         """This layout with, for its coarse-SN, the one that is trained without fold `number` (from 1)."""

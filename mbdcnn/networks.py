@@ -1,4 +1,5 @@
 """Building each stage's network: from pretrained files for training, from run folders for use."""
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ ENHANCED = {'e-layer': deeplabv3plus_en, 'd-net': deeplabv3plus_d, 'mdc': deepla
 GUIDED = ('e-layer', 'd-net')        # those that see mask-CN's maps; mdc has learnt from them
 WHERE = 'see models/README.md for where the file comes from, or start without: --PRETRAINED=none'
 REPOSITORY = Path(__file__).resolve().parent.parent
+PUBLISHED = REPOSITORY / 'models' / 'isic2017'   # made by models/pack.py
 CALIBRATION_IMAGES = 32
 E_LAYER_STARTS = ('identity', 'random')
 STARTS = ('coarse-sn', 'pretrained')   # of enhanced-SN
@@ -191,6 +193,19 @@ def choose_pretrained(choice, files):
 
 
 # --- Trained networks, ready to use
+
+
+def or_published(layout):
+    """A layout, or, where none of the three networks was trained below it, the same with the networks that
+    come with the repository as its models; says so."""
+    trained = any(layout.weights(name).is_file() for name in ('CoarseSN', 'MaskCN', 'EnhancedSN'))
+    if trained or not PUBLISHED.is_dir():
+        return layout
+    published = copy.copy(layout)
+    published.models = PUBLISHED
+    about = checkpoints.read_config(published.weights('CoarseSN')).get('packed', {}).get('about', '')
+    print(f'{layout.models} holds no trained networks; using those of {PUBLISHED}: {about}')
+    return published
 
 
 def load_segmenter(layout, name, device, precision):

@@ -133,6 +133,7 @@ class MBDCNN:
                 raise InputError(f'{name}={value!r} must be one of {", ".join(known)}')
         layout = Layout(Path(folder).parent)
         layout.models = Path(folder)
+        layout = networks.or_published(layout)
         _require_weights(layout)
         sides = {name: networks.trained_settings(layout.weights(name)).get('INPUT_SIZE', INPUT_SIZE)
                  for name in NETWORKS}
