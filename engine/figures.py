@@ -7,8 +7,10 @@ import numpy as np
 from engine import files
 
 DPI = 110
-TRUTH, PREDICTION = (0, 150, 60), (220, 30, 160)   # contour colours; also told apart by line width
-COLUMN_WIDTH = 1.7                                 # inches
+TRUTH, PREDICTION, COARSE = (0, 150, 60), (220, 30, 160), (0, 180, 235)   # contours; width tells them, too
+ERROR = '#c81e1e'
+OPACITY = 0.6        # of heat over a picture
+COLUMN_WIDTH = 1.7   # inches
 
 
 def curves(rows, monitor, path, smaller_is_better=False):
@@ -62,15 +64,27 @@ def panel(rows, titles, path):
     save(figure, path)
 
 
-def outlined(image, truth=None, prediction=None):
-    """An (H, W, 3) uint8 image with the contours of masks (H, W) > 0: truth thick, prediction thin."""
+def outlined(image, truth=None, prediction=None, coarse=None):
+    """An (H, W, 3) uint8 image with the contours of masks (H, W) > 0: the prediction's thin, others thick."""
     drawn = image.copy()
     width = max(1, min(image.shape[:2]) // 110)
-    for mask, colour, thickness in ((truth, TRUTH, 2 * width), (prediction, PREDICTION, width)):
+    for mask, colour, thickness in ((truth, TRUTH, 2 * width), (coarse, COARSE, 2 * width),
+                                    (prediction, PREDICTION, width)):
         binary = np.zeros(image.shape[:2], np.uint8) if mask is None else (mask > 0).astype(np.uint8)
         contours, _ = cv2.findContours(binary, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(drawn, contours, -1, colour, thickness, cv2.LINE_AA)
     return drawn
+
+
+def warmed(image, cam, opacity=OPACITY):
+    """An (H, W, 3) uint8 image under the positive part of a localisation map (h, w), maximum 1, as heat.
+
+    opacity : 0 to 1, of the heat where the map is 1
+    """
+    heat = cv2.resize(cam.clip(0, 1), image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    colours = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+    alpha = opacity * heat[..., None]
+    return (image * (1 - alpha) + colours * alpha).round().astype(np.uint8)
 
 
 def subplots(rows, columns, size):
