@@ -64,7 +64,7 @@ FEW = 30   # pictures; below, the tables say what a bootstrap cannot tell
 def compare(scores):
     """Every paired difference: a list of dicts, score by score, fractions.
 
-    scores : {method: (N, 6)}, see scoring.COLUMNS; p_holm is corrected for the pairs of methods within a score.
+    scores : {method: (N, 6)}, see scoring.COLUMNS; p_holm is corrected for the pairs of methods in a score.
     """
     found = []
     for place, column in enumerate(scoring.COLUMNS):

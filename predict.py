@@ -156,7 +156,8 @@ def write_page(path, rows, faults, warning=''):
         'mask': f'masks/{row["name"]}.png', 'mask_confidence': f'{float(row["mask_confidence"]):.2f}',
         'lesion_percent': f'{float(row["lesion_percent"]):.1f}',
         'classes': [(name, f'{100 * float(row[name]):.1f}') for name in CLASSES]} for row in rows]
-    files.write_text(path, render('predictions.html', cards=cards, faults=faults, notice=NOTICE, warning=warning))
+    files.write_text(path, render('predictions.html', cards=cards, faults=faults, notice=NOTICE,
+                                  warning=warning))
 
 
 NOTICE = 'A research tool, not a medical device: do not base a diagnosis on it.'

@@ -192,10 +192,11 @@ class Session:
         speed = progress.speed()
         rates = {self._named('lr', name): optimizer.param_groups[0]['lr'] if progress.step else 0.0
                  for name, optimizer in task.optimizers.items()}
-        row = {'step': progress.step, **rates, **progress.take_means(self.process), **task.validate()}
+        losses, scores = progress.take_means(self.process), task.validate()
+        row = {'step': progress.step, **rates, **losses, **scores}
         best = progress.note_score(math.nan if task.monitor is None else row[task.monitor])
         if self.process.main:
-            run.log(row, speed)
+            run.log(row, speed, scores)
             shown = '  '.join(f'{name} {value:.4g}' for name, value in row.items() if name != 'step')
             mark = '  *' if best and task.monitor else ''
             tqdm.write(f'step {progress.step}: {shown}  {speed:.2f} steps/s{mark}')

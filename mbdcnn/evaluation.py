@@ -1,5 +1,8 @@
 """Section 8 of the evaluation protocol: per-image scores at full size, and what is written of them."""
+import io
 import json
+import zipfile
+import zlib
 
 import numpy as np
 import torch
@@ -16,8 +19,8 @@ from mbdcnn.inference import counts_on_device, place, segment_files
 
 # What a core of a CPU takes at a time; feature maps of more leave its cache (32 crops: a sixth slower).
 CROPS_ON_A_CORE, PICTURES_ON_A_CORE = 8, 4
-DRAWN_PICTURES = ("The pictures are drawn by a program: the scores say that the software works, and cannot be "
-                  "compared with the paper's, which are of ISIC-2017.")
+DRAWN_PICTURES = ("The pictures are drawn by a program: the scores say that the software works, and cannot "
+                  "be compared with the paper's, which are of ISIC-2017.")
 
 # --- During training: at the networks' resolution, without test-time augmentation
 
@@ -89,6 +92,47 @@ def image_probabilities(crops, data):
 def whole_image_probabilities(crops, data):
     """Probabilities from each image's first crop alone, the whole image: (images, 3)."""
     return crops[np.unique(data.owners, return_index=True)[1]]
+
+
+# --- Maps of the images that mask-CN takes for another class
+
+
+def error_maps_path(layout, split):
+    """Where `write_error_maps` writes."""
+    return layout.results / f'MaskCN_{split}_errors.npz'
+
+
+def write_error_maps(layout, split, classifier, data, probabilities, labels, batch_size):
+    """Write results/MaskCN_<split>_errors.npz: what mask-CN sees in the whole of each misclassified image.
+
+    data : dataset.splits.Classification; probabilities : (images, C), mean over the crops; labels : (images,)
+    The file holds names (n,), classes (n, 2), the found and the true one, and their maps (n, 2, h, w).
+    """
+    decided, firsts = probabilities.argmax(1), np.unique(data.owners, return_index=True)[1]
+    wrong = np.flatnonzero(decided != labels)
+    classes, maps = np.stack([decided, labels], 1)[wrong], []
+    for start in range(0, len(wrong), batch_size):
+        batch = slice(start, start + batch_size)
+        placed = place(data.images, data.coarse, classifier.device, firsts[wrong[batch]])
+        maps.append(np.concatenate([classifier(*placed, torch.from_numpy(numbers))[1].cpu().numpy()
+                                    for numbers in classes[batch].T], 1).astype(np.float16))
+    file = io.BytesIO()
+    np.savez(file, names=np.array([data.names[number] for number in wrong], str), classes=classes,
+             maps=np.concatenate(maps) if maps else np.empty((0, 2, 1, 1)))
+    files.write_bytes(error_maps_path(layout, split), file.getvalue())
+
+
+def read_error_maps(path):
+    """{image id: ((found class, true class), their maps (2, h, w) float32)} of such a file. Or ValueError."""
+    try:
+        with np.load(path) as file:   # refuses pickles
+            names, classes, maps = (file[name] for name in ('names', 'classes', 'maps'))
+        if maps.shape[:2] != classes.shape or classes.shape != (len(names), 2) or maps.ndim != 4:
+            raise ValueError('its arrays do not fit')
+        return {str(name): (tuple(map(int, pair)), drawn.astype(np.float32))
+                for name, pair, drawn in zip(names, classes, maps, strict=True)}
+    except (EOFError, LookupError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(str(error)) from None
 
 
 # --- Full evaluation of a segmentation network

@@ -70,7 +70,8 @@ class Classifier(Trained):
         """
         features, logits = self._run(images, coarse)
         classes = logits.argmax(1) if classes is None else classes.to(logits.device)
-        return logits.softmax(1), class_activation_map(features, self.network.cls.weight, classes, self.cam_relu)
+        cam = class_activation_map(features, self.network.cls.weight, classes, self.cam_relu)
+        return logits.softmax(1), cam
 
     @torch.no_grad()
     def probabilities(self, images, coarse):

@@ -6,9 +6,10 @@ from markupsafe import Markup, escape
 
 from engine import figures
 
-# Of classes by number, on white and on black paper; classes beyond them begin anew. None is a contour's colour.
-CLASS_COLOURS = (('#0b55a0', '#8ec2ff'), ('#a84300', '#ffb27a'), ('#6b3fa0', '#c9a6ff'), ('#6b6b00', '#d6d65c'),
-                 ('#5f6368', '#b6bcc4'), ('#00656e', '#6fd3dc'), ('#5d3a1a', '#d9b48f'))
+# Of classes by number, on white and on black paper; more classes begin anew. None is a contour's colour.
+CLASS_COLOURS = (('#0b55a0', '#8ec2ff'), ('#a84300', '#ffb27a'), ('#6b3fa0', '#c9a6ff'),
+                 ('#6b6b00', '#d6d65c'), ('#5f6368', '#b6bcc4'), ('#00656e', '#6fd3dc'),
+                 ('#5d3a1a', '#d9b48f'))
 
 
 def render(name, **content):

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import compare
 from dataset.layout import Layout
 from engine import images, metrics, scoring
 from engine.errors import InputError

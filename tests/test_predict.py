@@ -24,8 +24,7 @@ from engine import cache, cli, files, images
 from engine.errors import InputError
 from engine.hardware import Process
 from mbdcnn import evaluation
-from mbdcnn.inference import (
-    Classifier, Segmenter, enlarged_sum, place, segment, segment_files, squashed)
+from mbdcnn.inference import Classifier, Segmenter, enlarged_sum, place, segment, segment_files, squashed
 from mbdcnn.predictor import MBDCNN, NETWORKS, mask_confidence, scales_of
 from net.cam import class_activation_map
 from net.inputs import to_input, to_maskcn_input
