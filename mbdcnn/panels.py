@@ -47,7 +47,7 @@ def classification(classifier, data, device, path):
                 for number, row, found, label in zip(chosen, probabilities, decided, labels, strict=True)]
     _draw(captions, {'image': data.images[chosen],
                      'coarse mask': None if data.coarse is None else data.coarse[chosen],
-                     'map of the found class': map(figures.warmed, data.images[chosen], cams[:, 0])},
+                     'map of found class': map(figures.warmed, data.images[chosen], cams[:, 0])},
           path, np.flatnonzero(decided != labels))
 
 
