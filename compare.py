@@ -30,7 +30,7 @@ from tabulate import tabulate
 
 from dataset import isic
 from dataset.layout import Layout
-from engine import bootstrap, cli, figures, files, metrics, scoring, settings
+from engine import bootstrap, cli, figures, files, scoring, settings
 from engine.errors import InputError
 
 # --- What is compared
@@ -62,22 +62,16 @@ def parse_masks(text):
     return folders
 
 
-COLUMNS = *metrics.SEGMENTATION, 'thresholded JA'
 FEW = 30   # pictures; below, the tables say what a bootstrap cannot tell
-
-
-def thresholded(scores, threshold):
-    """(N, 5) scores -> (N, 6), see COLUMNS: the last is JA where it reaches the threshold, else 0."""
-    return np.column_stack([scores, np.where(scores[:, 0] >= threshold, scores[:, 0], 0.0)])
 
 
 def compare(scores):
     """Every paired difference: a list of dicts, score by score, fractions.
 
-    scores : {method: (N, 6)}; p_holm is corrected for the pairs of methods within a score.
+    scores : {method: (N, 6)}, see scoring.COLUMNS; p_holm is corrected for the pairs of methods in a score.
     """
     found = []
-    for place, column in enumerate(COLUMNS):
+    for place, column in enumerate(scoring.COLUMNS):
         pairs = list(itertools.combinations(scores, 2))
         tests = [bootstrap.paired_difference(scores[first][:, place], scores[second][:, place])
                  for first, second in pairs]
@@ -95,11 +89,11 @@ def markdown(summary):
         low, high = (f'{100 * bound:{sign}.1f}' for bound in bounds)
         return f'{100 * value:{sign}.1f} [{low}, {high}]'
 
-    rows = [[name, *(percent(scores[column], scores['ci95'][column]) for column in COLUMNS)]
+    rows = [[name, *(percent(scores[column], scores['ci95'][column]) for column in scoring.COLUMNS)]
             for name, scores in summary['methods'].items()]
     parts = [f'{summary["split"]}, n = {summary["n"]}: mean over the pictures in percent [95 % interval]; '
              f'thresholded JA counts those below {100 * summary["threshold"]:g} % as 0',
-             tabulate(rows, ['method', *COLUMNS], 'github', disable_numparse=True)]
+             tabulate(rows, ['method', *scoring.COLUMNS], 'github', disable_numparse=True)]
     if summary['differences']:
         rows = [[found['score'], f'{found["first"]} - {found["second"]}',
                  percent(found['mean'], found['ci95'], '+'), f'{found["p"]:.2g}', f'{found["p_holm"]:.2g}']
@@ -142,15 +136,15 @@ def main():
         raise InputError(f'THRESHOLD={cfg.THRESHOLD} must be from 0 to 1')
     layout, folders = Layout(cfg.ROOT), parse_masks(cfg.MASKS)
     truths = {image.stem: truth for image, truth in isic.read_segmentation_list(layout, cfg.SPLIT)}
-    scores = {name: thresholded(values, cfg.THRESHOLD)
+    scores = {name: scoring.thresholded(values, cfg.THRESHOLD)
               for name, values in scoring.score_folders(folders, truths, cfg.NUM_WORKERS).items()}
     summary = {'split': cfg.SPLIT, 'n': len(truths), 'threshold': cfg.THRESHOLD,
-               'methods': {name: {'folder': str(folders[name]), **scoring.summary(values, COLUMNS)}
+               'methods': {name: {'folder': str(folders[name]), **scoring.summary(values)}
                            for name, values in scores.items()},
                'differences': compare(scores)}
     stem = layout.results / f'compare_{cfg.SPLIT}'
     files.write_csv(stem.with_suffix('.csv'), [
-        ['image_id', *(f'{name} {column}' for name in scores for column in COLUMNS)],
+        ['image_id', *(f'{name} {column}' for name in scores for column in scoring.COLUMNS)],
         *([image_id, *(f'{value:.6f}' for value in row)]
           for image_id, row in zip(truths, np.hstack(list(scores.values())), strict=True))])
     files.write_text(stem.with_suffix('.json'), json.dumps(summary, indent=1) + '\n')

@@ -4,8 +4,11 @@ Reads   dataset/ISIC/<split>_crop9_cls.txt and its crops (stage 1), Coarse_masks
         (stage 3), models/MaskCN/ (stage 4)
 Writes  results/MaskCN_<split>.csv   the three class probabilities of each image
         results/MaskCN_<split>.json  AUC, AP, AC, SE, SP of melanoma and of keratosis against the rest,
-                                     mean AUC and 95 % intervals, from 9 crops and from 1
+                                     mean AUC and 95 % intervals, balanced accuracy and the confusion
+                                     matrix, from 9 crops and from 1
         results/MaskCN_<split>_challenge.csv  in the challenge's format
+        results/MaskCN_<split>_errors.npz  of each misclassified image where mask-CN sees the class that
+                                     it decided for, and where the true one
         results/report.html         all results and trainings below the root on one page
 
     python eval_MaskCN.py --SPLIT=Testing
@@ -52,6 +55,7 @@ def main():
     probabilities, labels = evaluation.image_probabilities(crops, data)
     results = {'9-crop': probabilities, '1-crop': evaluation.whole_image_probabilities(crops, data)}
     facts = evaluation.provenance(cfg, [layout.weights('MaskCN')], data.fingerprint)
+    evaluation.write_error_maps(layout, cfg.SPLIT, classifier, data, probabilities, labels, cfg.BATCH_SIZE)
     evaluation.report_classification(layout, cfg.SPLIT, data.names, results, labels, facts)
     print(f'report: {report.write(layout)}')
 

@@ -2,10 +2,12 @@
 
 Reads   pictures (jpg, png, bmp of any size): files, and folders with all that is below them;
         models/CoarseSN/, models/MaskCN/ and models/EnhancedSN/ (stages 2 to 5)
-Writes  predictions/predictions.csv        a row a picture: class probabilities, lesion, confidence
+Writes  predictions/predictions.csv        a row a picture: class probabilities, lesion, confidence; above
+                                           all a line that begins with # where the networks have seen
+                                           drawn pictures
         predictions/index.html             a page to leaf through
         predictions/masks/<name>.png       the lesion, {0, 255}, at the picture's own size
-        predictions/overlays/<name>.jpg    contours of both masks; where mask-CN saw its class
+        predictions/overlays/<name>.jpg    contours of both masks; where mask-CN sees the class
 
     python predict.py pictures/ --OUT=predictions
     python predict.py one.jpg another.png --MODELS=demo/models
@@ -122,13 +124,12 @@ def row_of(path, name, prediction):
     box = prediction.bounding_box or ('',) * 4
     values = (_shown(path), *(f'{p:.6f}' for p in prediction.class_probabilities.values()),
               prediction.label, prediction.area, f'{100 * prediction.area_fraction:.4f}', *box,
-              f'{prediction.mask_confidence:.4f}', *prediction.mask.shape[::-1], name,
-              prediction.cam_label)
+              f'{prediction.mask_confidence:.4f}', *prediction.mask.shape[::-1], name)
     return dict(zip(COLUMNS, map(str, values), strict=True))
 
 
 COLUMNS = ('file', *CLASSES, 'predicted', 'lesion_px', 'lesion_percent', 'left', 'top', 'right', 'bottom',
-           'mask_confidence', 'width', 'height', 'name', 'heat_map_of')
+           'mask_confidence', 'width', 'height', 'name')
 
 
 def write_pictures(out, name, prediction, opacity):
@@ -141,27 +142,26 @@ def write_pictures(out, name, prediction, opacity):
 
 def overlay(prediction, opacity):
     """Two views side by side, (h, about 2 w, 3) uint8: contours of coarse (thick) and final mask (thin);
-    the positive part of the class activation map as a heat map over the picture, opacity 0 to 1."""
+    the positive part of the class's activation map as a heat map over the picture, opacity 0 to 1."""
     picture = prediction.preview
     size = picture.shape[1::-1]
     coarse, mask = (images.resize_mask(mask.astype(np.uint8), size)
                     for mask in (prediction.coarse_mask, prediction.mask))
-    heat = cv2.resize(prediction.cam.clip(0, 1), size, interpolation=cv2.INTER_LINEAR)
-    colours = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
-    alpha = opacity * heat[..., None]
-    warm = (picture * (1 - alpha) + colours * alpha).round().astype(np.uint8)
     gap = np.full((size[1], 1 + size[0] // 100, 3), 255, np.uint8)
-    return np.hstack([figures.outlined(picture, coarse, mask), gap, warm])
+    return np.hstack([figures.outlined(picture, None, mask, coarse), gap,
+                      figures.warmed(picture, prediction.cam, opacity)])
 
 
-def write_page(path, rows, faults):
-    """Write a page of all predictions. rows : those of predictions.csv; faults : lines on unusable files."""
+def write_page(path, rows, faults, warning=''):
+    """Write a page of all predictions. rows : those of predictions.csv; faults : lines on unusable files;
+    warning : the model's"""
     cards = [row | {
         'title': Path(row['file']).name, 'overlay': f'overlays/{row["name"]}.jpg',
         'mask': f'masks/{row["name"]}.png', 'mask_confidence': f'{float(row["mask_confidence"]):.2f}',
         'lesion_percent': f'{float(row["lesion_percent"]):.1f}',
         'classes': [(name, f'{100 * float(row[name]):.1f}') for name in CLASSES]} for row in rows]
-    files.write_text(path, render('predictions.html', cards=cards, faults=faults, notice=NOTICE))
+    files.write_text(path, render('predictions.html', cards=cards, faults=faults, notice=NOTICE,
+                                  warning=warning))
 
 
 NOTICE = 'A research tool, not a medical device: do not base a diagnosis on it.'
@@ -181,14 +181,15 @@ def main():
         raise InputError(f'OUT={out} is a file', remedy='name a folder')
     if not 0 <= cfg.CAM_OPACITY <= 1:
         raise InputError(f'CAM_OPACITY={cfg.CAM_OPACITY} must be from 0 to 1')
-    print(NOTICE)
     model = MBDCNN.load(cfg.MODELS, cfg.DEVICE, cfg.AMP)
+    print(' '.join(filter(None, (model.warning, NOTICE))))
     rows, faults = [], []
     try:
         predict_all(model, found, out, cfg, rows, faults)
     finally:   # also of an interrupted run: the table holds what is finished
-        files.write_csv(out / 'predictions.csv', [COLUMNS, *(row.values() for row in rows)])
-        write_page(out / 'index.html', rows, faults)
+        first = [[f'# {model.warning}']] if model.warning else []
+        files.write_csv(out / 'predictions.csv', [*first, COLUMNS, *(row.values() for row in rows)])
+        write_page(out / 'index.html', rows, faults, model.warning)
         print(f'{len(rows)} of {len(found)} pictures predicted: {out}/predictions.csv, {out}/index.html')
     if faults:
         raise InputError(f'{len(faults)} of {len(found)} files cannot be used; the others are predicted',

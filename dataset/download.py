@@ -15,7 +15,6 @@ With EXTRA=True it prints how to get the paper's 1320 extra training pictures wi
 they lie in dataset/data/isic-cli/, joins them into ISIC-2017_Training_Add_Data/Images and its csv.
 """
 import csv
-import os
 import re
 import shlex
 import sys
@@ -103,9 +102,9 @@ def check(cfg):
     """Faults of SPLITS and ROOT, a list of lines."""
     faults = [f'SPLITS: {split!r} must be one of {", ".join(REMOTE_NAMES)}'
               for split in cfg.SPLITS.split(',') if split not in REMOTE_NAMES]
-    data = Layout(cfg.ROOT).data
-    if os.path.exists(data / 'demo_data.json'):   # Path.exists raises on overlong names
-        faults.append(f'ROOT={cfg.ROOT}: {data} holds drawn pictures (make_demo_data.py)')
+    layout = Layout(cfg.ROOT)
+    if layout.drawn:
+        faults.append(f'ROOT={cfg.ROOT}: {layout.data} holds drawn pictures (make_demo_data.py)')
     return faults
 
 

@@ -1,10 +1,12 @@
 """Where everything of one experiment lies below its root folder (the released code's layout)."""
 import copy
+import os
 import shlex
 from pathlib import Path
 
 SPLITS = ('Training', 'Validation', 'Testing')
 ADDED = 'Training_Add'   # the paper's 1320 extra classification images; optional
+DRAWN = 'demo_data.json'   # dataset/make_demo_data.py leaves it with the pictures that it draws
 
 # A crop or mask list is named after the data it lists.
 SEGMENTATION_LISTS = {split: f'{split}_seg.txt' for split in SPLITS}
@@ -33,6 +35,11 @@ class Layout:
         self.models = self.root / 'models'
         self.results = self.root / 'results'
         self.coarse_sn = 'CoarseSN'
+
+    @property
+    def drawn(self):
+        """True when the pictures were drawn by dataset/make_demo_data.py."""
+        return os.path.exists(self.data / DRAWN)   # Path.exists raises on overlong names
 
     def command(self, script, *options):
         """The command that a reader should type for this root: python <script> [--ROOT=...] <options>."""

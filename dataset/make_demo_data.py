@@ -29,7 +29,7 @@ import cv2
 import numpy as np
 
 from dataset import isic, synthetic
-from dataset.layout import ADDED, LABEL_FILES, Layout
+from dataset.layout import ADDED, DRAWN, LABEL_FILES, Layout
 from engine import cli, files, images, settings
 from engine.errors import InputError
 
@@ -69,7 +69,6 @@ def main():
 
 
 # Below main(), where settings.resolve does not look: these are fixed, not settings.
-RECORD = 'demo_data.json'
 RECORDED = ('SEED', 'TRAINING_IMAGES', 'VALIDATION_IMAGES', 'TESTING_IMAGES', 'EXTRA_IMAGES',
             'MELANOMA_SHARE', 'KERATOSIS_SHARE', 'MAX_SIDE')
 BEFORE = {'EXTRA_IMAGES': 0}   # of a record of the time when there was no such setting
@@ -169,12 +168,12 @@ def claim(layout, record):
         with contextlib.suppress(OSError):   # absent, or not empty
             (layout.originals(ADDED) / 'Images').rmdir()
             layout.originals(ADDED).rmdir()
-        files.write_text(layout.data / RECORD, json.dumps(record, indent=2) + '\n')
+        files.write_text(layout.data / DRAWN, json.dumps(record, indent=2) + '\n')
 
 
 def read_record(layout):
     """Settings (dict) of the set that lies in the data folder; None where there is no whole record."""
-    record = BEFORE | files.read_json(layout.data / RECORD)
+    record = BEFORE | files.read_json(layout.data / DRAWN)
     return record if record.keys() >= set(RECORDED) else None
 
 

@@ -70,6 +70,12 @@ def difference(first, second, resampled):
     return Difference(float(first - second), *map(float, bounds(found)), two_sided(found), len(found))
 
 
+def p_in_words(difference):
+    """'p = 0.031', or 'p <= 2e-05' where more resamples would make it smaller still."""
+    least = difference.p <= 2 / (difference.resamples + 1)
+    return f'p {"<=" if least else "="} {difference.p:.{"3f" if difference.p >= SMALL_P else "1g"}}'
+
+
 def two_sided(differences):
     """p of "they do not differ" from the differences in resamples, see `difference`."""
     rarer = min((differences <= 0).sum(), (differences >= 0).sum())

@@ -33,10 +33,16 @@ def classification_scores(probabilities, labels, tasks):
 
     probabilities : (N, C) class probabilities; labels : (N,) class numbers
     tasks : {name: class number}
-    Returns {name: {'AUC', 'AP', 'AC', 'SE', 'SP', 'AC at 0.5', ...}, ..., 'mean AUC'}. AUC and AP are None
-    (and so is the mean) where one class is absent.
+    Returns {name: {'AUC', 'AP', 'AC', 'SE', 'SP', 'AC at 0.5', ...}, ..., 'mean AUC', 'balanced accuracy',
+    'confusion': C lists, of each true class how often it was taken for each}. AUC and AP are None (and so is
+    the mean) where one class is absent; balanced accuracy is the mean recall of the classes that are there.
     """
-    from sklearn.metrics import average_precision_score, roc_auc_score  # slow to import
+    from sklearn.metrics import (  # slow to import
+        average_precision_score,
+        confusion_matrix,
+        recall_score,
+        roc_auc_score,
+    )
     probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
     decided = probabilities.argmax(1)
     scores = {}
@@ -50,6 +56,10 @@ def classification_scores(probabilities, labels, tasks):
                            for name, value in _decision_scores(p > 0.5, truth).items()}}
     areas = [scores[task]['AUC'] for task in tasks]
     scores['mean AUC'] = None if None in areas else float(np.mean(areas))
+    # As balanced_accuracy_score, which warns where an absent class is predicted.
+    scores['balanced accuracy'] = float(recall_score(labels, decided, labels=np.unique(labels),
+                                                     average='macro'))
+    scores['confusion'] = confusion_matrix(labels, decided, labels=range(probabilities.shape[1])).tolist()
     return scores
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine import checkpoints, cli, figures, files, hardware
+from engine import checkpoints, cli, figures, files, hardware, images
 from engine.errors import InputError
 
 # A run may go on under another value of these; every other constant defines the run.
@@ -19,6 +19,7 @@ MAY_CHANGE = {'ROOT', 'RECIPE', 'NUM_WORKERS', 'RESUME', 'EPOCH', 'STEPS', 'PATI
               'PICTURES_ON', 'COMPILE',
               'INITIAL_WEIGHTS', 'BN_EPS'}   # the weights themselves, and their epsilon, are among the inputs
 SECONDS_BETWEEN_FIGURES = 60
+SECONDS_BETWEEN_PANELS = 1800   # in TensorBoard, which keeps them all: about 0.5 MB each
 GO_ANEW = 'start anew with --RESUME=False'
 REPOSITORY = Path(__file__).resolve().parent.parent
 GIT_MAY_TAKE = 5   # seconds, to say what code this is
@@ -44,7 +45,8 @@ class Run:
         self._read_config = read_config
         self.config = {'network': network, 'settings': vars(cfg), 'inputs': inputs, 'start': start,
                        'versions': versions(process.device), 'processes': process.world}
-        self.rows, self._board, self._drawn = [], None, 0.0
+        self.rows, self._board = [], None
+        self._drawn = self._shown = -math.inf   # when the figures were last drawn, and shown in TensorBoard
         self.was_finished = False   # the run that `begin` found
         folder.mkdir(parents=True, exist_ok=True)
         self._open = contextlib.ExitStack()
@@ -172,23 +174,35 @@ class Run:
                                              for name, value in row.items()}) + '\n'
                                  for row in self.rows))
 
-    def log(self, row, speed):
+    def log(self, row, speed, scores=()):
         """Add one row (dict of numbers, with 'step') to metrics.jsonl, TensorBoard and the curves.
 
         speed : steps a second; for TensorBoard alone, so that metrics.jsonl is reproducible
+        scores : the names that TensorBoard shows under val/; the others are under train/
         """
         if not self.process.main:
             return
         self.rows.append(row)
         self._write_rows()
-        if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-            self._board = SummaryWriter(str(self.folder / 'tensorboard'), purge_step=row['step'])
-            self._open.callback(self._board.close)
+        self._start_board(row['step'])
         for name, value in {**row, 'steps_per_second': speed}.items():
             if name != 'step' and math.isfinite(value):
-                self._board.add_scalar(name, value, row['step'])
+                self._board.add_scalar(f'{"val" if name in scores else "train"}/{name}', value, row['step'])
         self._board.flush()
+
+    def _start_board(self, purge_step=None):
+        """purge_step : what an earlier process wrote of this step and later ones is not shown"""
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+            self._board = SummaryWriter(str(self.folder / 'tensorboard'), purge_step=purge_step)
+            self._open.callback(self._board.close)
+
+    def _show_panel(self):
+        """The panel as an image of TensorBoard's; not of every minute, since each is kept."""
+        self._start_board()
+        picture = images.read_rgb(self.folder / 'panel.png')
+        self._board.add_image('val/panel', picture, self.rows[-1]['step'], dataformats='HWC')
+        self._shown = time.monotonic()
 
     def draw(self, task, final=False):
         """Redraw curves.png, and panel.png by task.panel(path); at most once a minute."""
@@ -198,6 +212,8 @@ class Run:
         figures.curves(self.rows, task.monitor, self.folder / 'curves.png', task.smaller_is_better)
         task.panel(self.folder / 'panel.png')
         self._drawn = time.monotonic()
+        if final or self._drawn - self._shown >= SECONDS_BETWEEN_PANELS:
+            self._show_panel()
 
     def __enter__(self):
         return self

@@ -5,6 +5,8 @@ from engine import bootstrap, files, images, metrics
 from engine.errors import InputError
 
 SUFFIX = '_segmentation'   # behind the image id in the challenge's file names
+THRESHOLD = 0.65           # a JA below it counts as 0 in "thresholded JA" (the challenge of 2018)
+COLUMNS = *metrics.SEGMENTATION, 'thresholded JA'
 REMEDY = ('each method needs one binary png an image, <id>_segmentation.png or <id>.png, at the size of the '
           'true mask; enlarge smaller ones by nearest neighbour')
 
@@ -83,14 +85,19 @@ def find_masks(folder, wanted):
     return found, faults + [f'{folder}: has no mask of {name}' for name in wanted if name not in found]
 
 
-def summary(scores, columns=metrics.SEGMENTATION):
+def thresholded(scores, threshold=THRESHOLD):
+    """(N, 5) scores -> (N, 6), see COLUMNS: the last is JA where it reaches the threshold, else 0."""
+    return np.column_stack([scores, np.where(scores[:, 0] >= threshold, scores[:, 0], 0.0)])
+
+
+def summary(scores):
     """Means over images and their 95 % intervals: {'JA': mean, ..., 'ci95': {'JA': [low, high], ...}}.
 
-    scores : (N, len(columns)) in [0, 1]
+    scores : (N, 6) in [0, 1], see `thresholded`
     """
     means, bounds = scores.mean(0), bootstrap.interval_of_means(scores)
-    return {**dict(zip(columns, means.tolist(), strict=True)),
-            'ci95': dict(zip(columns, bounds.tolist(), strict=True))}
+    return {**dict(zip(COLUMNS, means.tolist(), strict=True)),
+            'ci95': dict(zip(COLUMNS, bounds.tolist(), strict=True))}
 
 
 def holm(p):

@@ -237,9 +237,10 @@ class Session:
         speed = progress.speed()
         rates = {self._named('lr', name): optimizer.param_groups[0]['lr'] if progress.step else 0.0
                  for name, optimizer in task.optimizers.items()}
-        row = {'step': progress.step, **rates, **progress.take_means(self.process), **self._scores()}
+        losses, scores = progress.take_means(self.process), self._scores()
+        row = {'step': progress.step, **rates, **losses, **scores}
         best = progress.note_score(math.nan if task.monitor is None else row[task.monitor])
-        run.log(row, speed)
+        run.log(row, speed, scores)
         waited = time.monotonic() - self._saved
         due = waited >= SECONDS_BETWEEN_SAVES or progress.finished(self.total_steps, self.cfg.PATIENCE)
         if due or (best and task.monitor):

@@ -68,12 +68,13 @@ class Reproduction:
 
     def _facts(self, rows, scored, split):
         """Sentences on what the numbers are of: split, data, number of images, recipe, seeds."""
-        sets = {}   # (split, data): {number of images}
+        sets, drawn = {}, False   # (split, data): {number of images}
         for row in rows:
             for result in scored.get(row.get('label'), {}).values():
                 jobs = self.declarations.scorings(row, split)
                 key = row.get('split', split), ', '.join(dict.fromkeys(job.data for job in jobs))
                 sets.setdefault(key, set()).add(result.count)
+                drawn |= any(self.store.data_root(job).drawn for job in jobs)
         if not sets:
             return []
         counts = '; '.join(f'{of} {data}'.strip() + f', n = {" or ".join(map(str, sorted(numbers)))} images'
@@ -82,7 +83,8 @@ class Reproduction:
         seeds = f'{trained} training seeds' if trained != '1' else \
             'one training of each network, whose chance the intervals do not cover'
         chosen = [SELECTED] if any(of == 'Validation' for of, _ in sets) else []
-        return [f'{counts}; recipe {self.store.recipe}; {seeds}.', *chosen]
+        first = [evaluation.DRAWN_PICTURES] if drawn else []
+        return [*first, f'{counts}; recipe {self.store.recipe}; {seeds}.', *chosen]
 
     # Figures
 
@@ -177,6 +179,5 @@ def _compared(first, second, scored, column):
     if found is None:
         return []
     mean, low, high = (f'{100 * value:+.1f}' for value in (found.mean, found.low, found.high))
-    least = found.p <= 2 / (found.resamples + 1)
-    p = f'p {"<=" if least else "="} {found.p:.{"3f" if found.p >= bootstrap.SMALL_P else "1g"}}'
-    return [f'{column}, "{second}" minus "{first}", paired over images: {mean} [{low}, {high}], {p}.']
+    return [f'{column}, "{second}" minus "{first}", paired over images: {mean} [{low}, {high}], '
+            f'{bootstrap.p_in_words(found)}.']

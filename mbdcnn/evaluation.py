@@ -1,5 +1,8 @@
 """Section 8 of the evaluation protocol: per-image scores at full size, and what is written of them."""
+import io
 import json
+import zipfile
+import zlib
 
 import numpy as np
 import torch
@@ -7,14 +10,17 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from dataset.isic import CLASSES, MASK_SUFFIX, TASKS
+from dataset.layout import Layout
 from engine import bootstrap, checkpoints, files, hardware, images, metrics, scoring
 from engine.errors import InputError
 from engine.samples import to_device
-from mbdcnn import paper_scores
+from mbdcnn import networks, paper_scores
 from mbdcnn.inference import counts_on_device, place, segment_files
 
 # What a core of a CPU takes at a time; feature maps of more leave its cache (32 crops: a sixth slower).
 CROPS_ON_A_CORE, PICTURES_ON_A_CORE = 8, 4
+DRAWN_PICTURES = ("The pictures are drawn by a program: the scores say that the software works, and cannot "
+                  "be compared with the paper's, which are of ISIC-2017.")
 
 # --- During training: at the networks' resolution, without test-time augmentation
 
@@ -99,6 +105,47 @@ def whole_image_probabilities(crops, data):
     return crops[np.unique(data.owners, return_index=True)[1]]
 
 
+# --- Maps of the images that mask-CN takes for another class
+
+
+def error_maps_path(layout, split):
+    """Where `write_error_maps` writes."""
+    return layout.results / f'MaskCN_{split}_errors.npz'
+
+
+def write_error_maps(layout, split, classifier, data, probabilities, labels, batch_size):
+    """Write results/MaskCN_<split>_errors.npz: what mask-CN sees in the whole of each misclassified image.
+
+    data : dataset.splits.Classification; probabilities : (images, C), mean over the crops; labels : (images,)
+    The file holds names (n,), classes (n, 2), the found and the true one, and their maps (n, 2, h, w).
+    """
+    decided, firsts = probabilities.argmax(1), np.unique(data.owners, return_index=True)[1]
+    wrong = np.flatnonzero(decided != labels)
+    classes, maps = np.stack([decided, labels], 1)[wrong], []
+    for start in range(0, len(wrong), batch_size):
+        batch = slice(start, start + batch_size)
+        placed = place(data.images, data.coarse, classifier.device, firsts[wrong[batch]])
+        maps.append(np.concatenate([classifier(*placed, torch.from_numpy(numbers))[1].cpu().numpy()
+                                    for numbers in classes[batch].T], 1).astype(np.float16))
+    file = io.BytesIO()
+    np.savez(file, names=np.array([data.names[number] for number in wrong], str), classes=classes,
+             maps=np.concatenate(maps) if maps else np.empty((0, 2, 1, 1)))
+    files.write_bytes(error_maps_path(layout, split), file.getvalue())
+
+
+def read_error_maps(path):
+    """{image id: ((found class, true class), their maps (2, h, w) float32)} of such a file. Or ValueError."""
+    try:
+        with np.load(path) as file:   # refuses pickles
+            names, classes, maps = (file[name] for name in ('names', 'classes', 'maps'))
+        if maps.shape[:2] != classes.shape or classes.shape != (len(names), 2) or maps.ndim != 4:
+            raise ValueError('its arrays do not fit')
+        return {str(name): (tuple(map(int, pair)), drawn.astype(np.float32))
+                for name, pair, drawn in zip(names, classes, maps, strict=True)}
+    except (EOFError, LookupError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(str(error)) from None
+
+
 # --- Full evaluation of a segmentation network
 
 
@@ -150,11 +197,11 @@ def report_segmentation(layout, network, split, names, scores, facts):
     scores : {'plain': (N, 5), 'tta': (N, 5)}; facts : dict that goes into the json as it is
     """
     chosen = scores.get('tta', scores['plain'])
-    kinds = {'with TTA': scoring.summary(scores['tta']) if 'tta' in scores else None,
-             'without TTA': scoring.summary(scores['plain'])}
+    kinds = {'with TTA': scoring.summary(scoring.thresholded(scores['tta'])) if 'tta' in scores else None,
+             'without TTA': scoring.summary(scoring.thresholded(scores['plain']))}
     rows = [(name, *(f'{value:.6f}' for value in row)) for name, row in zip(names, chosen, strict=True)]
     return _report(layout, network, split, [('image_id', *metrics.SEGMENTATION), *rows],
-                   (kinds['with TTA'] or kinds['without TTA']) | kinds | facts, metrics.SEGMENTATION,
+                   (kinds['with TTA'] or kinds['without TTA']) | kinds | facts, scoring.COLUMNS,
                    paper_scores.SEGMENTATION.get((network, split), {}),
                    {kind: summary for kind, summary in kinds.items() if summary})
 
@@ -172,7 +219,8 @@ def report_classification(layout, split, names, results, labels, facts):
     scored = {kind: {**metrics.classification_scores(p, labels, TASKS),
                      'ci95': bootstrap.intervals_of_areas(p, labels, TASKS)} for kind, p in results.items()}
     flat = {kind: {f'{task} {name}': scores[task][name] for task in TASKS for name in metrics.CLASSIFICATION}
-            | {'mean AUC': scores['mean AUC'], 'ci95': scores['ci95']} for kind, scores in scored.items()}
+            | {name: scores[name] for name in ('mean AUC', 'balanced accuracy', 'ci95')}
+            for kind, scores in scored.items()}
     printed = paper_scores.CLASSIFICATION.get(split, {})
     paper = {name if name == 'mean AUC' else f'{name} AUC': area for name, area in printed.items()}
     summary = _report(layout, 'MaskCN', split, [('image_id', *CLASSES), *rows],
@@ -205,9 +253,13 @@ def _report(layout, network, split, rows, content, shown, paper, kinds, more='')
 
     print(f'\n{network} on {split} (n = {summary["n"]}, recipe {summary.get("recipe", "unknown")}), '
           'percent [95 % interval]')
-    print(tabulate([[name, paper.get(name, '-'), *(cell(scores, name) for scores in kinds.values())]
-                    for name in shown], ['', 'paper', *kinds], 'plain', disable_numparse=True,
-                   colalign=('left', *['right'] * (1 + len(kinds)))))
+    columns = {title: [cell(scores, name) for name in shown] for title, scores in kinds.items()}
+    if summary.get('drawn_pictures'):
+        print(DRAWN_PICTURES)
+    else:
+        columns = {'paper': [paper.get(name, '-') for name in shown], **columns}
+    print(tabulate({'': shown, **columns}, 'keys', 'plain', disable_numparse=True,
+                   colalign=('left', *['right'] * len(columns))))
     print(f'written: {stem}.csv, {stem}.json{more}')
     return summary
 
@@ -215,10 +267,15 @@ def _report(layout, network, split, rows, content, shown, paper, kinds, more='')
 def provenance(cfg, weight_paths, data_fingerprint):
     """What a result was computed from, for the json: recipe, settings, weights, data, versions.
 
-    The recipe is the one that the first of the networks was trained by.
+    The recipe is the one that the first of the networks was trained by; drawn_pictures : a program drew the
+    data. Prints a line when it drew those of the training alone.
     """
+    drawn = Layout(cfg.ROOT).drawn
+    if not drawn and (said := networks.of_drawn_pictures(weight_paths)):
+        print(said)
     trained = {path.stem: checkpoints.read_config(path) for path in weight_paths}
     recipes = {name: config.get('settings', {}).get('RECIPE', 'unknown') for name, config in trained.items()}
     return {'recipe': recipes[weight_paths[0].stem], 'settings': vars(cfg), 'data': data_fingerprint,
+            'drawn_pictures': drawn,
             'weights': {path.stem: files.fingerprint(path) for path in weight_paths},
             'started from': {name: config.get('start') for name, config in trained.items()}}

@@ -62,18 +62,20 @@ class Classifier(Trained):
         self.cam_relu, self.uses_masks = cam_relu, network.conv1.in_channels == 4
 
     @torch.no_grad()
-    def __call__(self, images, coarse):
-        """uint8 (B, 3, S, S), coarse mask (B, S, S) of {0, 1} -> (probabilities (B, 3), CAM (B, 1, h, w)).
+    def __call__(self, images, coarse, classes=None):
+        """uint8 (B, 3, S, S), coarse mask (B, S, S) of {0, 1} -> (probabilities (B, C), CAM (B, 1, h, w)).
 
-        The CAM is that of the class which the network itself decides for. Both are float32.
+        classes : numbers (B,) of the classes that the CAM is of, a tensor; None: those which the network
+        itself decides for, as enhanced-SN reads them. Both results are float32.
         """
         features, logits = self._run(images, coarse)
-        cam = class_activation_map(features, self.network.cls.weight, logits.argmax(1), self.cam_relu)
+        classes = logits.argmax(1) if classes is None else classes.to(logits.device)
+        cam = class_activation_map(features, self.network.cls.weight, classes, self.cam_relu)
         return logits.softmax(1), cam
 
     @torch.no_grad()
     def probabilities(self, images, coarse):
-        """As a call, without the CAM: (B, 3) float32."""
+        """As a call, without the CAM: (B, C) float32."""
         return self._run(images, coarse)[1].softmax(1)
 
     def _run(self, images, coarse):

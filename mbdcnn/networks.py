@@ -25,6 +25,7 @@ WHERE = 'see models/README.md for where the file comes from, or start without: -
 REPOSITORY = Path(__file__).resolve().parent.parent
 PUBLISHED = REPOSITORY / 'models' / 'isic2017'   # made by models/pack.py
 CALIBRATION_IMAGES = 32
+MEANINGLESS = 'What they find in a photograph means nothing.'
 E_LAYER_STARTS = ('identity', 'random')
 STARTS = ('coarse-sn', 'pretrained')   # of enhanced-SN
 # Of batch norms: the ImageNet Xceptions were trained by Keras and TensorFlow. With 1e-5, two channels of the
@@ -318,3 +319,14 @@ def warn_of_other_size(path, side):
     trained = trained_settings(path).get('INPUT_SIZE', side)
     if trained != side:
         print(f'note: {path} was trained at {trained} px and is used at {side} px')
+
+
+def of_drawn_pictures(paths):
+    """A sentence on which of some weights were trained on pictures that a program drew; '' for none.
+
+    paths : of the weights; the config.json beside them says it
+    """
+    names = [path.stem for path in paths
+             if checkpoints.read_config(path).get('inputs', {}).get('drawn_pictures')]
+    # Without a comma: in a csv the line stays as it is.
+    return f'Trained on pictures that a program drew: {" and ".join(names)}. {MEANINGLESS}' if names else ''

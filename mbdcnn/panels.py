@@ -3,6 +3,7 @@ import cv2
 import numpy as np
 import torch
 
+from dataset.isic import CLASSES
 from engine import figures, images, metrics
 from mbdcnn.inference import maps_of_files, place
 
@@ -33,18 +34,21 @@ def segmentation(segmenter, data, device, path):
 
 
 def classification(classifier, data, device, path):
-    """Panel of validation images (whole-image crops): image, coarse mask, CAM, with the probabilities."""
+    """Panel of validation images (whole-image crops): image, coarse mask, and over the image the map of the
+    class that mask-CN decides for; errors are marked."""
     whole = np.unique(data.owners, return_index=True)[1]   # an image's first crop is the whole image
     chosen = whole[spread(len(whole), VALIDATION_IMAGES)]
     classifier.network.eval()
-    probabilities, cams = classifier(*place(data.images, data.coarse, device, chosen))
-    captions = []
-    for number, row in zip(chosen, probabilities.tolist(), strict=True):
-        p = ' '.join(f'{100 * value:.0f}' for value in row)
-        captions.append(f'{data.names[data.owners[number]]}\nclass {data.labels[number]}, p {p} %')
+    probabilities, cams = (found.cpu().numpy() for found in classifier(
+        *place(data.images, data.coarse, device, chosen)))
+    decided, labels = probabilities.argmax(1), data.labels[chosen]
+    captions = [f'{data.names[data.owners[number]]}\n{100 * row[found]:.0f} % {CLASSES[found]}\n'
+                f'true: {CLASSES[label]}'
+                for number, row, found, label in zip(chosen, probabilities, decided, labels, strict=True)]
     _draw(captions, {'image': data.images[chosen],
                      'coarse mask': None if data.coarse is None else data.coarse[chosen],
-                     'CAM of its class': cams[:, 0].cpu().numpy()}, path)
+                     'map of found class': map(figures.warmed, data.images[chosen], cams[:, 0])},
+          path, np.flatnonzero(decided != labels))
 
 
 def evaluation_panel(segmenter, pairs, coarse_paths, side, scores, mask_paths, wanted, path):
@@ -73,11 +77,11 @@ def evaluation_panel(segmenter, pairs, coarse_paths, side, scores, mask_paths, w
         'found mask': found, 'truth, found': map(figures.outlined, pictures, truths, found)}, path)
 
 
-def _draw(captions, columns, path):
-    """columns : {title: a picture for each caption, or None for no such column}"""
+def _draw(captions, columns, path, errors=()):
+    """columns : {title: a picture for each caption, or None for no such column}; errors : of figures.panel"""
     columns = {title: pictures for title, pictures in columns.items() if pictures is not None}
     rows = zip(captions, zip(*columns.values(), strict=True), strict=True)
-    figures.panel(list(rows), list(columns), path)
+    figures.panel(list(rows), list(columns), path, errors)
 
 
 def shown(image_path, mask_paths, side=SIDE):

@@ -55,10 +55,9 @@ class Prediction:
     mask : (H, W) bool, the lesion as enhanced-SN sees it
     coarse_mask : (H, W) bool, the lesion as coarse-SN sees it
     class_probabilities : {'nevus': p, 'melanoma': p, 'keratosis': p}, mean softmax of nine crops, sum 1
-    cam : (s / 16, s / 16) float32, mask-CN's class activation map over the whole picture, maximum 1;
-        values below zero speak against the class
-    cam_label : the class that the map is of: mask-CN's decision from the whole picture alone, which may
-        differ from `label`
+    cam : (s / 16, s / 16) float32, mask-CN's class activation map of `label` over the whole picture, maximum
+        1; values below zero speak against the class. (The map that enhanced-SN reads is the paper's, of
+        mask-CN's decision from the whole picture alone, which may be another class.)
     mask_confidence : agreement of the views with the mask, 0 to 1; see the function of that name
     preview : (h, w, 3) uint8, the picture with its long side limited to 1024 px
     logits : tuple of (s, s) float32, one a scale, summed over its views
@@ -68,7 +67,6 @@ class Prediction:
     coarse_mask: np.ndarray
     class_probabilities: dict
     cam: np.ndarray
-    cam_label: str
     mask_confidence: float
     preview: np.ndarray
     logits: tuple
@@ -111,10 +109,11 @@ class MBDCNN:
     classifier : mbdcnn.inference.Classifier; default: the one that draws enhanced-SN's maps
     sides : {'CoarseSN': px, 'MaskCN': px, 'EnhancedSN': px}, input sides; coarse-SN's is that of stage 3
     coarse_tta : stage 3 drew its masks from six views
+    warning : what a reader must know of the weights: that they have seen drawn pictures; '' for nothing
     """
 
-    def __init__(self, coarse, enhanced, sides, device, coarse_tta=True, classifier=None):
-        self.coarse_tta = coarse_tta
+    def __init__(self, coarse, enhanced, sides, device, coarse_tta=True, classifier=None, warning=''):
+        self.coarse_tta, self.warning = coarse_tta, warning
         self.coarse, self.enhanced, self.classifier = coarse, enhanced, classifier or enhanced.classifier
         self.sides, self.device = sides, device
         self.scales = scales_of(sides['EnhancedSN'])
@@ -144,7 +143,8 @@ class MBDCNN:
                             for name in ('CoarseSN', 'EnhancedSN'))
         # An enhanced-SN that takes no maps (TRANSFER mdc, none) comes without the classifier.
         classifier = enhanced.classifier or networks.load_classifier(layout, device, precision)
-        return cls(coarse, enhanced, sides, device, made.get('views') != 1, classifier)
+        return cls(coarse, enhanced, sides, device, made.get('views') != 1, classifier,
+                   networks.of_drawn_pictures(map(layout.weights, NETWORKS)))
 
     def __call__(self, image, tta=True):
         """Prediction for one picture; see `prepare` for what it may be, and `predict` for tta."""
@@ -187,15 +187,14 @@ class MBDCNN:
         wholes = self._draw_coarse(np.stack([picture.whole for picture in pictures]), tta, batch_size)
         probabilities = self._classify(np.concatenate([picture.crops for picture in pictures]), tta,
                                        batch_size).reshape(count, -1, len(CLASSES)).mean(1)
-        logits, cams, decided = self._segment(pictures, wholes, tta)
+        logits, cams = self._segment(pictures, wholes, tta, probabilities.argmax(1))
         for number, picture in enumerate(pictures):
             views = [scale[:, number] for scale in logits]   # one (views, s, s) a scale
             yield Prediction(
                 mask=mask_of(views, picture.size),
                 coarse_mask=images.resize_mask(wholes[number], picture.size) > 0,
                 class_probabilities=dict(zip(CLASSES, probabilities[number].tolist(), strict=True)),
-                cam=cams[number, 0], cam_label=CLASSES[decided[number]],
-                mask_confidence=mask_confidence(views), preview=picture.preview,
+                cam=cams[number, 0], mask_confidence=mask_confidence(views), preview=picture.preview,
                 logits=tuple(scale.sum(0) for scale in views), views=sum(map(len, views)))
 
     def _draw_coarse(self, squares, tta, batch_size):
@@ -218,19 +217,19 @@ class MBDCNN:
             rows += self.classifier.probabilities(*place(cut, coarse, self.device, batch)).tolist()
         return np.array(rows)
 
-    def _segment(self, pictures, wholes, tta):
+    def _segment(self, pictures, wholes, tta, classes):
         """Enhanced-SN on pictures with their coarse masks (B, S, S), enlarged to full size as on disk.
 
-        Returns a list of logits (views, B, s, s), one a scale; the activation maps (B, 1, h, w) at the
-        first scale; and the numbers of their classes (B,).
+        Returns a list of logits (views, B, s, s), one a scale, and the activation maps (B, 1, h, w) of the
+        classes (B,) at the first scale.
         """
         full = (images.resize_mask(whole, picture.size)
                 for picture, whole in zip(pictures, wholes, strict=True))
         coarse = squashed(full, self.scales)
         squares = [np.stack(scale) for scale in zip(*(picture.squares for picture in pictures), strict=True)]
         logits = segment(self.enhanced, squares, coarse, tta)
-        probabilities, cams = self.classifier(*place(squares[0], coarse[0], self.device))
-        return logits, cams.cpu().numpy(), probabilities.argmax(1).tolist()
+        _, cams = self.classifier(*place(squares[0], coarse[0], self.device), torch.from_numpy(classes))
+        return logits, cams.cpu().numpy()
 
 
 def scales_of(side):

@@ -78,7 +78,8 @@ def open_run(layout, network, cfg, process, train, validation, start, inputs=Non
     inputs : fingerprints of what earlier stages made
     """
     first = networks.initial_inputs(cfg, layout if network == 'EnhancedSN' else None)
-    inputs = {**(inputs or {}), 'training': train.fingerprint, 'validation': validation.fingerprint, **first}
+    inputs = {**(inputs or {}), 'training': train.fingerprint, 'validation': validation.fingerprint,
+              'drawn_pictures': layout.drawn, **first}
     return Run(layout.run(network), network, cfg, inputs, start, process, read_config=read_config)
 
 

@@ -9,22 +9,26 @@ import cv2
 import numpy as np
 from markupsafe import Markup, escape
 
-from dataset.isic import TASKS
+from dataset.isic import CLASSES, TASKS
 from engine import figures, metrics
 from mbdcnn import panels
+from report.render import class_colour
 
 CHART = 4.4, 3.1    # inches; about a phone's width, so that the lettering keeps its size there
 SIDE = 340          # px, long side of the pictures; fine enough that both contours can be told apart
 JPEG_QUALITY = 82
 BINS = 10           # of the reliability diagrams, over [0, 1]
 HISTOGRAM_BINS = 20
-LOSSES = 'loss', 'dice', 'rank'
-SCORES = 'JA', 'DI', 'mean AUC', 'melanoma AUC', 'keratosis AUC'   # of metrics.jsonl
-# Matplotlib knows no CSS variables: it draws in these colours, which stand for one each.
-INK, SERIES = '#010101', ('#010102', '#010103', '#010104')
-STYLES = tuple({'color': colour, 'linestyle': line, 'marker': marker, 'markersize': 4.5}
-               for colour, line, marker in zip(SERIES, ('-', '--', ':'), 'os^', strict=True))
-VARIABLES = {INK: 'currentColor'} | {colour: f'var(--s{i})' for i, colour in enumerate(SERIES)}
+LINES = 4           # of a chart, at most; more go into a chart of their own
+MONITORED = {'CoarseSN': 'JA', 'MaskCN': 'mean AUC', 'EnhancedSN': 'JA'}   # the score that chose the weights
+SCORES = {'CoarseSN': ('JA', 'DI'), 'EnhancedSN': ('JA', 'DI'),           # of metrics.jsonl
+          'MaskCN': ('mean AUC', *(f'{task} AUC' for task in TASKS))}
+STYLES = tuple({'linestyle': line, 'marker': marker, 'markersize': 4.5}
+               for line, marker in zip(('-', '--', ':', '-.'), 'os^D', strict=True))
+# Matplotlib knows no CSS variables: it draws in these colours, which stand for one each. What is no class is
+# drawn in ink, so that a colour has one meaning.
+INK, CLASS = '#010101', [f'#0102{number:02x}' for number in range(len(CLASSES))]
+VARIABLES = {INK: 'currentColor'} | {colour: class_colour(number) for number, colour in enumerate(CLASS)}
 DRAWING = {'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.size': 10, 'hatch.linewidth': 0.6,
            'text.color': INK, 'axes.edgecolor': INK, 'axes.labelcolor': INK, 'xtick.color': INK,
            'ytick.color': INK, 'grid.color': INK, 'hatch.color': INK, 'legend.frameon': False,
@@ -42,9 +46,19 @@ def draw_case(image_path, truth_path, found_path):
     The pictures keep their shape; the long side is SIDE. Raises InputError for unusable files.
     """
     image, (truth, found) = panels.shown(image_path, (truth_path, found_path), SIDE)
-    drawn = {'image': image, 'truth': truth, 'found': found,
-             'contours': figures.outlined(image, truth, found)}
-    return [{'what': what, 'data': _data(array), 'width': image.shape[1], 'height': image.shape[0]}
+    return _tiles({'image': image, 'truth': truth, 'found': found,
+                   'contours': figures.outlined(image, truth, found)})
+
+
+def draw_error(image_path, maps):
+    """A picture, and localisation maps over it: as `draw_case`. maps : {what it is of: (h, w)}"""
+    image, _ = panels.shown(image_path, (), SIDE)
+    return _tiles({'image': image} | {what: figures.warmed(image, cam) for what, cam in maps.items()})
+
+
+def _tiles(drawn):
+    """[{what, data (an URI), width, height}] of {what: picture or mask}, all of one size."""
+    return [{'what': what, 'data': _data(array), 'width': array.shape[1], 'height': array.shape[0]}
             for what, array in drawn.items()]
 
 
@@ -92,53 +106,89 @@ def _inline(svg, label):
     return svg.replace('xlink:href', 'href').strip()
 
 
+def style(number, task=None):
+    """Line style of a chart's line; in its class's colour where it is of a task."""
+    return STYLES[number % LINES] | {'color': INK if task is None else CLASS[TASKS[task]]}
+
+
 def curve_charts(network, rows):
-    """Charts of training loss and of validation score. rows : list of dicts as in metrics.jsonl."""
-    return [_curve_chart(network, rows, names, what, best) for names, what, best in (
-        (LOSSES, 'training loss', False), (SCORES, 'validation score', True))
-        if any(name in rows[-1] for name in names)]   # the first row may be that of the start
+    """Charts of every training loss, each on a scale of its own, and of validation scores.
+
+    rows : list of dicts as in metrics.jsonl
+    """
+    charts, losses = [], figures.losses(rows, MONITORED[network])
+    if losses:
+        charts.append(_loss_chart(network, rows, losses))
+    names = [name for name in SCORES[network] if name in rows[-1]]   # the first row may be that of the start
+    return charts + [_score_chart(network, rows, names[start:start + LINES], MONITORED[network])
+                     for start in range(0, len(names), LINES)]
 
 
-def _curve_chart(network, rows, names, ylabel, best):
-    """Lines over training steps. best : mark the best of the first, by which the weights are chosen"""
+def _loss_chart(network, rows, names):
     steps = [row['step'] for row in rows]
-    series = {name: [row.get(name, np.nan) for row in rows] for name in names if name in rows[-1]}
-    place, caption, best = None, f'{network}: {ylabel} over training steps.', best and next(iter(series))
-    if best and np.isfinite(series[best]).any():
-        place = int(np.nanargmax(series[best]))
-        caption += f' Best {best}: {100 * series[best][place]:.1f} % at step {steps[place]}.'
+    caption = f'{network}: training {", ".join(names)} over steps, each on a scale of its own.'
+
+    def draw(figure):
+        for axes, name in zip(figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0], names,
+                              strict=True):
+            axes.plot(steps, [row.get(name, np.nan) for row in rows], markevery=_some(steps), **style(0))
+            axes.set_ylabel(name)
+            axes.grid(alpha=0.2)
+        figures.steps_axis(axes)
+    return chart(draw, f'Line charts. {caption}', caption, (CHART[0], 1 + 1.05 * len(names)))
+
+
+def _score_chart(network, rows, names, monitor):
+    """Lines over training steps; the best of the monitored score, which chose the weights, is marked."""
+    steps = [row['step'] for row in rows]
+    series = {name: [row.get(name, np.nan) for row in rows] for name in names}
+    place, caption = None, f'{network}: validation scores over training steps.'
+    if np.isfinite(series.get(monitor, np.nan)).any():
+        place = int(np.nanargmax(series[monitor]))
+        caption += f' Best {monitor}: {100 * series[monitor][place]:.1f} % at step {steps[place]}.'
 
     def draw(figure):
         axes = figure.subplots()
-        for style, (name, values) in zip(STYLES, series.items(), strict=False):
-            axes.plot(steps, values, label=name, markevery=max(1, len(steps) // 15), **style)
+        for number, (name, values) in enumerate(series.items()):
+            task = name.removesuffix(' AUC')
+            axes.plot(steps, values, label=name, markevery=_some(steps),
+                      **style(number, task if task in TASKS else None))
         if place is not None:
-            axes.plot(steps[place], series[best][place], 'o', color=INK, fillstyle='none', markersize=11,
+            axes.plot(steps[place], series[monitor][place], 'o', color=INK, fillstyle='none', markersize=11,
                       label='best')
-        axes.set(xlabel='step', ylabel=ylabel)
-        if not best:
-            axes.set_ylim(0, None)
+        axes.set_ylabel('validation score')
+        figures.steps_axis(axes)
         axes.grid(alpha=0.2)
         axes.legend()
     return chart(draw, f'Line chart. {caption}', caption)
 
 
-def roc_chart(split, probabilities, labels):
-    """ROC curves of both tasks, with the point that the arg-max decision reaches; or {text}, why none."""
-    from sklearn.metrics import roc_curve
+def _some(points):
+    """How many points of a line share a marker."""
+    return max(1, len(points) // 15)
+
+
+def roc_charts(split, probabilities, labels):
+    """ROC curves of the tasks, LINES in a chart, with the points that the arg-max decision reaches. Without
+    any, the {text} that says why."""
     scores = metrics.classification_scores(probabilities, labels, TASKS)
     areas = {task: scores[task]['AUC'] for task in TASKS if scores[task]['AUC'] is not None}
     if not areas:
-        return {'text': f'{split}: no ROC curve, because the split holds one class only.'}
+        return [{'text': f'{split}: no ROC curve, because the split holds one class only.'}]
+    return [_roc_chart(split, probabilities, labels, scores, dict(list(areas.items())[start:start + LINES]))
+            for start in range(0, len(areas), LINES)]
+
+
+def _roc_chart(split, probabilities, labels, scores, areas):
+    from sklearn.metrics import roc_curve
 
     def draw(figure):
         axes = figure.subplots()
-        for style, (task, area) in zip(STYLES, areas.items(), strict=False):
-            number = TASKS[task]
-            false, true, _ = roc_curve(labels == number, probabilities[:, number])
-            axes.plot(false, true, label=f'{task}, AUC {100 * area:.1f} %',
-                      markevery=max(1, len(false) // 12), **style)
-            axes.plot(1 - scores[task]['SP'], scores[task]['SE'], linestyle='', marker=style['marker'],
+        for number, (task, area) in enumerate(areas.items()):
+            false, true, _ = roc_curve(labels == TASKS[task], probabilities[:, TASKS[task]])
+            look = style(number, task)
+            axes.plot(false, true, label=f'{task}, AUC {100 * area:.1f} %', markevery=_some(false), **look)
+            axes.plot(1 - scores[task]['SP'], scores[task]['SE'], linestyle='', marker=look['marker'],
                       color=INK, fillstyle='none', markersize=10, label=f'{task}, as decided')
         axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (1, 4)), label='guessing')
         axes.set(xlabel='1 - specificity', ylabel='sensitivity', aspect='equal')
@@ -173,13 +223,13 @@ def reliability_chart(split, name, number, probabilities, labels):
     def draw(figure):
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.2))
         top.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (1, 4)), label='perfect')
-        top.vlines(predicted[held], low, high, color=STYLES[number]['color'], linewidth=1, alpha=0.6)
-        top.plot(predicted[held], share[held], label=name, **STYLES[number])
+        top.vlines(predicted[held], low, high, color=CLASS[number], linewidth=1, alpha=0.6)
+        top.plot(predicted[held], share[held], label=name, color=CLASS[number], **STYLES[0])
         top.set(ylabel='observed share', ylim=(-0.04, 1.04), xlim=(0, 1))
         top.legend(loc='upper left')
         top.grid(alpha=0.2)
         bars = bottom.bar((np.arange(BINS) + 0.5) / BINS, counts, 0.8 / BINS, facecolor='none', hatch='////',
-                          edgecolor=STYLES[number]['color'])
+                          edgecolor=CLASS[number])
         bottom.bar_label(bars, fontsize=8, padding=1)
         bottom.set(xlabel=f'predicted probability of {name}', ylabel='images', ylim=(0, 1.3 * counts.max()))
     caption = f'{split}, {name}: expected calibration error {100 * error:.1f} % (n = {len(labels)}).'
@@ -200,9 +250,9 @@ def overlap_chart(network, split, overlaps):
     def draw(figure):
         axes = figure.subplots()
         axes.hist(overlaps, np.linspace(0, 1, HISTOGRAM_BINS + 1), facecolor='none', hatch='////',
-                  edgecolor=SERIES[0])
-        axes.axvline(mean, color=SERIES[1], linestyle='--', label=f'mean {100 * mean:.1f}')
-        axes.axvline(median, color=SERIES[2], linestyle=':', linewidth=2, label=f'median {100 * median:.1f}')
+                  edgecolor=INK)
+        axes.axvline(mean, color=INK, linewidth=2, linestyle='--', label=f'mean {100 * mean:.1f}')
+        axes.axvline(median, color=INK, linestyle=':', linewidth=2, label=f'median {100 * median:.1f}')
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.set(xlabel='Jaccard index (JA)', ylabel='images', xlim=(0, 1))
         axes.legend(loc='upper left')

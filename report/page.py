@@ -8,18 +8,19 @@ from pathlib import Path
 import numpy as np
 
 from dataset import isic
-from engine import files, metrics, run_folder
+from engine import bootstrap, files, metrics, run_folder, scoring
 from engine.errors import InputError
 from experiments.results import read_csv
-from mbdcnn import evaluation, paper_scores
+from mbdcnn import evaluation, networks, paper_scores
 from report import charts
 from report.render import render
 
 SPLITS = 'Testing', 'Validation'
 NETWORKS = 'CoarseSN', 'MaskCN', 'EnhancedSN'
 SEGMENTERS = 'CoarseSN', 'EnhancedSN'
-DRAWN_DATA = 'demo_data.json'   # dataset/make_demo_data.py leaves it with its pictures
-GROUP = 3                       # pictures in each of best, median and worst
+GROUP = 3      # pictures in each of best, median and worst
+ERRORS = 24    # misclassified pictures that are shown, the most confident first
+PAIRED = 'JA', 'DI', 'thresholded JA'   # scores by which enhanced-SN is compared with coarse-SN
 
 
 def write(layout):
@@ -51,21 +52,28 @@ def page(layout, moment):
     classified = [(split, item) for (_, split), item in evaluations.items() if item['labels'] is not None]
     segmented = [(network, split, evaluations[network, split]) for split in splits for network in SEGMENTERS
                  if evaluations.get((network, split), {}).get('values') is not None]
+    drawn = layout.drawn or any(item['summary'].get('drawn_pictures') for item in evaluations.values())
+    seen = '' if drawn else networks.of_drawn_pictures(layout.weights(network) for network in configs)
     return render(
         'report.html', title=f'MB-DCNN: report of {layout.root.resolve().name or layout.root}', moment=moment,
-        recipes=sorted(filter(None, recipes)), drawn=(layout.data / DRAWN_DATA).exists(),
+        recipes=sorted(filter(None, recipes)), drawn=evaluation.DRAWN_PICTURES if drawn else seen,
         warnings=[*damaged, *_outdated(layout, evaluations)], splits=splits, evaluations=evaluations,
         root='' if layout.root == Path('.') else f' --ROOT={shlex.quote(str(layout.root))}',
-        segmentation=segmentation_scores(evaluations), classification=classification_scores(evaluations),
+        segmentation=segmentation_scores(evaluations, not drawn), differences=differences(evaluations),
+        classification=classification_scores(evaluations, not drawn),
+        confusion=[confusion(split, item) for split, item in classified], threshold=scoring.THRESHOLD,
         training={network: rows[network] and charts.curve_charts(network, rows[network])
                   for network in NETWORKS},
-        roc=[charts.roc_chart(split, item['values'], item['labels']) for split, item in classified],
+        roc=[chart for split, item in classified
+             for chart in charts.roc_charts(split, item['values'], item['labels'])],
         bins=charts.BINS, reliability=[
             charts.reliability_chart(split, name, number, item['values'], item['labels'])
             for split, item in classified for number, name in enumerate(isic.CLASSES)],
         overlap=[charts.overlap_chart(network, split, item['values'][:, 0])
                  for network, split, item in segmented],
-        pictures=pictures(layout, segmented), facts=facts(evaluations, configs))
+        pictures=pictures(layout, segmented),
+        errors=[errors(layout, split, item) for split, item in classified],
+        facts=facts(evaluations, configs))
 
 
 def evaluations_below(layout, damaged):
@@ -139,46 +147,93 @@ def _outdated(layout, evaluations):
             if current.get(part, used) != used]
 
 
-def segmentation_scores(evaluations):
-    """{split: table of both segmentation networks beside the paper's rows}."""
+def segmentation_scores(evaluations, with_paper=True):
+    """{split: table of both segmentation networks, beside the paper's rows where these are wanted}."""
     tables = {}
     for split in SPLITS:
         rows = []
         for network in SEGMENTERS:
             summary = evaluations.get((network, split), {}).get('summary', {})
             printed = paper_scores.SEGMENTATION.get((network, split))
-            if printed:
+            if printed and with_paper:
                 rows.append({'title': f'{network}, paper', 'paper': True, 'cells': [
-                    *(charts.percent(printed[name], 1) for name in metrics.SEGMENTATION), '']})
+                    *(charts.percent(printed.get(name), 1) for name in scoring.COLUMNS), '']})
             rows += [{'title': f'{network}, {kind}', 'cells': [
-                *(_score(summary[kind], name) for name in metrics.SEGMENTATION), str(summary['n'])]}
+                *(_score(summary[kind], name) for name in scoring.COLUMNS), str(summary['n'])]}
                 for kind in ('with TTA', 'without TTA') if summary.get(kind)]
         if any((network, split) in evaluations for network in SEGMENTERS):
             tables[split] = {'caption': f'{split}: means over images, percent, with 95 % intervals',
-                             'header': ['network', *metrics.SEGMENTATION, 'images'], 'rows': rows}
+                             'header': ['network', *scoring.COLUMNS, 'images'], 'rows': rows}
     return tables
 
 
-def classification_scores(evaluations):
-    """{split: table of mask-CN beside the paper's column, and whether an AUC in it is undefined}."""
+def differences(evaluations):
+    """{split: table of enhanced-SN minus coarse-SN over the same pictures, or the text why there is none}."""
+    tables = {}
+    for split in SPLITS:
+        coarse, enhanced = (evaluations.get((network, split)) for network in SEGMENTERS)
+        if not coarse or not enhanced:
+            continue
+        if coarse['values'] is None or enhanced['values'] is None:
+            tables[split] = coarse['faults'] or enhanced['faults']
+        elif any(coarse['summary'].get(name) != enhanced['summary'].get(name) for name in ('n', 'data')) or \
+                set(coarse['names']) != set(enhanced['names']):
+            tables[split] = 'the two evaluations are not of the same pictures'
+        elif bool(coarse['summary'].get('with TTA')) != bool(enhanced['summary'].get('with TTA')):
+            tables[split] = 'one evaluation has test-time augmentation and the other has not'
+        else:
+            tables[split] = _difference_table(split, coarse, enhanced)
+    return tables
+
+
+def _difference_table(split, coarse, enhanced):
+    kind = 'with TTA' if coarse['summary'].get('with TTA') else 'without TTA'
+    order = [coarse['names'].index(name) for name in enhanced['names']]
+    scores = [scoring.thresholded(values) for values in (enhanced['values'], coarse['values'][order])]
+    rows = []
+    for name in PAIRED:
+        place = scoring.COLUMNS.index(name)
+        found = bootstrap.paired_difference(*(values[:, place] for values in scores))
+        mean, low, high = (f'{100 * value:+.1f}' for value in (found.mean, found.low, found.high))
+        rows.append({'title': name, 'cells': [{'value': mean, 'interval': f'{low}, {high}'},
+                                              bootstrap.p_in_words(found).replace('<=', '≤')]})
+    return {'caption': f'{split}: enhanced-SN minus coarse-SN, {kind}, paired over {len(order)} images',
+            'header': ['score', 'points', 'test'], 'rows': rows}
+
+
+def classification_scores(evaluations, with_paper=True):
+    """{split: table of mask-CN, beside the paper's column where that is wanted, and whether an AUC in it is
+    undefined}."""
     tables = {}
     for (network, split), item in evaluations.items():
         if network != 'MaskCN':
             continue
         printed, summary = paper_scores.CLASSIFICATION.get(split, {}), item['summary']
         kinds = {kind: summary[kind] for kind in ('9-crop', '1-crop') if summary.get(kind)}
-        rows = [{'title': f'{task} {name}', 'cells': [
-            charts.percent(printed.get(task) if name == 'AUC' else None, 1),
-            *(_score({**scores.get(task, {}), 'ci95': scores.get('ci95')}, name, f'{task} {name}')
-              for scores in kinds.values())]} for task in isic.TASKS for name in metrics.CLASSIFICATION]
-        rows.append({'title': 'mean AUC', 'cells': [
-            charts.percent(printed.get('mean AUC'), 1),
-            *(_score(scores, 'mean AUC') for scores in kinds.values())]})
+
+        def row(title, paper, cells, printed=printed):
+            shown = [charts.percent(printed.get(paper), 1)] if with_paper else []
+            return {'title': title, 'cells': [*shown, *cells]}
+
+        rows = [row(f'{task} {name}', task if name == 'AUC' else None, [
+            _score({**scores.get(task, {}), 'ci95': scores.get('ci95')}, name, f'{task} {name}')
+            for scores in kinds.values()]) for task in isic.TASKS for name in metrics.CLASSIFICATION]
+        rows += [row(name, name, [_score(scores, name) for scores in kinds.values()])
+                 for name in ('mean AUC', 'balanced accuracy')]
         tables[split] = {
             'caption': f'{split}: {summary["n"]} images, percent, with 95 % intervals of the AUCs',
-            'header': ['score', 'paper', *kinds], 'rows': rows,
+            'header': ['score', *['paper'] * with_paper, *kinds], 'rows': rows,
             'undefined': any(scores.get('mean AUC') is None for scores in kinds.values())}
     return tables
+
+
+def confusion(split, item):
+    """Which classes were taken for which: {split, classes, rows: [(class, images, [(count, share)])]}."""
+    from sklearn.metrics import confusion_matrix
+    counts = confusion_matrix(item['labels'], item['values'].argmax(1), labels=range(len(isic.CLASSES)))
+    return {'split': split, 'classes': isic.CLASSES, 'rows': [
+        (name, int(row.sum()), [(int(count), count / max(1, row.sum())) for count in row])
+        for name, row in zip(isic.CLASSES, counts, strict=True)]}
 
 
 def _score(scores, name, interval=None):
@@ -215,6 +270,36 @@ def pictures(layout, segmented):
             'name': names[number], 'caption': f'{names[number]}: JA {charts.percent(scores[number])} %',
             **drawn[number]} for number in numbers]) for title, numbers in groups.items()]
     return parts
+
+
+def errors(layout, split, item):
+    """Misclassified pictures, the most confident first: {split, count, of, cases, why}, see `pictures`."""
+    decided, labels, names = item['values'].argmax(1), item['labels'], item['names']
+    wrong = sorted(np.flatnonzero(decided != labels), key=lambda number: -item['values'][number].max())
+    found = {'split': split, 'count': len(wrong), 'of': len(names), 'cases': [], 'why': ''}
+    path, faults = evaluation.error_maps_path(layout, split), []
+    maps = _read(path, evaluation.read_error_maps, faults)
+    if wrong and maps is None:
+        return found | {'why': ''.join(faults) or f'{path.name} is missing'}
+    originals, _ = isic.scan_folder(layout.originals(split) / 'Images', 'pictures')
+
+    def case(number):
+        name, classes = names[number], (int(decided[number]), int(labels[number]))
+        of, drawn = maps.get(name, (None, None))
+        shown = {'name': name, 'caption': f'{name}: {charts.percent(item["values"][number].max())} % '
+                                          f'{isic.CLASSES[classes[0]]}, true: {isic.CLASSES[classes[1]]}'}
+        if name not in originals:
+            return shown | {'why': f'not in {layout.originals(split) / "Images"}'}
+        if of != classes:
+            return shown | {'why': f'{path.name} is of another evaluation'}
+        titles = [f'found: {isic.CLASSES[classes[0]]}', f'true: {isic.CLASSES[classes[1]]}']
+        try:
+            seen = dict(zip(titles, drawn, strict=True))
+            return shown | {'pictures': charts.draw_error(originals[name], seen)}
+        except InputError as error:
+            return shown | {'why': error.faults[0]}
+
+    return found | {'cases': files.for_all(case, wrong[:ERRORS], 'report: errors')}
 
 
 def extremes(names, scores):

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import compare
 from dataset.layout import Layout
 from engine import images, metrics, scoring
 from engine.errors import InputError
@@ -78,9 +77,9 @@ def test_a_folders_scores_are_those_pixel_by_pixel_and_the_challenges(root, tmp_
     theirs = pytest.importorskip('isic_challenge_scoring.segmentation').SegmentationScore.from_dir(
         root.originals('Testing') / 'Annotation', folders['good'])
     columns = ['jaccard', 'dice', 'accuracy', 'sensitivity', 'specificity', 'threshold_jaccard']
-    ours = compare.thresholded(found['good'], 0.65)
+    ours = scoring.thresholded(found['good'], 0.65)
     np.testing.assert_allclose(ours.mean(0), theirs.macro_average[columns], atol=1e-12)
-    assert 0 < np.count_nonzero(compare.thresholded(found['poor'], 0.65)[:, 5]) < COUNT
+    assert 0 < np.count_nonzero(scoring.thresholded(found['poor'], 0.65)[:, 5]) < COUNT
 
 
 def test_every_mask_at_fault_is_named_at_once(root):
@@ -129,14 +128,14 @@ def test_what_is_written_agrees_and_is_printed(root):
         rows = list(csv.DictReader(file))
     assert [row['image_id'] for row in rows] == NAMES
     columns = {(method, column): [float(row[f'{method} {column}']) for row in rows]
-               for method in methods for column in compare.COLUMNS}
+               for method in methods for column in scoring.COLUMNS}
     for (method, column), values in columns.items():
         scores = result['methods'][method]
         low, high = scores['ci95'][column]
         assert scores[column] == pytest.approx(np.mean(values), abs=1e-6)
         assert 0 <= low <= scores[column] <= high <= 1
     assert np.mean(columns['good', 'JA']) > np.mean(columns['poor', 'JA'])
-    pairs = list(itertools.product(compare.COLUMNS, itertools.combinations(methods, 2)))
+    pairs = list(itertools.product(scoring.COLUMNS, itertools.combinations(methods, 2)))
     assert [(found['score'], (found['first'], found['second'])) for found in result['differences']] == pairs
     for found in result['differences']:
         mean, low, high, p = slow_difference(*(columns[found[which], found['score']]

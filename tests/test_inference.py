@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from dataset.isic import CLASSES
 from dataset.splits import Classification, Segmentation
 from engine import cache, figures, images, metrics, scoring
 from engine.hardware import Process
@@ -204,7 +205,7 @@ def test_drawing_evaluating_and_segmenting_one_picture_give_one_mask(tmp_path, t
 def test_the_panel_of_an_evaluation_shows_the_map_that_was_used(tmp_path, monkeypatch):
     segmenter, drawn = enhanced(), []
     paths, coarse, truths = write_pictures(tmp_path)
-    monkeypatch.setattr(figures, 'panel', lambda rows, titles, path: drawn.append((rows, titles)))
+    monkeypatch.setattr(figures, 'panel', lambda rows, titles, path, errors: drawn.append((rows, titles)))
     scores = np.linspace(0, 1, 25).reshape(5, 5)
     panels.evaluation_panel(segmenter, list(zip(paths, truths, strict=True)), coarse, 32, scores, coarse, 3,
                             tmp_path / 'panel.png')
@@ -219,6 +220,26 @@ def test_the_panel_of_an_evaluation_shows_the_map_that_was_used(tmp_path, monkey
         cam = segmenter.classifier(*place(picture[None], mask[None], CPU))[1][0, 0].numpy()
         assert np.array_equal(pictures[3], panels.stretched(cam, pictures[0])) and cam.shape == (8, 8)
         assert pictures[1].max() == 1 and pictures[2].dtype == np.uint8
+
+
+def test_the_panel_of_mask_cn_names_classes_and_marks_errors(tmp_path, monkeypatch):
+    data, classifier, drawn = crops_of_three_images(), Classifier(TinyMaskCN(), 'symmetric', 'fp32'), []
+    whole = [2, 0, 5]   # an image's first crop
+    p, cams = classifier(*place(data.images, data.coarse, CPU, whole))
+    data.labels[whole] = p.argmax(1) + torch.tensor([0, 1, 0])
+    data.labels[:] %= 3   # the second one is wrong
+    monkeypatch.setattr(figures, 'save', lambda figure, path: drawn.append(figure))
+    panels.classification(classifier, data, CPU, tmp_path / 'panel.png')
+    axes = np.reshape(drawn[0].axes, (3, 3))
+    assert [one.get_title() for one in axes[0]] == ['image', 'coarse mask', 'map of found class']
+    for number, line in enumerate(axes):
+        found, label = int(p[number].argmax()), line[0].yaxis.get_label()
+        assert label.get_text().endswith(f'{"abc"[number]}\n{100 * p[number, found]:.0f} % {CLASSES[found]}\n'
+                                         f'true: {CLASSES[data.labels[whole[number]]]}')
+        assert label.get_text().startswith('\u2717') == (number == 1)
+        assert (label.get_color() == figures.ERROR) == (number == 1)
+        np.testing.assert_array_equal(line[2].images[0].get_array(), figures.warmed(
+            data.images[whole[number]], cams[number, 0].numpy()))
 
 
 # --- Evaluation at the networks' resolution

@@ -110,9 +110,12 @@ def test_curves_of_a_gan_with_a_score_or_without(monkeypatch, tmp_path, monitor,
                         for k in (3, 6)]
     monkeypatch.setattr(figures, 'save', lambda found, paths: figure.append(found))
     figures.curves(rows, monitor, tmp_path / 'curves.png', smaller)
-    left, right = figure[0].axes
-    assert [line.get_label() for line in left.lines][:2] == ['loss D', 'loss G']
-    assert right.get_title().endswith(f'at step {step}') == (monitor is not None)
+    axes = {axes.get_title().partition(',')[0]: axes for axes in figure[0].axes}
+    assert [*axes] == ['loss D', 'loss G', f'validation {monitor}' if monitor else 'JA']
+    assert axes['loss D'].get_ylim() != axes['loss G'].get_ylim()   # scales of their own
+    best = [one.get_title() for one in figure[0].axes if one.get_title().endswith(f'at step {step}')]
+    assert len(best) == (monitor is not None)
+    assert all(float(tick).is_integer() for one in figure[0].axes for tick in one.get_xticks())
 
 
 @pytest.mark.filterwarnings('error')
@@ -121,8 +124,8 @@ def test_a_start_that_was_scored_has_a_place_on_the_curves(monkeypatch, tmp_path
     figure, rows = [], [{'step': 0, 'lr': 0.0, 'JA': 0.9}, *trained]
     monkeypatch.setattr(figures, 'save', lambda found, paths: figure.append(found))
     figures.curves(rows, 'JA', tmp_path / 'curves.png')
-    left, right = figure[0].axes
-    assert [line.get_label() for line in left.lines] == ['loss', 'dice'] * bool(trained)
+    *losses, right = figure[0].axes
+    assert [axes.get_title() for axes in losses] == ['loss', 'dice'] * bool(trained)
     assert right.lines[0].get_xdata().tolist() == [row['step'] for row in rows]
     drawn = [chart['caption'] for chart in charts.curve_charts('CoarseSN', rows)]
-    assert any('training loss' in caption for caption in drawn) == bool(trained)
+    assert any('training loss, dice' in caption for caption in drawn) == bool(trained)

@@ -24,6 +24,7 @@ from tests.test_training import (
     SETTINGS,
     TOTAL,
     assert_same_folders,
+    blank_panel,
     load,
     rows_of,
     same,
@@ -109,7 +110,7 @@ class Classifying(TinyMaskCN):
 def test_a_validation_set_of_one_class_is_trained_on_to_the_end(tmp_path, capsys):
     cfg, data = SimpleNamespace(**STAGE), one_class()
     task = mask_task(cfg, ALONE, Classifying(), data, data)
-    task.panel = lambda path: path.write_bytes(b'panel')
+    task.panel = blank_panel
     with Run(tmp_path, 'MaskCN', cfg, {}, 'random weights', ALONE) as run:
         trainer.fit(task, cfg, run, ALONE, TOTAL, EVERY)
     assert [row['mean AUC'] for row in rows_of(tmp_path)] == [None, None]

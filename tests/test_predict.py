@@ -26,8 +26,9 @@ from engine import cache, cli, files, images, packing
 from engine.errors import InputError
 from engine.hardware import Process
 from mbdcnn import evaluation, networks
-from mbdcnn.inference import Classifier, Segmenter, enlarged_sum, place, segment, segment_files
+from mbdcnn.inference import Classifier, Segmenter, enlarged_sum, place, segment, segment_files, squashed
 from mbdcnn.predictor import MBDCNN, NETWORKS, mask_confidence, scales_of
+from net.cam import class_activation_map
 from net.inputs import to_input, to_maskcn_input
 from net.models import Xception_dilation, deeplabv3plus, deeplabv3plus_en
 from tests.conftest import run_script
@@ -323,7 +324,7 @@ def test_prediction_has_the_shapes_and_types_it_says(model):
     assert tuple(result.class_probabilities) == CLASSES and result.label in CLASSES
     assert sum(result.class_probabilities.values()) == pytest.approx(1)
     assert result.cam.shape == (SIDE // 16,) * 2 and result.cam.dtype == np.float32
-    assert result.cam_label in CLASSES and 0 < result.mask_confidence < 1
+    assert 0 < result.mask_confidence < 1
     np.testing.assert_array_equal(result.preview, PICTURE)
 
 
@@ -378,11 +379,28 @@ def test_the_chain_equals_the_steps_from_disk(model, tmp_path):
     np.testing.assert_allclose(list(result.class_probabilities.values()), expected[0], atol=1e-5)
     assert (result.coarse_mask == (images.read_mask(coarse_path) > 0)).all()
     whole = cache.read_rgb_square(source, SIDE)[None], cache.read_mask_square(coarse_path, SIDE)[None]
-    cam = model.classifier(*place(*whole, process.device))[1]
+    cam = model.classifier(*place(*whole, process.device), torch.tensor([CLASSES.index(result.label)]))[1]
     np.testing.assert_allclose(result.cam, cam[0, 0], atol=1e-5)
     assert np.array_equal(result.mask, mask['tta'])
     quick = next(segment_files(model.enhanced, [source], [coarse_path], model.scales, 1, tta=False))
     assert quick.keys() == {'plain'} and np.array_equal(quick['plain'], mask['plain'])
+
+
+def test_the_map_is_of_the_predicted_class_and_the_mask_as_it_was(model, monkeypatch):
+    """The crops may be of another class than the whole picture, whose own map enhanced-SN reads."""
+    found = []
+    for number in range(len(CLASSES)):
+        crops_say = np.tile(np.eye(len(CLASSES))[number], (9, 1))
+        monkeypatch.setattr(model, '_classify', lambda *_, said=crops_say: said)
+        found.append(model(PICTURE, tta=False))
+        assert found[-1].label == CLASSES[number]
+        assert np.array_equal(found[-1].mask, found[0].mask)
+    coarse, = squashed([found[0].coarse_mask.astype(np.uint8)], [SIDE])
+    features, _ = model.classifier._run(*place(model.prepare(PICTURE).squares[0][None], coarse, model.device))
+    for number, result in enumerate(found):
+        expected = class_activation_map(features, model.classifier.network.cls.weight, [number], relu=True)
+        np.testing.assert_allclose(result.cam, expected[0, 0], atol=1e-5)
+        assert not np.allclose(result.cam, found[number - 1].cam)
 
 
 @pytest.fixture
@@ -421,6 +439,21 @@ def test_networks_that_do_not_fit_are_refused(models, record, name, settings, in
     record(name, settings, inputs)
     with pytest.raises(InputError, match=said):
         MBDCNN.load(models)
+
+
+def test_weights_that_have_seen_drawings_say_so_first(models, record, tmp_path, monkeypatch, capsys):
+    Image.fromarray(PICTURE).save(tmp_path / 'one.png')
+    record('MaskCN', {'CAM_RELU': True}, {'drawn_pictures': True})
+    monkeypatch.setattr(sys, 'argv', ['predict.py', f'{tmp_path}/one.png', f'--MODELS={models}',
+                                      f'--OUT={tmp_path}/out', '--TTA=False', '--AMP=fp32'])
+    predict.main()
+    said = 'Trained on pictures that a program drew: MaskCN. '
+    settings_end = capsys.readouterr().out.split('# command line\n')[-1]
+    assert settings_end.startswith(said)
+    lines = (tmp_path / 'out/predictions.csv').read_text().splitlines()
+    assert lines[0].startswith(f'# {said}') and lines[1].startswith('file,nevus') and len(lines) == 3
+    body = (tmp_path / 'out/index.html').read_text().partition('<body>')[2]
+    assert Page(body.partition('</body>')[0]).text.strip().startswith(said)
 
 
 def test_scales_follow_the_trained_side():

@@ -1,5 +1,7 @@
 """The report: its numbers, its HTML, roots where parts are missing or damaged, and how a browser shows it."""
+import base64
 import html
+import io
 import json
 import re
 import shutil
@@ -7,14 +9,19 @@ import subprocess
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from markupsafe import escape
 from PIL import Image
 
+from dataset.isic import CLASSES
 from dataset.layout import Layout
-from engine import bootstrap, checkpoints, images, metrics
+from dataset.splits import Classification
+from engine import bootstrap, checkpoints, images, scoring
 from engine.errors import InputError
+from experiments.results import read_csv
 from mbdcnn import evaluation, paper_scores
 from report import charts
 from report import page as report
@@ -24,7 +31,8 @@ HOSTILE = '<script>alert("x&y")'   # a legal file name
 NAMES = [HOSTILE, *(f'ISIC_{number:07}' for number in range(11))]
 LABELS = np.array([0, 1, 2] * 4)
 SECTIONS = ['Scores', 'Training', 'ROC curves', 'Reliability of the probabilities', 'Overlap with the truth',
-            'Best, median and worst pictures', 'Settings, versions, data and weights']
+            'Best, median and worst pictures', 'Misclassified pictures',
+            'Settings, versions, data and weights']
 VOID = {'meta', 'img', 'br', 'link', 'input', 'hr'}
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 
@@ -95,7 +103,7 @@ def add_segmentation(layout, network, split, **facts):
     return evaluation.report_segmentation(layout, network, split, NAMES, scores, facts)
 
 
-def add_classification(layout, split, labels):
+def add_classification(layout, split, labels, **facts):
     """An evaluation of mask-CN, and the labels: its summary."""
     p = np.random.default_rng(3).dirichlet(np.ones(3), len(NAMES)) + 0.4 * np.eye(3)[labels]
     p /= p.sum(1, keepdims=True)
@@ -104,7 +112,24 @@ def add_classification(layout, split, labels):
     layout.data.mkdir(parents=True, exist_ok=True)
     layout.labels(split).write_text('image_id,melanoma,seborrheic_keratosis\n' + ''.join(rows))
     results = {'9-crop': p, '1-crop': p[::-1]}
-    return evaluation.report_classification(layout, split, NAMES, results, labels, {})
+    return evaluation.report_classification(layout, split, NAMES, results, labels, facts)
+
+
+class Maps:
+    """In mask-CN's place: a map is 1 in the row of its class, and -1 elsewhere."""
+    device = torch.device('cpu')
+
+    def __call__(self, pictures, coarse, classes):
+        rows = torch.eye(3)[classes] * 2 - 1
+        return None, rows[:, None, :, None].expand(-1, 1, 3, 3)
+
+
+def add_maps(layout, split, labels):
+    """The maps of the images that `add_classification` got wrong."""
+    _, names, p = read_csv(layout.results / f'MaskCN_{split}.csv')
+    data = Classification(np.zeros((len(names), 8, 8, 3), np.uint8), None, labels, np.arange(len(names)),
+                          list(names), '')
+    evaluation.write_error_maps(layout, split, Maps(), data, p, labels, 2)
 
 
 def add_run(layout, network):
@@ -136,6 +161,7 @@ def full(tmp_path_factory):
     summaries = {network: add_segmentation(layout, network, 'Testing', **facts)
                  for network in ('CoarseSN', 'EnhancedSN')}
     summaries['MaskCN'] = add_classification(layout, 'Testing', LABELS)
+    add_maps(layout, 'Testing', LABELS)
     for network in report.NETWORKS:
         add_run(layout, network)
     return layout, summaries, report.write(layout).read_text(encoding='utf-8')
@@ -156,10 +182,10 @@ def test_every_score_of_the_tables_is_there(full):
             scores = summaries[network][kind]
             cells = ''.join(f'<td>{100 * scores[name]:.1f}<small>[{100 * scores["ci95"][name][0]:.1f}, '
                             f'{100 * scores["ci95"][name][1]:.1f}]</small></td>'
-                            for name in metrics.SEGMENTATION)
+                            for name in scoring.COLUMNS)
             assert f'<th scope="row">{network}, {kind}</th>{cells}<td>12</td>' in page
     row = paper_scores.SEGMENTATION['EnhancedSN', 'Testing']
-    printed = ''.join(f'<td>{value:.1f}</td>' for value in row.values())
+    printed = ''.join(f'<td>{value:.1f}</td>' for value in row.values()) + '<td>–</td>'
     assert f'EnhancedSN, paper</th>{printed}' in page
     nine, one = (summaries['MaskCN'][kind] for kind in ('9-crop', '1-crop'))
     for task in ('melanoma', 'keratosis'):
@@ -170,6 +196,95 @@ def test_every_score_of_the_tables_is_there(full):
         assert (f'{task} AUC</th><td>{paper_scores.CLASSIFICATION["Testing"][task]}</td><td>'
                 f'{100 * nine[task]["AUC"]:.1f}<small>[{100 * low:.1f}, {100 * high:.1f}]</small>') in page
     assert f'mean AUC</th><td>93.8</td><td>{100 * nine["mean AUC"]:.1f}<small>' in page
+    assert (f'balanced accuracy</th><td>–</td><td>{100 * nine["balanced accuracy"]:.1f}</td>'
+            f'<td>{100 * one["balanced accuracy"]:.1f}</td>') in page
+
+
+def test_the_confusion_matrix_counts_image_by_image(full):
+    layout, summaries, page = full
+    decided = read_csv(layout.results / 'MaskCN_Testing.csv')[2].argmax(1)
+    counts = [[sum((LABELS == true) & (decided == found)) for found in range(3)] for true in range(3)]
+    assert summaries['MaskCN']['confusion'] == counts and 0 < np.trace(counts) < len(NAMES)
+    matrix = Reader(re.search(r'<table class="matrix">.*?</table>', page, re.S)[0])
+    shown = ' '.join(f'{name} ' + ' '.join(f'{n} {100 * n / sum(row):.0f} %' for n in row) + f' {sum(row)}'
+                     for name, row in zip(CLASSES, counts, strict=True))
+    assert matrix.text.split('images ')[-1].strip() == shown
+    assert summaries['MaskCN']['balanced accuracy'] == pytest.approx(
+        np.mean([row[number] / sum(row) for number, row in enumerate(counts)]))
+
+
+def test_misclassified_pictures_stand_with_both_maps(full):
+    layout, summaries, page = full
+    _, names, p = read_csv(layout.results / 'MaskCN_Testing.csv')
+    wrong = sorted(np.flatnonzero(p.argmax(1) != LABELS), key=lambda number: -p[number].max())
+    text = Reader(page.partition('id="errors"')[2].partition('</section>')[0]).text
+    captions = re.findall(r'found: (\w+) +true: (\w+) +(\S.*?): ([\d.]+) % (\w+), true: (\w+)', text)
+    assert captions == [(CLASSES[p[number].argmax()], CLASSES[LABELS[number]], names[number],
+                         f'{100 * p[number].max():.1f}', CLASSES[p[number].argmax()],
+                         CLASSES[LABELS[number]]) for number in wrong]
+    assert f'{len(wrong)} of {len(names)} images' in text
+    image, first, second = (
+        cv2.imdecode(np.frombuffer(base64.b64decode(picture['data'].partition(',')[2]), np.uint8), 1)
+        for picture in report.errors(layout, 'Testing', report.evaluations_below(layout, [])[
+            'MaskCN', 'Testing'])['cases'][0]['pictures'])
+    for drawn, number in ((first, p[wrong[0]].argmax()), (second, LABELS[wrong[0]])):
+        rows = abs(drawn.astype(int) - image).mean((1, 2))
+        assert rows.argmax() // (len(rows) / 3) == number   # heat lies where the map of that class is high
+
+
+def test_damaged_maps_are_named_and_their_pictures_left_out(full, empty):
+    good = evaluation.error_maps_path(full[0], 'Testing')
+    assert evaluation.read_error_maps(good)
+    add_classification(empty, 'Testing', LABELS)
+    path, content = evaluation.error_maps_path(empty, 'Testing'), good.read_bytes()
+    foreign = io.BytesIO()
+    np.savez(foreign, names=np.array([{}]), classes=np.zeros((1, 2)), maps=np.zeros((1, 2, 3, 3)))
+    for data in (b'', b'PK', foreign.getvalue(), *(content[:end] for end in range(9, len(content), 97))):
+        path.write_bytes(data)
+        with pytest.raises(ValueError):
+            evaluation.read_error_maps(path)
+    text = Reader(report.page(empty, MOMENT)).text
+    assert 'MaskCN_Testing_errors.npz: cannot be read' in text
+    assert f'python eval_MaskCN.py --SPLIT=Testing --ROOT={empty.root} makes them' in text
+    path.write_bytes(content)   # of this evaluation, but its pictures are gone
+    assert f'no picture: not in {empty.originals("Testing") / "Images"}' in Reader(
+        report.page(empty, MOMENT)).text
+
+
+def test_the_difference_is_paired_and_refuses_other_pictures(full):
+    layout, summaries, page = full
+    found = report.evaluations_below(layout, [])
+    table = report.differences(found)['Testing']
+    for row in table['rows']:
+        mean, test = row['cells']
+        between = 100 * (summaries['EnhancedSN'][row['title']] - summaries['CoarseSN'][row['title']])
+        assert float(mean['value']) == pytest.approx(between, abs=0.06)
+        low, high = map(float, mean['interval'].split(', '))
+        assert low < between < high and test.startswith('p ')
+    assert [row['title'] for row in table['rows']] == ['JA', 'DI', 'thresholded JA']
+    assert 'enhanced-SN minus coarse-SN, with TTA, paired over 12 images' in page
+    coarse = found['CoarseSN', 'Testing']
+    order = np.arange(12)[::-1]   # another order of the same pictures
+    turned = coarse | {'names': coarse['names'][::-1], 'values': coarse['values'][order]}
+    assert report.differences(found | {('CoarseSN', 'Testing'): turned})['Testing'] == table
+    for change, why in (({'summary': coarse['summary'] | {'data': 'x'}}, 'not of the same pictures'),
+                        ({'names': ('x', *coarse['names'][1:])}, 'not of the same pictures'),
+                        ({'summary': coarse['summary'] | {'with TTA': None}}, 'test-time augmentation'),
+                        ({'values': None, 'faults': 'no csv'}, 'no csv')):
+        assert why in report.differences(found | {('CoarseSN', 'Testing'): coarse | change})['Testing']
+
+
+def test_scores_on_drawn_pictures_stand_without_the_papers(full, empty, capsys):
+    """Also where the data are no longer below the root: the evaluation says it."""
+    add_segmentation(empty, 'EnhancedSN', 'Testing', drawn_pictures=True)
+    add_classification(empty, 'Testing', LABELS, drawn_pictures=True)
+    printed, text = capsys.readouterr().out, Reader(report.page(empty, MOMENT)).text
+    for words in (printed, text):
+        assert evaluation.DRAWN_PICTURES in words and 'paper' not in words.replace("the paper's, which", '')
+    assert evaluation.DRAWN_PICTURES not in full[2] and 'EnhancedSN, paper' in full[2]
+    add_run(other := Layout(empty.root / 'other'), 'MaskCN')   # real pictures, a network of drawn ones
+    (other.run('MaskCN') / 'config.json').write_text(json.dumps({'inputs': {'drawn_pictures': True}}))
+    assert 'Trained on pictures that a program drew: MaskCN.' in Reader(report.page(other, MOMENT)).text
 
 
 def test_curves_rates_and_facts_are_told_in_words(full):
@@ -223,7 +338,8 @@ def test_the_page_is_sound_html_with_all_sections(full):
     assert ('html', 'lang', 'en') in reader.attributes
     assert full[2].count('<svg') == full[2].count('role="img" aria-label="') == 6 + 1 + 3 + 2
     pictures = [name for tag, name, _ in reader.attributes if tag == 'img']
-    assert pictures.count('alt') == pictures.count('src') == 2 * 9 * 4
+    errors = len(LABELS) - np.trace(full[1]['MaskCN']['confusion'])
+    assert pictures.count('alt') == pictures.count('src') == 2 * 9 * 4 + 3 * errors
     assert len(full[2]) < 5_000_000
 
 

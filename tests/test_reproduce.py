@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from dataset.layout import Layout
+from mbdcnn import evaluation
 from tests.conftest import STAGES, finish, run_in_turn, run_script, start_script, wait_for
 
 SYSTEM = {'coarse': ('train_CoarseSN.py', []), 'masks': ('generate_Coarse_mask.py', ['coarse']),
@@ -73,6 +74,7 @@ def test_a_table_and_its_figures_from_beginning_to_end(declarations, sibling):
         for column in ('JA', 'DI'):
             assert ours[name, column] == pytest.approx(100 * json.loads(scored.read_text())[column], abs=0.06)
     assert float(rows[0]['paper']) == 78.9
+    assert f'- {evaluation.DRAWN_PICTURES}' in (layout.results / 'tables/table_mine.md').read_text()
     for name in ('line', 'pictures'):
         for suffix in ('png', 'pdf'):
             assert (layout.results / f'figures/figure_{name}.{suffix}').stat().st_size > 5000

@@ -16,7 +16,8 @@ from dataset.layout import SPLITS
 from engine import files, images, metrics, settings
 from engine.errors import InputError
 from engine.trainer import poly
-from mbdcnn import coarse_masks
+from mbdcnn import coarse_masks, evaluation, networks
+from mbdcnn.inference import place
 from tests.conftest import REPOSITORY, STAGES, finish, run_in_turn, run_script, start_script, wait_for
 
 NETWORKS = {'CoarseSN': 857, 'MaskCN': 276, 'EnhancedSN': 864}   # entries of the state dict
@@ -87,8 +88,9 @@ def test_config_holds_settings_inputs_and_versions(chain, network):
     constants = settings.read_constants(REPOSITORY / f'train_{network}.py')
     assert config['settings'].keys() == constants.keys()
     assert config['settings']['INPUT_SIZE'] == 32 and config['settings']['SHIFT'] == [0.0, 0.1]
-    assert config['inputs'].keys() == {'training', 'validation', 'initial_weights',
+    assert config['inputs'].keys() == {'training', 'validation', 'initial_weights', 'drawn_pictures',
                                        'bn_eps'} | INPUTS[network]
+    assert config['inputs']['drawn_pictures'] is True
     coarse, mask = (files.fingerprint(chain.layout.weights(name)) for name in ('CoarseSN', 'MaskCN'))
     drawn = {'coarse_sn': coarse, 'input_size': 32, 'views': 6}
     assert config['inputs'].get('coarse_masks', drawn) == drawn
@@ -192,6 +194,27 @@ def test_classification_results_agree_with_each_other(chain):
         assert result[task] == result['9-crop'][task] == pytest.approx(expected[task])
     assert result['mean AUC'] == pytest.approx(expected['mean AUC'])
     assert result['9-crop'] != result['1-crop']
+    decided, labels = p.argmax(1), np.array([truth[row['image_id']] for row in rows])
+    maps = evaluation.read_error_maps(stem.with_name(f'{stem.name}_errors.npz'))
+    assert {name: pair for name, (pair, _) in maps.items()} == {
+        row['image_id']: (found, label) for row, found, label in zip(rows, decided, labels, strict=True)
+        if found != label} != {}
+    data = splits.classification(chain.layout, 'Validation', 32, whole_only=True)
+    classifier = networks.load_classifier(chain.layout, torch.device('cpu'), 'fp32')
+    for name, (pair, drawn) in maps.items():
+        whole = place(data.images, data.coarse, classifier.device, [data.names.index(name)] * 2)
+        expected = classifier(*whole, torch.tensor(pair))[1][:, 0]
+        np.testing.assert_allclose(drawn, expected, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize('script', ['eval_MaskCN.py', 'eval_EnhancedSN.py', 'eval_CoarseSN'])
+def test_scores_on_drawn_pictures_are_printed_without_the_papers(chain, script):
+    """DRAWN_PICTURES speaks of the paper, once."""
+    printed = chain.outputs[script]
+    assert evaluation.DRAWN_PICTURES in printed and printed.count('paper') == 1
+    network = {'eval_MaskCN.py': 'MaskCN', 'eval_CoarseSN': 'CoarseSN'}.get(script, 'EnhancedSN')
+    result = json.loads((chain.layout.results / f'{network}_Validation.json').read_text())
+    assert result['drawn_pictures'] is True
 
 
 def test_challenge_file_has_its_columns_and_the_same_probabilities(chain):

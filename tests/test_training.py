@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from engine import checkpoints, device_samples, hardware, run_folder, trainer
+from engine import checkpoints, device_samples, hardware, images, run_folder, trainer
 from engine.augment import Ranges
 from engine.cli import Interrupted
 from engine.errors import InputError
@@ -48,6 +48,11 @@ def tiny_network():
                          nn.Conv2d(4, 2, 1))
 
 
+def blank_panel(path):
+    """In place of a panel; TensorBoard reads it."""
+    images.write_png(path, np.zeros((2, 2, 3), np.uint8))
+
+
 def tiny_task(before_loss=lambda step, loss: loss, scores=None):
     """Task of six 12 px pictures, which `train` completes; task.network and task.pictures lie beside.
 
@@ -71,7 +76,7 @@ def tiny_task(before_loss=lambda step, loss: loss, scores=None):
         return {'JA': next(scores) if scores else float(network[0].weight.abs().mean().detach())}
 
     task = trainer.Task({'CoarseSN': network}, {}, None, losses, validate,
-                        lambda path: path.write_bytes(b'panel'), None, 'JA')
+                        blank_panel, None, 'JA')
     task.network, task.pictures = network, data
     return task
 
@@ -180,7 +185,12 @@ def test_a_run_folder_explains_itself(tmp_path):
     assert config['inputs'] == {'training': 'a'} and config['versions']['torch'] == torch.__version__
     assert config['versions'].keys() >= {'host', 'commit', 'dirty'}
     assert (tmp_path / 'curves.png').exists() and (tmp_path / 'panel.png').exists()
-    assert list((tmp_path / 'tensorboard').glob('events.*'))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    board = EventAccumulator(str(tmp_path / 'tensorboard')).Reload()
+    assert set(board.Tags()['scalars']) == {'val/JA', *(f'train/{name}' for name in (
+        'lr', 'loss', 'dice', 'rank', 'steps_per_second'))}
+    assert [event.step for event in board.Scalars('val/JA')] == [4, 6]
+    assert board.Images('val/panel')[-1].step == 6
 
 
 @pytest.mark.skipif(not shutil.which('git'), reason='needs git')

@@ -270,7 +270,8 @@ def trained(chain, tmp_path_factory):
 def test_every_transfer_is_trained_scored_and_recorded(trained, case):
     layout, printed = trained[case]
     config = checkpoints.read_config(layout.weights('EnhancedSN'))
-    assert config['inputs'].keys() == {'training', 'validation', 'initial_weights', 'bn_eps'} | READS[case]
+    assert config['inputs'].keys() == {'training', 'validation', 'drawn_pictures', 'initial_weights',
+                                       'bn_eps'} | READS[case]
     assert config['settings']['TRANSFER'] == {'rgb': 'e-layer'}.get(case, case)
     assert 'coarse-SN' in config['start'] and 'CoarseSN.pth' in config['start']
     result = json.loads((layout.results / 'EnhancedSN_Validation.json').read_text())
