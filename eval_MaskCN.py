@@ -15,7 +15,7 @@ Cost: 9 forward passes for each image, 0.4 s on two CPU cores with bf16 instruct
 from dataset import splits
 from dataset.layout import Layout
 from engine import cli, hardware, settings
-from mbdcnn import coarse_masks, evaluation, networks, stages
+from mbdcnn import coarse_masks, evaluation, inference, networks, stages
 from report import page as report
 
 # --- Experiment
@@ -45,6 +45,7 @@ def main():
     networks.warn_of_other_size(layout.weights('MaskCN'), cfg.INPUT_SIZE)
     data = splits.classification(layout, cfg.SPLIT, cfg.INPUT_SIZE, classifier.uses_masks)
     crops = evaluation.crop_probabilities(classifier, data, cfg.BATCH_SIZE, process, 'classifying')
+    inference.require_finite(crops, classifier)
     probabilities, labels = evaluation.image_probabilities(crops, data)
     results = {'9-crop': probabilities, '1-crop': evaluation.whole_image_probabilities(crops, data)}
     facts = evaluation.provenance(cfg, [layout.weights('MaskCN')], data.fingerprint)

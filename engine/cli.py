@@ -8,6 +8,7 @@ from engine.errors import InputError
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,   # the disk
               errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)   # the path
+TOO_MANY = (errno.EMFILE, errno.ENFILE)   # open files
 
 
 class Interrupted(KeyboardInterrupt):
@@ -36,7 +37,10 @@ def launch(main):
     try:
         if processes()[0] > 0:
             sys.stdout = open(os.devnull, 'w')   # one process speaks for all
+        if hasattr(sys.stdout, 'reconfigure'):   # not where a caller put something else in its place
+            sys.stdout.reconfigure(errors='backslashreplace')   # paths may hold bytes that are no text
         main()
+        sys.stdout.flush()   # here, where it is said that nobody reads any more
     except (InputError, OSError, RuntimeError) as error:
         # A loader process that dies in the middle of a save is heard of there; PyTorch then stumbles over the
         # unfinished file, and only that second error arrives here.
@@ -45,6 +49,8 @@ def launch(main):
         if not explanation:
             raise
         print(f'\nerror: {explanation}', file=sys.stderr)
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # Python writes what is left
         sys.exit(2)
     except KeyboardInterrupt as interruption:
         number = getattr(interruption, 'number', signal.SIGINT)
@@ -56,6 +62,12 @@ def _explained(error):
     """What an error means for the user, and the remedy; '' for one that only a programmer understands."""
     if isinstance(error, InputError):
         return str(error)
+    if isinstance(error, BrokenPipeError):
+        return ('nobody reads the standard output any more\n'
+                'Remedy: what was finished is kept; run the same command again with its output to a file')
+    if isinstance(error, OSError) and error.errno in TOO_MANY:
+        return (f'{error.filename or "a file"} cannot be opened: {error.strerror}\n'
+                'Remedy: allow more open files (ulimit -n 4096), then run the same command again')
     if isinstance(error, OSError):
         return '' if error.errno not in UNWRITABLE else (
             f'{error.filename or "a file"} cannot be written or read: {error.strerror}\n'
