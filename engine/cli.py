@@ -37,8 +37,9 @@ def launch(main):
     try:
         if processes()[0] > 0:
             sys.stdout = open(os.devnull, 'w')   # one process speaks for all
-        if hasattr(sys.stdout, 'reconfigure'):   # not where a caller put something else in its place
-            sys.stdout.reconfigure(errors='backslashreplace')   # paths may hold bytes that are no text
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, 'reconfigure'):   # not where a caller put something else in its place
+                stream.reconfigure(errors='backslashreplace')   # paths may hold bytes that are no text
         main()
         sys.stdout.flush()   # here, where it is said that nobody reads any more
     except (InputError, OSError, RuntimeError) as error:
