@@ -22,7 +22,7 @@ if __name__ == '__main__':
 from dataset import splits
 from dataset.layout import Layout
 from engine import cli, hardware, settings
-from mbdcnn import coarse_masks, evaluation, networks, stages
+from mbdcnn import coarse_masks, evaluation, inference, networks, stages
 from report import page as report
 
 # --- Experiment
@@ -52,6 +52,7 @@ def main():
     networks.warn_of_other_size(layout.weights('MaskCN'), cfg.INPUT_SIZE)
     data = splits.classification(layout, cfg.SPLIT, cfg.INPUT_SIZE, classifier.uses_masks)
     crops = evaluation.crop_probabilities(classifier, data, cfg.BATCH_SIZE, process, 'classifying')
+    inference.require_finite(crops, classifier)
     probabilities, labels = evaluation.image_probabilities(crops, data)
     results = {'9-crop': probabilities, '1-crop': evaluation.whole_image_probabilities(crops, data)}
     facts = evaluation.provenance(cfg, [layout.weights('MaskCN')], data.fingerprint)

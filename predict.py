@@ -1,10 +1,11 @@
 """Segment and classify your own pictures with the trained networks.
 
-Reads   pictures (jpg, png, bmp of any size): files, and folders with all that is below them;
+Reads   pictures (jpg, png, bmp, tif, webp of any size): files, and folders with all that is below them;
         models/CoarseSN/, models/MaskCN/ and models/EnhancedSN/ (stages 2 to 5)
 Writes  predictions/predictions.csv        a row a picture: class probabilities, lesion, confidence; above
                                            all a line that begins with # where the networks have seen
                                            drawn pictures
+        predictions/predictions.json       the same, with the networks, settings and files behind it
         predictions/index.html             a page to leaf through
         predictions/masks/<name>.png       the lesion, {0, 255}, at the picture's own size
         predictions/overlays/<name>.jpg    contours of both masks; where mask-CN sees the class
@@ -15,6 +16,11 @@ Writes  predictions/predictions.csv        a row a picture: class probabilities,
 Bad files are listed at the end (exit code 2); the others are predicted. A research tool, not a
 medical device.
 
+A second run into the same folder adds to its table and page: what is there of the same content is kept, what
+changed is predicted again, and after an interruption the same command goes on. Predictions of other networks
+or settings are not mixed in, files that are not of this program (a mask drawn over by hand, say) are not
+replaced, and pictures below OUT are not taken: then nothing is done (exit code 2).
+
 Cost: 106 forward passes for each picture, 22 with --TTA=False: about 9 and 1.5 s of one CPU core at
 224 px, 3 and 0.7 s with the demo's networks.
 """
@@ -22,9 +28,9 @@ if __name__ == '__main__':
     from engine import cli
     cli.end_on_ctrl_c()   # in the imports, too, which take seconds
 
-import itertools
 import os
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,15 +39,25 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset.isic import CLASSES
-from engine import cli, figures, files, images, settings
+from engine import cli, figures, files, images, run_folder, settings
 from engine.errors import InputError
 from mbdcnn import stages
-from mbdcnn.predictor import MBDCNN
+from mbdcnn.prediction_folder import (
+    ANOTHER,
+    PAGE,
+    RECORD,
+    TABLE,
+    PredictionFolder,
+    content_of,
+    shown,
+    wished_name,
+)
+from mbdcnn.predictor import EXTENSIONS, MBDCNN
 from report.render import render
 
 # --- Folders
 MODELS = 'models'         # holds CoarseSN/, MaskCN/ and EnhancedSN/; the demo's are in demo/models
-OUT = 'predictions'       # what an earlier run wrote here is replaced, picture by picture
+OUT = 'predictions'       # an earlier run's pictures stay in its table; no picture is read from below
 
 # --- Prediction
 TTA = True                # 6 views of each picture, and 3 scales for the final mask (released)
@@ -56,80 +72,98 @@ DEVICE = 'auto'           # auto (cuda, else mps, else cpu), cuda, mps or cpu
 AMP = 'auto'              # precision: auto (bf16, else fp16 on GPUs), bf16, fp16, fp32
 
 
-def find_pictures(words, out):
-    """[(path, output name)] for files and folders, in their order, each file once.
+def find_pictures(words, folder):
+    """Files and folders -> ([(path, wished name)] in their order, each file once; skipped; faults).
 
-    Below folders: every jpg, png and bmp that is not hidden and not this script's output, sorted. A name is
-    the path relative to its folder without the extension; equal ones are numbered, also where the file
-    system ignores case.
+    folder : PredictionFolder
+    Below folders: every picture that is not hidden and not an output of this program, sorted; wished is the
+    path relative to the folder. skipped : files with other endings, and links to folders, as text
+    faults : lines on folders that cannot be looked into
+    Raises InputError for empty words and for pictures below the folder of predictions.
     """
-    written = {Path(out, part).resolve() for part in ('.', 'masks', 'overlays')}
-    found, seen, taken = [], set(), set()
-    for word in words:
-        place = Path(word)
-        for path in _pictures_below(place, written) if os.path.isdir(word) else [place]:
-            if path.resolve() not in seen:
-                seen.add(path.resolve())
-                relative = path.relative_to(place) if path != place else Path(path.name)
-                # Less than the 255 bytes that a name may have.
-                stem = _shown(relative.with_suffix('')).encode()[-180:].decode(errors='ignore')
-                names = (f'{stem}_{number}' if number > 1 else stem for number in itertools.count(1))
-                name = next(name for name in names if name.lower() not in taken)
-                taken.add(name.lower())
-                found.append((path, name))
-    return found
+    found, seen, skipped, faults = [], set(), [], []
+    refused = ["'': is an empty word, perhaps of a variable that is not set"] if '' in words else []
+    for word in filter(None, words):
+        place, within = Path(word), os.path.isdir(word)
+        for path in _files_below(place, skipped, faults) if within else [place]:
+            source = os.path.realpath(path)
+            if source in seen or within and folder.is_own(source):
+                continue
+            seen.add(source)
+            if within and path.suffix.lower() not in EXTENSIONS:
+                skipped.append(shown(path))
+            elif folder.holds(source):
+                refused.append(f'{path}: lies below OUT={folder.path}')
+            else:
+                found.append((path, wished_name(path.relative_to(place) if within else Path(path.name))))
+    if refused:
+        raise InputError('Pictures cannot be taken from there', refused,
+                         f'name files and folders that are there; as for OUT, {ANOTHER}')
+    return found, skipped, faults
 
 
-def _pictures_below(folder, left_out):
-    for parent, folders, names in os.walk(folder):
+def _files_below(folder, skipped, faults):
+    def fault(error):
+        faults.append(f'{error.filename}: cannot be looked into: {error.strerror}')
+
+    for parent, folders, names in os.walk(folder, onerror=fault):
         parent = Path(parent)
-        folders[:] = sorted(name for name in folders
-                            if not name.startswith('.') and (parent / name).resolve() not in left_out)
-        yield from (parent / name for name in sorted(names)
-                    if not name.startswith('.') and Path(name).suffix.lower() in images.EXTENSIONS)
+        folders[:] = sorted(name for name in folders if not name.startswith('.'))
+        skipped += [f'{shown(parent / name)} (a link to a folder)' for name in folders
+                    if (parent / name).is_symlink()]
+        yield from (parent / name for name in sorted(names) if not name.startswith('.'))
 
 
-def _shown(path):
-    """A path as text that every file can hold; bytes that are no text become question marks."""
-    return path.as_posix().encode(errors='replace').decode()
+def predict_all(model, found, folder, cfg, faults, save):
+    """Predict and write every picture of `found`, [(path, name)]; folder and faults are filled as they come.
 
-
-def predict_all(model, found, out, cfg, rows, faults):
-    """Predict and write every picture of `found`; rows and faults are filled as they come."""
+    save : is called about once a minute
+    """
     def prepare(entry):
+        content = content_of(entry[0])   # before it is read: what changes in between is predicted again
         try:
-            return model.prepare(entry[0], cfg.OVERLAY_SIDE)
+            return content, model.prepare(entry[0], cfg.OVERLAY_SIDE)
         except InputError as error:
-            return error
+            return content, error
 
     readers = ThreadPoolExecutor(min(4, os.cpu_count() or 1))   # each may hold a decoded picture
-    with readers, tqdm(total=len(found), desc='predicting', unit='picture') as bar:
+    saved = time.monotonic()
+    with readers, tqdm(total=len(found), desc='predicting', unit='picture', disable=not found) as bar:
         for start in range(0, len(found), cfg.BATCH_SIZE):
             batch, good = found[start:start + cfg.BATCH_SIZE], []
-            for entry, picture in zip(batch, readers.map(prepare, batch), strict=True):
+            for entry, (content, picture) in zip(batch, readers.map(prepare, batch), strict=True):
                 if isinstance(picture, InputError):
                     faults += picture.faults or [picture.summary]
                     bar.update()
                 else:
-                    good.append((entry, picture))
-            predictions = model.predict([picture for _, picture in good], cfg.TTA, cfg.BATCH_SIZE)
-            for ((path, name), _), prediction in zip(good, predictions, strict=True):
-                write_pictures(out, name, prediction, cfg.CAM_OPACITY)
-                rows.append(row_of(path, name, prediction))
+                    good.append((*entry, content, picture))
+            predictions = model.predict([picture for *_, picture in good], cfg.TTA, cfg.BATCH_SIZE)
+            for (path, name, content, _), prediction in zip(good, predictions, strict=True):
+                folder.begin(name)
+                write_pictures(folder.path, name, prediction, cfg.CAM_OPACITY)
+                folder.add(name, path, content, row_of(path, name, prediction))
                 bar.update()
+            if time.monotonic() - saved > SAVE_EVERY:
+                save()
+                saved = time.monotonic()
+
+
+SAVE_EVERY = 60   # seconds; what a kill may cost
 
 
 def row_of(path, name, prediction):
     """A picture's row of predictions.csv, as text: a dict with COLUMNS as keys."""
     box = prediction.bounding_box or ('',) * 4
-    values = (_shown(path), *(f'{p:.6f}' for p in prediction.class_probabilities.values()),
+    values = (shown(path), *(f'{p:.6f}' for p in prediction.class_probabilities.values()),
               prediction.label, prediction.area, f'{100 * prediction.area_fraction:.4f}', *box,
-              f'{prediction.mask_confidence:.4f}', *prediction.mask.shape[::-1], name)
+              f'{prediction.mask_confidence:.4f}', *prediction.mask.shape[::-1], name,
+              '' if prediction.area else EMPTY)
     return dict(zip(COLUMNS, map(str, values), strict=True))
 
 
 COLUMNS = ('file', *CLASSES, 'predicted', 'lesion_px', 'lesion_percent', 'left', 'top', 'right', 'bottom',
-           'mask_confidence', 'width', 'height', 'name')
+           'mask_confidence', 'width', 'height', 'name', 'note')
+EMPTY = 'no lesion found: the mask is empty'
 
 
 def write_pictures(out, name, prediction, opacity):
@@ -167,33 +201,77 @@ def write_page(path, rows, faults, warning=''):
 NOTICE = 'A research tool, not a medical device: do not base a diagnosis on it.'
 
 
+def made_with(model, cfg):
+    """What decides a prediction besides its picture, as predictions.json holds it."""
+    scales = model.scales if cfg.TTA else model.scales[:1]
+    return {'weights': {name: facts['fingerprint'] for name, facts in model.weights.items()},
+            'precision': model.enhanced.precision, 'input sizes': model.sides, 'scales': list(scales),
+            'views': 6 if cfg.TTA else 1, 'views of coarse masks': 6 if cfg.TTA and model.coarse_tta else 1,
+            'OVERLAY_SIDE': cfg.OVERLAY_SIDE, 'CAM_OPACITY': cfg.CAM_OPACITY, 'columns': list(COLUMNS)}
+
+
+def summarise(named, folder, skipped):
+    """Print what a run did; named : its [(path, name)]"""
+    rows = [folder.pictures[name]['row'] for _, name in named if name in folder.pictures]
+    for title, lines in (('skipped, no pictures by their names', skipped),
+                         (EMPTY, [row['file'] for row in rows if row['note'] == EMPTY])):
+        if lines:
+            more = f', and {len(lines) - SHOWN} more (see {RECORD})' if len(lines) > SHOWN else ''
+            print(f'{title} ({len(lines)}): {", ".join(lines[:SHOWN])}{more}')
+    print(f'{len(rows)} of {len(named)} pictures predicted: {folder.path}/{TABLE}, {folder.path}/{PAGE}')
+
+
+SHOWN = 10   # names in a line of the terminal
+
+
 def main():
     words = [word for word in sys.argv[1:] if not word.startswith('-')]
     overrides = [word for word in sys.argv[1:] if word.startswith('-')]
     cfg = settings.resolve(globals(), overrides, stages.MACHINE_CHOICES, ('BATCH_SIZE', 'OVERLAY_SIDE'))
-    out = Path(cfg.OUT)
-    found = find_pictures(words, out)
-    if not found:
-        raise InputError('There are no pictures to predict',
-                         [f'{word}: holds no jpg, png or bmp' for word in words],
-                         'name files or folders: python predict.py pictures/ --OUT=predictions')
-    if out.exists() and not out.is_dir():
-        raise InputError(f'OUT={out} is a file', remedy='name a folder')
+    if not cfg.OUT or os.path.lexists(cfg.OUT) and not os.path.isdir(cfg.OUT):
+        raise InputError(f'OUT={cfg.OUT} is no folder', remedy='name one, which need not be there')
     if not 0 <= cfg.CAM_OPACITY <= 1:
         raise InputError(f'CAM_OPACITY={cfg.CAM_OPACITY} must be from 0 to 1')
+    folder = PredictionFolder(cfg.OUT, COLUMNS)
+    found, skipped, faults = find_pictures(words, folder)
+    if not found:
+        raise InputError('There are no pictures to predict',
+                         [*faults, *(f'{word}: holds no jpg, png, bmp, tif or webp' for word in words)],
+                         'name files or folders: python predict.py pictures/ --OUT=predictions')
     model = MBDCNN.load(cfg.MODELS, cfg.DEVICE, cfg.AMP)
     print(' '.join(filter(None, (model.warning, NOTICE))))
-    rows, faults = [], []
-    try:
-        predict_all(model, found, out, cfg, rows, faults)
-    finally:   # also of an interrupted run: the table holds what is finished
-        first = [[f'# {model.warning}']] if model.warning else []
-        files.write_csv(out / 'predictions.csv', [*first, COLUMNS, *(row.values() for row in rows)])
-        write_page(out / 'index.html', rows, faults, model.warning)
-        print(f'{len(rows)} of {len(found)} pictures predicted: {out}/predictions.csv, {out}/index.html')
+    with folder.lock():
+        predict_into(folder, model, found, skipped, faults, cfg)
     if faults:
         raise InputError(f'{len(faults)} of {len(found)} files cannot be used; the others are predicted',
                          faults, 'replace or remove them')
+
+
+def predict_into(folder, model, found, skipped, faults, cfg):
+    """Bring a locked folder up to date with the pictures that were found."""
+    named = folder.named(found)
+    folder.require_own([name for _, name in named], made_with(model, cfg))
+
+    def save(done=False):
+        rows = [entry['row'] for entry in folder.pictures.values()]
+        first = [[f'# {model.warning}']] if model.warning else []
+        files.write_csv(folder.path / TABLE, [*first, COLUMNS, *(row.values() for row in rows)])
+        write_page(folder.path / PAGE, rows, faults, model.warning)
+        folder.save(done, networks=model.weights, settings=vars(cfg), skipped=skipped, faults=faults,
+                    versions=run_folder.versions(model.device))
+
+    known = [(path, name) for path, name in named if name in folder.pictures]
+    contents = files.for_all(lambda entry: content_of(entry[0]), known, 'comparing')
+    done = {name for (_, name), content in zip(known, contents, strict=True) if folder.is_done(name, content)}
+    if done:
+        print(f'{len(done)} of {len(named)} pictures were predicted before')
+    todo = [(path, name) for path, name in named if name not in done]
+    folder.claim([name for _, name in todo], made_with(model, cfg))
+    try:
+        predict_all(model, todo, folder, cfg, faults, save)
+    finally:   # also of an interrupted run: the table holds what is finished
+        save(done=True)
+        summarise(named, folder, skipped)
 
 
 if __name__ == '__main__':

@@ -54,6 +54,7 @@ def read_reduced(path, cover):
     Returns (H, W, 3) uint8, the original's (width, height), and the divisor 1, 2, 4 or 8.
     Edges of the original, divided by it, are edges of the decoded picture: a decoder rounds the
     last partial pixel up, so the divisor is exact while the ratio of the sizes is not.
+    Raises InputError for what `check_data.py` refuses.
     """
     size = images.image_size(path)
     image = images.read_rgb(path, cover=cover)

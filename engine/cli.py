@@ -69,6 +69,9 @@ def launch(main):
     try:
         if processes()[0] > 0 or sys.stdout is None:   # one process speaks for all; `>&-` closed it
             sys.stdout = open(os.devnull, 'w')
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, 'reconfigure'):   # not where a caller put something else in its place
+                stream.reconfigure(errors='backslashreplace')   # paths may hold bytes that are no text
         main()
         sys.stdout.flush()   # what nobody reads is found out here, if not earlier
     except (Exception, KeyboardInterrupt) as error:

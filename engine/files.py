@@ -102,9 +102,9 @@ def read_json(path, *parts):
 
 
 def write_text(path, text):
-    """Write `text` (str) to `path` as UTF-8, completely or not at all."""
+    """Write `text` (str) to `path` as UTF-8, completely or not at all; what is no text is escaped."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding='utf-8', newline='\n')
+        temporary.write_text(text, encoding='utf-8', errors='backslashreplace', newline='\n')
 
 
 def write_csv(path, rows):

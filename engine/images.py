@@ -2,7 +2,10 @@
 
 A mask is {0, 1} in memory; only its png file holds {0, 255}.
 """
+import contextlib
+import errno
 import os
+import stat
 import warnings
 
 import cv2
@@ -12,11 +15,10 @@ from PIL import Image
 from engine import files
 from engine.errors import InputError
 
-FORMATS = ('JPEG', 'PNG', 'BMP')
+FORMATS = {'JPEG': 'jpg', 'PNG': 'png', 'BMP': 'bmp'}   # of data sets: Pillow's name, ours
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp')
 ORIENTATION = 0x0112   # EXIF tag
 LEAST_SIDE = 16        # pixels; anything smaller is not a photograph of a lesion
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, MemoryError)   # Pillow, on damaged files
 
 # ImageOps.exif_transpose also rewrites the EXIF block, and fails where that is damaged.
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
@@ -28,62 +30,94 @@ TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 
 
-def open_image(path):
-    """Open a jpg, png or bmp without decoding it; InputError names the file.
+@contextlib.contextmanager
+def open_image(path, formats=None):
+    """Open a picture without decoding it: a context. What fails within it is a fault of the file.
 
-    A picture with a declared size beyond Pillow's bomb limit (89 megapixels) is refused.
+    formats : dict like FORMATS, the default
+    Raises InputError that names the file, also where it declares a size beyond Pillow's bomb limit
+    (89 megapixels), and is no file at all: reading a pipe or a device would wait for ever.
     """
+    formats = formats or FORMATS
+    with _opened(path) as file:
+        try:
+            image = Image.open(file, formats=tuple(formats))
+            bomb = image.width * image.height > Image.MAX_IMAGE_PIXELS
+        except Image.DecompressionBombError:
+            bomb = True
+        except Exception:   # noqa: BLE001 - Pillow raises many kinds for a damaged file
+            *words, last = formats.values()
+            raise _fault(path, f'is not a readable {", ".join(words)} or {last}') from None
+        if bomb:
+            raise _fault(path, 'declares more than 89 megapixels')
+        try:
+            yield image
+        except InputError:
+            raise
+        except Exception as error:   # noqa: BLE001
+            reason = f'is damaged: it cannot be decoded ({type(error).__name__}: {error})'
+            raise _fault(path, reason) from None
+
+
+def _opened(path):
+    """A picture's file, opened to be read; InputError where there is none to read."""
     try:
-        image = Image.open(path, formats=FORMATS)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise _fault(path, 'declares more than 89 megapixels') from None
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise _fault(path, 'is no file but a folder, a pipe or a device')
+        if not found.st_size:
+            raise _fault(path, 'is empty')
+        return open(path, 'rb')
     except FileNotFoundError:
         raise _fault(path, 'is missing') from None
-    except UNREADABLE:
-        empty = os.path.isfile(path) and os.path.getsize(path) == 0
-        raise _fault(path, 'is empty' if empty else 'is not a readable jpg, png or bmp') from None
-    if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-        image.close()
-        raise _fault(path, 'declares more than 89 megapixels')
-    return image
+    except (OSError, ValueError) as error:   # ValueError: a NUL in its name
+        if getattr(error, 'errno', None) in (errno.EMFILE, errno.ENFILE):
+            raise   # too many files are open, which is no fault of this one
+        raise _fault(path, f'cannot be read: {getattr(error, "strerror", error)}') from None
 
 
 def read_rgb(path, cover=0):
-    """Decode a picture as the viewer sees it (EXIF orientation applied).
+    """Decode a photograph as data sets hold them: 8-bit RGB, upright, of 16 px a side or more.
 
     cover : int   a jpg may be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides
                   keep at least this many pixels (several times faster); 0 = full size
-    Returns (H, W, 3) uint8. Raises InputError naming the file.
+    Returns (H, W, 3) uint8. Raises InputError naming the file and every fault that `inspect_image` finds.
     """
     with open_image(path) as image:
+        size, mode = image.size, image.mode
         if cover:
             image.draft('RGB', (cover, cover))
-        return np.array(_decoded(image, path).convert('RGB'))
+        image.load()
+        faults = _photograph_faults(path, size, mode, orientation(image))
+        if faults:
+            raise InputError('A picture cannot be used', faults, 'replace or remove the file')
+        return np.array(image)
 
 
 def read_mask(path):
-    """Decode a binary mask, {0, 255} in the file. Returns (H, W) uint8 of {0, 1}.
+    """Decode a binary mask, {0, 255} in the file or, with 16 bits, {0, 65535}.
 
-    Raises InputError when the file holds other values.
+    Returns (H, W) uint8 of {0, 1}. Raises InputError when the file holds other values.
     """
     with open_image(path) as image:
-        stored = np.array(_decoded(image, path).convert('L'))
-    if cv2.countNonZero(stored) != np.count_nonzero(stored == 255):
-        raise _fault(path, 'is not a binary mask: it holds values other than 0 and 255')
-    return stored & 1
+        seen = upright(image)
+        deep = seen.mode.startswith('I')   # Pillow would clip 16 bits to 8 instead of scaling them
+        stored = np.array(seen).astype(np.int32) if deep else np.array(seen.convert('L'))
+    white = 65535 if deep and stored.max() > 255 else 255
+    if cv2.countNonZero(stored) != np.count_nonzero(stored == white):
+        raise _fault(path, f'is not a binary mask: it holds values other than 0 and {white}')
+    return (stored & 1).astype(np.uint8)
 
 
-def _decoded(image, path):
-    try:
-        image.load()
-    except UNREADABLE:
-        raise _fault(path, 'is damaged: it cannot be decoded to its end') from None
-    orientation = _orientation(image)
-    return image if orientation == 1 else image.transpose(TURNS[orientation])
+def upright(image):
+    """A PIL image as the viewer sees it: decoded, and turned by its EXIF tag."""
+    image.load()
+    value = orientation(image)
+    return image if value == 1 else image.transpose(TURNS[value])
 
 
-def _orientation(image):
-    """EXIF orientation 1..8; values outside mean upright, as viewers take them."""
+def orientation(image):
+    """EXIF orientation 1..8 of a PIL image; values outside mean upright, as viewers take them."""
     value = image.getexif().get(ORIENTATION, 1)
     return value if value in range(1, 9) else 1
 
@@ -93,7 +127,7 @@ def image_size(path):
     with open_image(path) as image:
         width, height = image.size
         # Asking a png for an EXIF block that does not stand in its header would decode the whole picture.
-        turned = (image.format in ('JPEG', 'MPO') or 'exif' in image.info) and _orientation(image) > 4
+        turned = (image.format in ('JPEG', 'MPO') or 'exif' in image.info) and orientation(image) > 4
     return (height, width) if turned else (width, height)
 
 
@@ -106,12 +140,16 @@ def inspect_image(path):
     try:
         with open_image(path) as image:
             size, mode = image.size, image.mode
-            least = (max(1, size[0] // 8), max(1, size[1] // 8))
-            image.draft('RGB', least)   # reads every byte, but makes fewer pixels of them
-            _decoded(image, path)
-            orientation = _orientation(image)
+            # Reads every byte, but makes fewer pixels of them.
+            image.draft('RGB', (max(1, size[0] // 8), max(1, size[1] // 8)))
+            image.load()
+            value = orientation(image)
     except InputError as error:
         return None, error.faults
+    return size[::-1] if value > 4 else size, _photograph_faults(path, size, mode, value)
+
+
+def _photograph_faults(path, size, mode, orientation):
     faults = []
     if mode != 'RGB':
         faults.append(f'{path}: colour mode is {mode}, not 8-bit RGB')
@@ -119,7 +157,7 @@ def inspect_image(path):
         faults.append(f'{path}: is rotated by its EXIF tag; store the pixels upright')
     if min(size) < LEAST_SIDE:
         faults.append(f'{path}: is {size[0]}x{size[1]} px, too small to be a photograph')
-    return (size[::-1] if orientation > 4 else size), faults
+    return faults
 
 
 def resize_rgb(image, size, box=None):

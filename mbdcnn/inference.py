@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from engine import cache, hardware, images
+from engine.errors import InputError
 from engine.samples import to_device
 from net.cam import class_activation_map
 from net.fold import fold_batch_norms, store_convolutions
@@ -27,14 +28,19 @@ VIEWS = (
 )
 
 
+LARGEST = 1e30   # of a logit; sums over views, enlarged, stay finite below it
+
+
 class Trained:
     """A network ready to use; what Classifier and Segmenter share.
 
     network : nn.Module; scaling : of its RGB input; precision : 'bf16', 'fp16' or 'fp32'
+    weights : path of the file that it was loaded from, None where it was not
     """
 
-    def __init__(self, network, scaling, precision):
+    def __init__(self, network, scaling, precision, weights=None):
         self.network, self.scaling, self.precision = network.eval(), scaling, precision
+        self.weights = weights
 
     @property
     def device(self):
@@ -57,8 +63,8 @@ class Classifier(Trained):
     network : Xception_dilation; cam_relu : drop the negative evidence from localisation maps
     """
 
-    def __init__(self, network, scaling, precision, cam_relu=False):
-        super().__init__(network, scaling, precision)
+    def __init__(self, network, scaling, precision, cam_relu=False, weights=None):
+        super().__init__(network, scaling, precision, weights)
         self.cam_relu, self.uses_masks = cam_relu, network.conv1.in_channels == 4
 
     @torch.no_grad()
@@ -92,8 +98,8 @@ class Segmenter(Trained):
     classifier : Classifier, None for a network that takes no maps
     """
 
-    def __init__(self, network, scaling, precision, classifier=None):
-        super().__init__(network, scaling, precision)
+    def __init__(self, network, scaling, precision, classifier=None, weights=None):
+        super().__init__(network, scaling, precision, weights)
         self.classifier = classifier
 
     @torch.no_grad()
@@ -116,6 +122,19 @@ class Segmenter(Trained):
 def for_inference(network, precision):
     """Make a network fit for nothing but `precision` inference, in place; returns it."""
     return store_convolutions(fold_batch_norms(network), hardware.DTYPES[precision])
+
+
+def require_finite(outputs, trained):
+    """Refuse outputs of a network that are NaN, infinite or beyond LARGEST: an InputError names the weights.
+
+    outputs : array-like, on the host; trained : Segmenter or Classifier
+    """
+    if not np.abs(np.asarray(outputs)).max(initial=0) < LARGEST:   # a NaN makes every comparison false
+        name = type(trained.network).__name__
+        raise InputError('A network gives numbers that are not finite',
+                         [f'{trained.weights or "weights in memory"}: the outputs of this {name} in '
+                          f'{trained.precision} are NaN, infinite or beyond {LARGEST:g}'],
+                         'try --AMP=fp32 where it is fp16, or train again with a lower LEARNING_RATE')
 
 
 def counts_on_device(logit, truth):
@@ -157,12 +176,16 @@ def segment(segmenter, squares, coarse=None, tta=True):
 
     squares, coarse : what `squashed` makes of the pictures and of their coarse masks (or None)
     tta : six views, turned back, at every scale; else the identity at the first scale
+    Raises InputError, which names the weights, where logits are not finite.
     """
     found = []
     for number, pictures in enumerate(squares if tta else squares[:1]):
         placed = place(pictures, coarse and coarse[number], segmenter.device)
-        logits = segmenter.views(*placed) if tta else segmenter(*placed)[None]
-        found.append(logits.cpu().numpy())
+        logits = (segmenter.views(*placed) if tta else segmenter(*placed)[None]).cpu().numpy()
+        if not np.abs(logits).max() < LARGEST and segmenter.classifier is not None:   # whose fault is it?
+            require_finite(segmenter.classifier(*placed)[1].cpu(), segmenter.classifier)
+        require_finite(logits, segmenter)
+        found.append(logits)
     return found
 
 
@@ -223,5 +246,7 @@ def maps_of_files(classifier, paths, coarse_paths, side, batch_size=16):
         pictures = np.stack([cache.read_rgb_square(path, side) for path in paths[batch]])
         masks = None if coarse_paths is None else np.stack(
             [cache.read_mask_square(path, side) for path in coarse_paths[batch]])
-        found += list(classifier(*place(pictures, masks, classifier.device))[1][:, 0].cpu().numpy())
+        maps = classifier(*place(pictures, masks, classifier.device))[1][:, 0].cpu().numpy()
+        require_finite(maps, classifier)
+        found += list(maps)
     return found

@@ -222,7 +222,8 @@ def load_segmenter(layout, name, device, precision):
     classifier = None
     if transfer in GUIDED:
         classifier = load_classifier(layout, device, precision, settings.get('CAM_RELU', False))
-    return Segmenter(placed(network, device, precision), settings['INPUT_SCALING'], precision, classifier)
+    network = placed(network, device, precision)
+    return Segmenter(network, settings['INPUT_SCALING'], precision, classifier, path)
 
 
 def load_classifier(layout, device, precision, cam_relu=False):
@@ -232,7 +233,8 @@ def load_classifier(layout, device, precision, cam_relu=False):
     rows = _rows(state, 'cls.weight', path, (len(CLASSES),))
     network = Xception_dilation(_channels(state), rows, settings['RELU_SKIP'], trained_epsilon(path))
     checkpoints.apply(checkpoints.load_parameters, network, state, path, make)
-    return Classifier(placed(network, device, precision), settings['INPUT_SCALING'], precision, cam_relu)
+    network = placed(network, device, precision)
+    return Classifier(network, settings['INPUT_SCALING'], precision, cam_relu, path)
 
 
 def _trained(layout, name, **assumed):

@@ -21,7 +21,7 @@ from dataset.layout import Layout
 from engine import files, hardware, images
 from engine.errors import InputError
 from mbdcnn import coarse_masks, networks
-from mbdcnn.inference import draw_coarse, enlarged_sum, mask_of, place, segment, squashed
+from mbdcnn.inference import draw_coarse, enlarged_sum, mask_of, place, require_finite, segment, squashed
 from net.models import STRIDE
 
 NETWORKS = networks.NETWORKS
@@ -29,6 +29,8 @@ INPUT_SIZE = 224          # px, of networks without a config.json (the released 
 SCALES = 1, 8 / 7, 9 / 7  # of enhanced-SN's input side: 224, 256, 288 (released code)
 PREVIEW = 1024            # px, long side of the picture that a result keeps
 BATCH_SIZE = 8            # pictures or crops at a time, each in all views
+FORMATS = images.FORMATS | {'TIFF': 'tif', 'WEBP': 'webp'}   # of own pictures; data sets hold the first three
+EXTENSIONS = (*images.EXTENSIONS, '.tif', '.tiff', '.webp')
 DEEP_GREY = ('I;16', 'I;16B', 'I;16L', 'I;16N')   # Pillow clips these to 8 bits instead of scaling
 
 
@@ -110,10 +112,12 @@ class MBDCNN:
     sides : {'CoarseSN': px, 'MaskCN': px, 'EnhancedSN': px}, input sides; coarse-SN's is that of stage 3
     coarse_tta : stage 3 drew its masks from six views
     warning : what a reader must know of the weights: that they have seen drawn pictures; '' for nothing
+    weights : {'CoarseSN': {'file': path, 'fingerprint': hash, 'recipe': its training's}, ...}
     """
 
-    def __init__(self, coarse, enhanced, sides, device, coarse_tta=True, classifier=None, warning=''):
-        self.coarse_tta, self.warning = coarse_tta, warning
+    def __init__(self, coarse, enhanced, sides, device, coarse_tta=True, classifier=None, warning='',
+                 weights=None):
+        self.coarse_tta, self.warning, self.weights = coarse_tta, warning, weights or {}
         self.coarse, self.enhanced, self.classifier = coarse, enhanced, classifier or enhanced.classifier
         self.sides, self.device = sides, device
         self.scales = scales_of(sides['EnhancedSN'])
@@ -124,7 +128,8 @@ class MBDCNN:
 
         device : 'auto', 'cuda', 'mps' or 'cpu'; precision : 'auto', 'bf16', 'fp16' or 'fp32'
         Raises InputError for weights that are missing (it says which scripts make them), damaged, or
-        of networks that were not trained on each other.
+        of networks that were not trained on each other. What does not come out finite of these weights is an
+        InputError of every prediction.
         """
         for name, value, known in (('device', device, hardware.DEVICES),
                                    ('precision', precision, hardware.PRECISIONS)):
@@ -134,8 +139,11 @@ class MBDCNN:
         layout.models = Path(folder)
         layout = networks.or_published(layout)
         _require_weights(layout)
-        sides = {name: networks.trained_settings(layout.weights(name)).get('INPUT_SIZE', INPUT_SIZE)
-                 for name in NETWORKS}
+        trained = {name: networks.trained_settings(layout.weights(name)) for name in NETWORKS}
+        sides = {name: settings.get('INPUT_SIZE', INPUT_SIZE) for name, settings in trained.items()}
+        # Before loading: a training that still runs may replace a file in between.
+        weights = {name: {'file': str(layout.weights(name)), 'recipe': trained[name].get('RECIPE', 'unknown'),
+                          'fingerprint': files.fingerprint(layout.weights(name))} for name in NETWORKS}
         made = _drawing(layout)
         sides['CoarseSN'] = made.get('input_size', sides['CoarseSN'])
         device = hardware.choose_device(device)
@@ -144,7 +152,7 @@ class MBDCNN:
         # An enhanced-SN that takes no maps (TRANSFER mdc, none) comes without the classifier.
         classifier = enhanced.classifier or networks.load_classifier(layout, device, precision)
         return cls(coarse, enhanced, sides, device, made.get('views') != 1, classifier,
-                   networks.of_drawn_pictures(map(layout.weights, NETWORKS)))
+                   networks.of_drawn_pictures(map(layout.weights, NETWORKS)), weights)
 
     def __call__(self, image, tta=True):
         """Prediction for one picture; see `prepare` for what it may be, and `predict` for tta."""
@@ -161,7 +169,8 @@ class MBDCNN:
     def prepare(self, image, preview=PREVIEW):
         """Read a picture and cut what the networks need of it, as stage 1 of the README does.
 
-        image : path of a jpg, png or bmp (EXIF orientation applied), PIL image, or (H, W, 3) uint8 RGB
+        image : path of a jpg, png, bmp, tif or webp (EXIF orientation applied), PIL image, or RGB as an array
+            (H, W, 3) of uint8
         preview : px, long side of the picture that the result keeps
         Returns Picture. Raises InputError for what is no picture of at least 16 x 16 px.
         """
@@ -215,6 +224,7 @@ class MBDCNN:
         for start in range(0, len(cut), batch_size):
             batch = slice(start, start + batch_size)
             rows += self.classifier.probabilities(*place(cut, coarse, self.device, batch)).tolist()
+        require_finite(rows, self.classifier)
         return np.array(rows)
 
     def _segment(self, pictures, wholes, tta, classes):
@@ -229,6 +239,7 @@ class MBDCNN:
         squares = [np.stack(scale) for scale in zip(*(picture.squares for picture in pictures), strict=True)]
         logits = segment(self.enhanced, squares, coarse, tta)
         _, cams = self.classifier(*place(squares[0], coarse[0], self.device), torch.from_numpy(classes))
+        require_finite(cams.cpu(), self.classifier)
         return logits, cams.cpu().numpy()
 
 
@@ -303,7 +314,7 @@ def _read(image, cover):
         pixels, size, divisor = _read_file(name, cover)
     else:
         name, divisor = f'a {type(image).__name__}', 1
-        pixels = _upright_rgb(image, name) if isinstance(image, Image.Image) else np.asarray(image)
+        pixels = _from_memory(image, name) if isinstance(image, Image.Image) else np.asarray(image)
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
             raise InputError(f'A picture must be an array (H, W, 3) of uint8, a PIL image or a path, not '
                              f'{name} of shape {pixels.shape} and type {pixels.dtype}')
@@ -314,29 +325,34 @@ def _read(image, cover):
 
 
 def _read_file(path, cover):
+    with images.open_image(path, FORMATS) as image:
+        size = image.size
+        image.draft('RGB', (cover, cover))
+        pixels = _upright_rgb(image, path)
+        divisor = round(max(size) / max(pixels.shape[:2]))
+        if divisor == 1:
+            return pixels, pixels.shape[1::-1], 1
+        return pixels, size[::-1] if images.orientation(image) > 4 else size, divisor
+
+
+def _from_memory(image, name):
     try:
-        with images.open_image(path) as image:
-            if image.mode in DEEP_GREY:
-                pixels = _upright_rgb(image, path)
-                return pixels, pixels.shape[1::-1], 1
-        return extraction.read_reduced(path, cover)
-    except images.UNREADABLE as error:
-        raise _unusable(path, f'cannot be read: {error}') from None
+        return _upright_rgb(image, name)
+    except InputError:
+        raise
+    except Exception as error:   # noqa: BLE001 - Pillow raises many kinds
+        raise _unusable(name, f'cannot be decoded ({type(error).__name__}: {error})') from None
 
 
 def _upright_rgb(image, name):
     """A PIL image as the viewer sees it: (H, W, 3) uint8, 16-bit grey scaled to 8."""
-    turn = images.TURNS.get(image.getexif().get(images.ORIENTATION))
-    try:
-        image = image if turn is None else image.transpose(turn)
-        if image.mode in DEEP_GREY:
-            grey = ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)
-            return np.stack([grey] * 3, 2)
-        if image.mode in ('I', 'F'):
-            raise _unusable(name, f'colour mode {image.mode} has no defined white')
-        return np.array(image.convert('RGB'))
-    except images.UNREADABLE:
-        raise _unusable(name, f'cannot be decoded, or its colours ({image.mode}) not converted') from None
+    image = images.upright(image)
+    if image.mode in DEEP_GREY:
+        grey = ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)
+        return np.stack([grey] * 3, 2)
+    if image.mode in ('I', 'F'):
+        raise _unusable(name, f'colour mode {image.mode} has no defined white')
+    return np.array(image.convert('RGB'))
 
 
 def _unusable(name, reason):

@@ -45,7 +45,7 @@ compare = [['ten', 'thirty']]
 
 @pytest.fixture
 def root(tmp_path):
-    """A root with lists of four segmentation and four classification images a split, 8 px each."""
+    """A root with lists of four segmentation and four classification images a split, 16 px each."""
     layout = Layout(tmp_path / 'root')
     for split in ('Training', 'Validation'):
         for folder, listed, lines in (
@@ -55,7 +55,7 @@ def root(tmp_path):
                  [f'{split}{n}.png {n % 3}' for n in range(4)])):
             for name in (word for line in lines for word in line.split() if word.endswith('.png')):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                pixels = np.random.default_rng([*name.encode()]).integers(0, 256, (8, 8, 3), np.uint8)
+                pixels = np.random.default_rng([*name.encode()]).integers(0, 256, (16, 16, 3), np.uint8)
                 Image.fromarray((pixels[..., 0] > 127) * np.uint8(255) if name.endswith('_segmentation.png')
                                 else pixels).save(folder / name)
             listed.parent.mkdir(parents=True, exist_ok=True)

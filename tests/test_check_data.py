@@ -3,10 +3,9 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from engine import images
-from tests.test_data_scripts import draw, good_root, run, state
+from tests.test_data_scripts import BAD, draw, draw_bad, good_root, run, state
 from tests.test_inputs import png_header
 
 
@@ -46,16 +45,10 @@ def spoil(layout):
     path['truncated'].write_bytes(path['truncated'].read_bytes()[:900])
     path['empty'].write_bytes(b'')
     path['text'].write_text('not a picture')
-    Image.open(path['cmyk']).convert('CMYK').save(path['cmyk'])
     for name in ('deep', 'palette', 'bomb'):
         path[name].unlink()
-    Image.fromarray(np.full((60, 100), 40000, np.uint16)).save(folder / 'deep.png')
-    Image.new('P', (100, 60)).save(folder / 'palette.png')
+    draw_bad(folder)
     (folder / 'bomb.png').write_bytes(png_header(50000, 50000))
-    exif = Image.Exif()
-    exif[images.ORIENTATION] = 3
-    Image.open(path['turned']).save(path['turned'], exif=exif)
-    Image.new('RGB', (1, 1)).save(path['tiny'])
     (masks / 'maskless_segmentation.png').unlink()
     images.write_png(masks / 'unequal_segmentation.png', np.zeros((30, 50), np.uint8))
     images.write_png(masks / 'grey_segmentation.png', np.full((60, 100), 9, np.uint8))
@@ -65,9 +58,7 @@ def spoil(layout):
         file.writelines(f'{name},0,0\n' for name in names if name not in ('unlabelled', 'both'))
         file.write('both,1,1\nfine,1,0\n')
     return ['truncated.jpg: is damaged', 'empty.jpg: is empty', 'text.jpg: is not a readable',
-            'cmyk.jpg: colour mode is CMYK', 'deep.png: colour mode is I;16',
-            'palette.png: colour mode is P', 'turned.jpg: is rotated', 'tiny.jpg: is 1x1 px',
-            'bomb.png: declares more than', 'maskless.jpg: has no mask',
+            *BAD, 'bomb.png: declares more than', 'maskless.jpg: has no mask',
             'unequal_segmentation.png: is 50x30 px', 'grey_segmentation.png: is not a binary',
             'unlabelled.jpg: unlabelled has no row', 'both is melanoma and seborrheic',
             'fine is listed twice', 'twice.jpg and twice.png have the same id',

@@ -185,9 +185,30 @@ def test_every_picture_that_cannot_be_cut_is_listed(layout):
     folder = layout.originals('Training') / 'Images'
     (folder / 'ISIC_1.jpg').write_bytes(b'')
     (folder / 'ISIC_2.jpg').write_bytes((folder / 'ISIC_2.jpg').read_bytes()[:700])
+    # And what check_data.py refuses, by the same rule: 16 bits would be cut all white, and so on.
+    draw_bad(folder)
+    labels = {'ISIC_3': 2} | {path.stem: 0 for path in folder.glob('[!.]*') if path.stem != 'ISIC_3'}
+    write_labels(layout.labels('Training'), labels)
     text = run('extractPatch_cls_train', layout.root, code=2)
     assert 'ISIC_1.jpg: is empty' in text and 'ISIC_2.jpg: is damaged' in text
-    assert len(list(layout.crops('Training').glob('ISIC_3*'))) == 15
+    assert [line for line in BAD if line not in text] == []
+    assert len(list(layout.crops('Training').glob('*.png'))) == len(crops.crop_names('', crops.SCALES_15))
+    assert list(layout.crops('Training').glob('ISIC_3*'))
+
+
+BAD = ('cmyk.jpg: colour mode is CMYK', 'deep.png: colour mode is I;16', 'palette.png: colour mode is P',
+       'turned.jpg: is rotated', 'tiny.jpg: is 1x1 px')
+
+
+def draw_bad(folder):
+    """Write the pictures that BAD is about."""
+    picture, exif = Image.fromarray(smooth_picture(100, 60)), Image.Exif()
+    exif[images.ORIENTATION] = 3
+    picture.convert('CMYK').save(folder / 'cmyk.jpg')
+    Image.fromarray(np.full((60, 100), 40000, np.uint16)).save(folder / 'deep.png')
+    picture.convert('P').save(folder / 'palette.png')
+    picture.save(folder / 'turned.jpg', exif=exif)
+    picture.resize((1, 1)).save(folder / 'tiny.jpg')
 
 
 @pytest.mark.parametrize('script', ['extractPatch_cls_train', 'extractPatch_seg_train'])

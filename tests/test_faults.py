@@ -315,7 +315,7 @@ def test_what_a_killed_run_left_is_removed_at_once_under_a_lock(tmp_path):
     users = [path.with_name('.my-notes.txt') for path in left]
     for path in (*left, *users):
         files.write_text(path, 'half')
-    images.write_png(tmp_path / 'a.png', np.zeros((8, 8, 3), np.uint8))
+    images.write_png(tmp_path / 'a.png', np.zeros((16, 16, 3), np.uint8))
     for _ in range(2):   # also where the cache is complete
         cache.load(tmp_path / 'cache', 'Training', [tmp_path / 'a.png'], 8, 'rgb')
         assert not left[1].exists()

@@ -12,6 +12,7 @@ from torch import nn
 from dataset.isic import CLASSES
 from dataset.splits import Classification, Segmentation
 from engine import cache, figures, images, metrics, scoring
+from engine.errors import InputError
 from engine.hardware import Process
 from mbdcnn import evaluation, panels
 from mbdcnn.inference import (
@@ -20,6 +21,7 @@ from mbdcnn.inference import (
     Segmenter,
     counts_on_device,
     draw_coarse,
+    maps_of_files,
     mask_of,
     place,
     segment,
@@ -173,6 +175,29 @@ def test_counts_on_the_device_are_the_metrics_counts(seed, batch, side, share):
     assert counts.dtype is torch.int64
     for row, found, there in zip(counts.tolist(), logit.numpy() > 0, truth.numpy() > 0, strict=True):
         assert row == metrics.confusion(found, there).tolist()
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), 1e38])
+def test_outputs_that_are_not_finite_are_refused_wherever_pictures_are_segmented(tmp_path, value):
+    paths, coarse, _ = write_pictures(tmp_path)
+
+    def refused(segmenter, *names):
+        for call in (lambda: list(segment_files(segmenter, paths, coarse, (32,), 2, tta=False)),
+                     lambda: segment(segmenter, [np.zeros((1, 32, 32, 3), np.uint8)],
+                                     [np.zeros((1, 32, 32), np.uint8)])):
+            with pytest.raises(InputError, match='not finite') as error:
+                call()
+            assert all(name in str(error.value) for name in names)
+
+    plain, guided = Segmenter(PixelNetwork(), 'unit', 'fp32', weights='plain.pth'), enhanced()
+    plain.network.conv.bias.data[0] = -value
+    refused(plain, 'plain.pth')
+    guided.classifier.network.cls.weight.data[:] = value   # the fault is its, though enhanced-SN's shows it
+    guided.classifier.weights = 'MaskCN.pth'
+    if value != 1e38:   # a map is divided by its maximum
+        refused(guided, 'MaskCN.pth')
+        with pytest.raises(InputError, match='MaskCN.pth'):
+            maps_of_files(guided.classifier, paths, coarse, 32)
 
 
 # --- One path

@@ -1,6 +1,9 @@
 """What users supply: overrides, label files, lists, pictures, and the geometry of the crops."""
+import contextlib
 import errno
 import os
+import resource
+import socket
 import struct
 import zlib
 from pathlib import Path
@@ -16,6 +19,8 @@ from dataset import crops, extraction, isic
 from dataset.layout import Layout
 from engine import cli, files, images, settings
 from engine.errors import InputError
+from mbdcnn import predictor
+from tests.fuzzing import refused
 
 SCRIPT = '''"""Documentation of the script."""
 # --- Where
@@ -259,12 +264,13 @@ def test_list_faults_name_line_and_file(tmp_path):
 
 def png_header(width, height):
     """Bytes of a png that declares a size and holds next to nothing."""
-    def chunk(kind, data):
-        return (struct.pack('>I', len(data)) + kind + data
-                + struct.pack('>I', zlib.crc32(kind + data)))
     header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
-    return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(b'\0'))
-            + chunk(b'IEND', b''))
+    return (b'\x89PNG\r\n\x1a\n' + png_chunk(b'IHDR', header) + png_chunk(b'IDAT', zlib.compress(b'\0'))
+            + png_chunk(b'IEND', b''))
+
+
+def png_chunk(kind, data):
+    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
 
 
 @pytest.mark.parametrize('side', [9600, 60000])
@@ -310,8 +316,8 @@ def test_damaged_exif_is_a_fault_or_ignored(tmp_path):
         path.write_bytes(damaged)
         _, faults = images.inspect_image(path)
         assert all(str(path) in fault for fault in faults)
-        if not any('cannot be decoded' in fault or 'not a readable' in fault for fault in faults):
-            assert images.read_rgb(path).shape[:2] == images.image_size(path)[::-1]
+        if not any('is damaged' in fault or 'not a readable' in fault for fault in faults):
+            assert predictor._read(path, 8)[1] == images.image_size(path)
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
@@ -319,9 +325,10 @@ def test_pictures_are_turned_as_pillow_turns_them(tmp_path, orientation):
     path = tmp_path / 'a.jpg'
     save_turned(path, smooth_picture(60, 40), orientation)
     with Image.open(path) as image:
-        np.testing.assert_array_equal(images.read_rgb(path), ImageOps.exif_transpose(image))
+        np.testing.assert_array_equal(predictor._read(path, 60)[0], ImageOps.exif_transpose(image))
     assert images.image_size(path) == ((60, 40) if orientation < 5 else (40, 60))
     assert images.inspect_image(path)[0] == images.image_size(path)
+    assert bool(refused(lambda: images.read_rgb(path), path)[1]) == (orientation != 1)
 
 
 def test_masks_of_any_bit_depth_are_read_and_grey_ones_refused(tmp_path):
@@ -331,10 +338,57 @@ def test_masks_of_any_bit_depth_are_read_and_grey_ones_refused(tmp_path):
     Image.fromarray(mask).convert('1').save(path)
     np.testing.assert_array_equal(images.read_mask(path), mask // 255)
     assert images.read_mask(path).sum() == 50
-    mask[0, 0] = 3
-    images.write_png(path, mask)
-    with pytest.raises(InputError, match='not a binary mask'):
-        images.read_mask(path)
+    for white in (255, 65535):
+        Image.fromarray(mask.astype(np.uint16) // 255 * white).save(path)
+        np.testing.assert_array_equal(images.read_mask(path), mask // 255)
+    for grey, bits in (([0, 3, 255], 8), ([0, 300, 30000, 60000], 16), ([0, 255, 65535], 16)):
+        Image.fromarray(np.resize(grey, (20, 30)).astype(f'uint{bits}')).save(path)
+        with pytest.raises(InputError, match='not a binary mask'):
+            images.read_mask(path)
+
+
+ODD_CHUNKS = {   # of a png, as a copy or another program may leave them
+    'cut.png': (b'eXIf', b'MM\0*\0\0'), 'cut_late.png': (b'eXIf', b'MM\0*\0\0'), 'one.png': (b'eXIf', b'M'),
+    'phys.png': (b'pHYs', b''), 'plte.png': (b'PLTE', b'a')}
+
+
+@pytest.mark.parametrize('read', [images.read_rgb, images.read_mask, images.image_size,
+                                  lambda path: predictor._read(path, 8),
+                                  lambda path: extraction.read_reduced(path, 8)])
+def test_what_is_odd_is_named_and_the_others_are_read(tmp_path, read):
+    """A pipe, a socket or a device would be waited for."""
+    mask = tmp_path / 'good.png'
+    Image.fromarray(np.full((30, 40, 3), 255, np.uint8)).save(mask)   # a picture and a mask
+    whole = mask.read_bytes()
+    for name, (kind, data) in ODD_CHUNKS.items():
+        place = whole.rindex(b'IEND') - 4 if 'late' in name else 33
+        (tmp_path / name).write_bytes(whole[:place] + png_chunk(kind, data) + whole[place:])
+    os.mkfifo(tmp_path / 'pipe.png')
+    (tmp_path / 'device.png').symlink_to('/dev/zero')
+    (tmp_path / 'self.png').symlink_to(tmp_path / 'self.png')
+    (tmp_path / 'folder.png').mkdir()
+    with contextlib.chdir(tmp_path), socket.socket(socket.AF_UNIX) as server:
+        server.bind('socket.png')
+    with pytest.raises(InputError) as error:
+        files.for_all(read, sorted(tmp_path.iterdir()), 'reading')
+    named = {Path(fault.partition(': ')[0]).stem for fault in error.value.faults}
+    assert named - {'cut_late', 'phys', 'plte'} == {
+        'cut', 'one', 'pipe', 'device', 'self', 'folder', 'socket'}
+    assert 'cut_late' in named or read is images.image_size   # which reads the header alone
+
+
+def test_too_many_open_files_are_no_fault_of_the_picture(tmp_path, capsys):
+    images.write_png(tmp_path / 'a.png', smooth_picture(40, 30))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    cli.launch(lambda: images.read_rgb(tmp_path / 'a.png'))   # imports what it needs
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(SystemExit) as end:
+            cli.launch(lambda: images.read_rgb(tmp_path / 'a.png'))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and 'Too many open files' in said and 'ulimit -n' in said, said
 
 
 # Files

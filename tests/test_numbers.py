@@ -274,18 +274,19 @@ def test_the_fingerprint_changes_with_any_pixel_or_label(root):
     layout, rng = Layout(root), np.random.default_rng(0)
     pairs = isic.read_segmentation_list(layout, 'Training')
     crops = isic.read_classification_list(layout, 'Training')
-    for path in (path for pair in pairs for path in pair):
-        images.write_mask(path, rng.integers(0, 2, (8, 8), dtype=np.uint8))
-    for path, _ in crops:
-        images.write_png(path, rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    for _, path in pairs:
+        images.write_mask(path, rng.integers(0, 2, (16, 16), dtype=np.uint8))
+    for path, _ in [*pairs, *crops]:
+        images.write_png(path, rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
 
     def fingerprints():
         return (files.fingerprint(*(path for pair in pairs for path in pair)),
-                splits.segmentation(layout, 'Training', 8).fingerprint,
-                splits.classification(layout, 'Training', 8, coarse=False).fingerprint)
+                splits.segmentation(layout, 'Training', 16).fingerprint,
+                splits.classification(layout, 'Training', 16, coarse=False).fingerprint)
 
     def spoil(path):
-        pixels = np.array(images.read_rgb(path) if path in dict(crops) else 255 * images.read_mask(path))
+        mask = path in dict(pairs).values()
+        pixels = 255 * images.read_mask(path) if mask else images.read_rgb(path)
         pixels[3, 5] = 255 - pixels[3, 5]
         images.write_png(path, pixels)
 

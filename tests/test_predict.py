@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from types import SimpleNamespace
 from urllib.parse import unquote
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -25,9 +26,9 @@ from dataset.layout import Layout
 from engine import cache, cli, files, images, packing
 from engine.errors import InputError
 from engine.hardware import Process
-from mbdcnn import evaluation, networks
+from mbdcnn import evaluation, networks, prediction_folder
 from mbdcnn.inference import Classifier, Segmenter, enlarged_sum, place, segment, segment_files, squashed
-from mbdcnn.predictor import MBDCNN, NETWORKS, mask_confidence, scales_of
+from mbdcnn.predictor import MBDCNN, NETWORKS, Prediction, mask_confidence, scales_of
 from net.cam import class_activation_map
 from net.inputs import to_input, to_maskcn_input
 from net.models import Xception_dilation, deeplabv3plus, deeplabv3plus_en
@@ -139,7 +140,10 @@ def write_good(folder):
     picture.convert('CMYK').save(folder / 'cmyk.jpeg')
     picture.convert('P').save(folder / 'palette & <i>tags</i>.bmp'.replace('/', '-'))
     Image.fromarray(drawn(16, 300).astype(np.uint16)[..., 0] * 257).save(folder / 'grey €.png')
-    return {'a/turned.jpg': (60, 90), 'a/same.png': (90, 60), 'a/same.jpg': (90, 60),
+    picture.save(folder / 'a' / 'turned.tif', exif=turned)
+    picture.save(folder / 'photo.webp', lossless=True)
+    return {'a/turned.tif': (60, 90), 'photo.webp': (90, 60), 'a/turned.jpg': (60, 90),
+            'a/same.png': (90, 60), 'a/same.jpg': (90, 60),
             'a/deep/same.PNG': (90, 60), 'cmyk.jpeg': (90, 60), 'grey €.png': (16, 300),
             'palette & <i>tags<-i>.bmp': (90, 60)}
 
@@ -190,8 +194,6 @@ def run(models, tmp_path_factory):
     (folder / 'notes.txt').write_text('of no interest')
     Image.fromarray(drawn(40, 40)).save(folder / '.hidden.png')
     out = folder / 'out'
-    (out / 'masks').mkdir(parents=True)
-    images.write_png(out / 'masks' / 'cmyk.png', drawn(50, 50))   # of an earlier run
     printed = run_script('predict.py', None, str(folder), str(folder / 'absent.jpg'), f'--MODELS={models}',
                          f'--OUT={out}', '--TTA=False', '--AMP=fp32', '--BATCH_SIZE=3', expect=2)
     with open(out / 'predictions.csv', encoding='utf-8', newline='') as file:
@@ -209,7 +211,7 @@ def test_bad_files_are_named_and_the_others_done(run):
     for name in run.bad:
         assert str(run.folder / name) in run.printed
     assert run.printed.count('not a medical device') == 1
-    assert '.hidden' not in run.printed and 'notes' not in run.printed
+    assert '.hidden' not in run.printed and f'(1): {run.folder}/notes.txt' in run.printed
 
 
 def test_every_picture_has_a_mask_of_its_size_and_an_overlay(run):
@@ -222,7 +224,7 @@ def test_every_picture_has_a_mask_of_its_size_and_an_overlay(run):
         assert overlay.shape[0] == height and 2 * width < overlay.shape[1] <= 2 * width + 12
     assert run.rows['a/deep/same.PNG']['name'] == 'a/deep/same'
     assert {run.rows[f'a/same.{kind}']['name'] for kind in ('jpg', 'png')} == {'a/same', 'a/same_2'}
-    assert not [path for path in run.out.rglob('*') if path.name.startswith('.')]
+    assert [path.name for path in run.out.rglob('*') if path.name.startswith('.')] == ['.lock']
 
 
 def test_table_agrees_with_the_masks(run):
@@ -254,13 +256,61 @@ def test_page_shows_every_file_and_links_to_what_is_there(run):
         assert (run.out / unquote(link)).is_file(), link
 
 
+def test_the_record_says_what_it_ran_with(run, models):
+    record = json.loads((run.out / 'predictions.json').read_text())
+    for name in NETWORKS:
+        path = models / name / f'{name}.pth'
+        assert record['networks'][name] == {'file': str(path), 'recipe': 'unknown',
+                                            'fingerprint': files.fingerprint(path)}
+        assert record['made_with']['weights'][name] == files.fingerprint(path)
+    assert record['made_with']['views'] == 1 and record['made_with']['scales'] == [SIDE]
+    assert record['settings']['TTA'] is False and record['versions']['torch'] == torch.__version__
+    assert record['skipped'] == [str(run.folder / 'notes.txt')] and len(record['faults']) == len(run.bad)
+    assert {entry['row']['file']: entry['fingerprint'] for entry in record['pictures'].values()} == {
+        str(run.folder / name): files.fingerprint(run.folder / name) for name in run.good}
+
+
 def launch(monkeypatch, *words):
     """Exit code of predict.py in this process."""
     monkeypatch.setattr(sys, 'argv', ['predict.py', *map(str, words)])
     monkeypatch.setattr(cli.signal, 'signal', lambda *_: None)
-    with pytest.raises(SystemExit) as end:
+    try:
         cli.launch(predict.main)
-    return end.value.code
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+@pytest.fixture
+def predicted(model, monkeypatch):
+    """predicted(out, *words) launches predict.py, the networks left out: the exit code."""
+    def predict_quickly(pictures, *_):
+        for picture in pictures:
+            mask = np.ones(picture.size[::-1], bool)
+            yield Prediction(mask, mask, dict(zip(CLASSES, (0.5, 0.3, 0.2), strict=True)),
+                             np.ones((2, 2), np.float32), CLASSES[0], 1.0, picture.preview, (), 1)
+
+    monkeypatch.setattr(model, 'predict', predict_quickly)
+    monkeypatch.setattr(MBDCNN, 'load', lambda *_: model)
+    return lambda out, *words: launch(monkeypatch, *words, f'--OUT={out}')
+
+
+def draw_pictures(folder, *names):
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(drawn(40, 40, number)).save(folder / name)
+    return folder
+
+
+def table(out):
+    """{name: row} of a folder's predictions.csv."""
+    with open(out / 'predictions.csv', encoding='utf-8', newline='') as file:
+        return {row['name']: row for row in csv.DictReader(file)}
+
+
+def contents(folder):
+    """{path: bytes} of the files below a folder, but for the lock."""
+    return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file() and path.name != '.lock'}
 
 
 def test_no_pictures(tmp_path, monkeypatch, capsys):
@@ -282,31 +332,169 @@ def test_missing_weights_name_the_scripts(tmp_path, monkeypatch, capsys):
         MBDCNN.load(tmp_path, device='gpu')
 
 
-def test_interrupted_run_keeps_what_is_finished(tmp_path, model, monkeypatch):
-    for number in range(3):
-        Image.fromarray(drawn(40, 40, number)).save(tmp_path / f'{number}.png')
-    write = predict.write_pictures
+def test_an_interrupted_run_keeps_what_is_there_and_goes_on(tmp_path, predicted, monkeypatch):
+    folder, out = draw_pictures(tmp_path / 'in', '0.png', '1.png', '2.png'), tmp_path / 'out'
+    write, stop, written = predict.write_pictures, [''], []
 
     def interrupted(out, name, *rest):
-        if name == '1':
+        if name in stop:
+            images.write_mask(out / 'masks' / f'{name}.png', np.zeros((9, 9)))   # in the middle
             raise KeyboardInterrupt
+        written.append(name)
         write(out, name, *rest)
 
+    def run(stop_at, code):
+        stop[:] = [stop_at]
+        written.clear()
+        assert predicted(out, folder, '--BATCH_SIZE=1') == code
+        return written, list(table(out))
+
     monkeypatch.setattr(predict, 'write_pictures', interrupted)
+    assert run('1', 130) == (['0'], ['0'])
+    assert run('', 0) == (['1', '2'], ['0', '1', '2'])
+    assert run('', 0) == ([], ['0', '1', '2'])
+    whole = contents(out)
+    Image.fromarray(drawn(40, 40, 7)).save(folder / '0.png')   # changed
+    assert run('0', 130) == ([], ['0', '1', '2'])
+    assert run('', 0) == (['0'], ['0', '1', '2'])
+    assert contents(out)[out / 'masks' / '1.png'] == whole[out / 'masks' / '1.png']
+    Page((out / 'index.html').read_text(encoding='utf-8'))
+    # Another folder's pictures join the table under names of their own.
+    assert predicted(out, draw_pictures(tmp_path / 'other', '0.png', '3.png')) == 0
+    assert list(table(out)) == ['0', '1', '2', '0_2', '3']
+    assert predicted(out, tmp_path) == 0 and len(table(out)) == 5   # its output is not its input
+
+
+def test_after_a_kill_what_it_wrote_is_known(tmp_path, predicted, monkeypatch):
+    folder, out = draw_pictures(tmp_path / 'in', '0.png', '1.png'), tmp_path / 'out'
+    saved = prediction_folder.PredictionFolder.save
+    with monkeypatch.context() as patch:   # nothing is saved at the end, as after a SIGKILL
+        patch.setattr(prediction_folder.PredictionFolder, 'save',
+                      lambda self, done=False, **more: None if done else saved(self, **more))
+        assert predicted(out, folder) == 0
+    assert not json.loads((out / 'predictions.json').read_text())['pictures']
+    assert predicted(out, folder) == 0 and list(table(out)) == ['0', '1']
+
+
+def test_files_of_others_are_not_replaced_nor_predictions_mixed(tmp_path, predicted, capsys):
+    study, out = draw_pictures(tmp_path / 'study', 'one.png', 'two.png'), tmp_path / 'out'
+    images.write_mask(study / 'masks' / 'one.png', np.eye(40))
+    draw_pictures(out, 'masks/three.png')
+    before = contents(tmp_path)
+    for where, words, said in (
+            (study, [study], study / 'masks' / 'one.png'),
+            (out, [out / 'masks' / 'three.png'], out / 'masks' / 'three.png'),
+            (study, [draw_pictures(tmp_path / 'new', 'one.png')], study / 'masks' / 'one.png')):
+        assert predicted(where, *words) == 2
+        said_now = capsys.readouterr().err
+        assert f'{said}: ' in said_now and 'name another folder (--OUT=' in said_now
+    assert predicted(tmp_path / 'mine', study / 'one.png') == 0
+    mine = contents(tmp_path / 'mine')
+    assert predicted(tmp_path / 'mine', study / 'two.png', '--TTA=False') == 2
+    assert 'views was 6 and is 1' in capsys.readouterr().err
+    images.write_mask(tmp_path / 'mine' / 'masks' / 'one.png', np.eye(40))   # corrected by hand
+    Image.fromarray(drawn(40, 40, 9)).save(study / 'one.png')
+    assert predicted(tmp_path / 'mine', study / 'one.png') == 2
+    assert 'one.png: was changed since' in capsys.readouterr().err
+    after = contents(tmp_path / 'mine')
+    assert {path for path in mine if mine[path] != after[path]} == {tmp_path / 'mine' / 'masks' / 'one.png'}
+    before[study / 'one.png'] = (study / 'one.png').read_bytes()
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_second_prediction_into_a_folder_is_refused(tmp_path, predicted, capsys):
+    folder, out = draw_pictures(tmp_path / 'in', '0.png'), tmp_path / 'out'
+    out.mkdir()
+    with filelock.FileLock(out / '.lock'):
+        assert predicted(out, folder) == 2
+    said = capsys.readouterr().err
+    assert f'{out}: another process writes there' in said and '--OUT=' in said
+    assert not contents(out)
+
+
+def test_names_of_outputs_are_unique_short_text_and_below_the_folder(tmp_path):
+    long = tmp_path / ('q' * 200)
+    draw_pictures(long, f'{"v" * 179}.png', f'{"w" * 200}/{"v" * 179}.png')   # their last 180 bytes: /vvv...
+    draw_pictures(tmp_path / 'names', 'a.jpg', 'a.PNG/x.png', 'a.PNG/x.jpg', 'deep/a.jpg')
+    words = ['a/x.jpg', 'b/X.png', 'c/x_2.png', 'a/../a/x.jpg', os.fsdecode(b'\xff.png'), f'{"ö" * 220}.png',
+             'e/..png', tmp_path / 'names', long]
+    folder = prediction_folder.PredictionFolder(tmp_path / 'out', predict.COLUMNS)
+    found, skipped, faults = predict.find_pictures(list(map(str, words)), folder)
+    named = folder.named(found)
+    assert [name for _, name in named] == [
+        'x', 'X_2', 'x_2_2', '?', 'ö' * 90, '..png', 'a', 'a.PNG_/x', 'a.PNG_/x_2', 'deep/a', 'v' * 179,
+        f'{"v" * 179}_2'] and skipped == faults == []
+    assert all(len(part.encode()) < 230 for _, name in named for part in name.split('/'))
+    # A record that somebody wrote does not lead out of the folder either.
+    entry = {'source': str(tmp_path / 'x.png'), 'fingerprint': '', 'row': dict.fromkeys(predict.COLUMNS, '')}
+    files.write_text(tmp_path / 'out' / 'predictions.json', json.dumps(
+        {'pictures': {'../x': entry, str(tmp_path / 'y'): entry, 'z': entry}}))
+    folder = prediction_folder.PredictionFolder(tmp_path / 'out', predict.COLUMNS)
+    assert folder.named([(tmp_path / 'x.png', 'x')]) == [(tmp_path / 'x.png', 'z')]
+
+
+def test_odd_inputs_are_named_and_the_others_done(tmp_path, model, predicted, monkeypatch, capsys):
+    folder = draw_pictures(tmp_path / os.fsdecode(b'in\xff'), 'gone.png', 'a.jpg', 'a.png/x.png')
+    os.mkfifo(folder / 'pipe.png')
+    (folder / 'self.png').symlink_to(folder / 'self.png')
+    (folder / 'link').symlink_to(folder / 'a.png')
+
+    def load(*_):
+        (folder / 'gone.png').unlink()
+        return model
+
+    monkeypatch.setattr(MBDCNN, 'load', load)
+    out = folder / 'out'
+    assert predicted(out, folder) == 2   # its name is no UTF-8
+    printed = capsys.readouterr()
+    for name in ('gone.png: is missing', 'pipe.png: is no file', 'self.png: cannot be read'):
+        assert f'{folder}/{name}'.encode(errors='backslashreplace').decode() in printed.err
+    assert 'link (a link to a folder)' in printed.out and list(table(out)) == ['a', 'a.png_/x']
+    assert predicted(tmp_path / 'out', '', folder) == 2
+    assert "'': is an empty word" in capsys.readouterr().err
+    assert predicted('', folder) == 2 and 'OUT= is no folder' in capsys.readouterr().err
+
+
+def test_a_reader_that_has_gone_costs_nothing(tmp_path, predicted, monkeypatch, capsys):
+    folder, (read, write) = draw_pictures(tmp_path / 'in', '0.png', '1.png'), os.pipe()
+    write_pictures = predict.write_pictures
+
+    def leave(out, name, *rest):
+        write_pictures(out, name, *rest)
+        if name == '0':
+            os.close(read)
+
+    with open(write, 'w') as nobody, monkeypatch.context() as patch:
+        patch.setattr(sys, 'stdout', nobody)
+        patch.setattr(predict, 'write_pictures', leave)
+        assert predicted(tmp_path / 'out', folder, '--BATCH_SIZE=1') == 2
+    said = capsys.readouterr().err
+    assert 'nobody reads' in said and 'Remedy: ' in said and '0' in table(tmp_path / 'out')
+
+
+def test_an_empty_mask_is_flagged(tmp_path, model, monkeypatch, capsys):
+    folder, out = draw_pictures(tmp_path / 'in', '0.png'), tmp_path / 'out'
     monkeypatch.setattr(MBDCNN, 'load', lambda *_: model)
-    assert launch(monkeypatch, tmp_path, f'--OUT={tmp_path / "out"}', '--TTA=False', '--BATCH_SIZE=1') == 130
-    with open(tmp_path / 'out' / 'predictions.csv', encoding='utf-8') as file:
-        assert [row['name'] for row in csv.DictReader(file)] == ['0']
-    assert images.read_mask(tmp_path / 'out' / 'masks' / '0.png').shape == (40, 40)
-    for folder, count in ((tmp_path, 3), (tmp_path / 'out', 0)):   # its output is not its input
-        assert len(predict.find_pictures([folder], tmp_path / 'out')) == count
-    Page((tmp_path / 'out' / 'index.html').read_text(encoding='utf-8'))
+    bias = model.enhanced.network.cls_conv.bias
+    monkeypatch.setattr(bias, 'data', bias.data + torch.tensor([1e4, 0]).to(bias))
+    assert launch(monkeypatch, folder, f'--OUT={out}', '--TTA=False') == 0
+    assert f'{predict.EMPTY} (1): {folder}/0.png' in capsys.readouterr().out
+    assert table(out)['0']['note'] == predict.EMPTY
+    assert predict.EMPTY in Page((out / 'index.html').read_text(encoding='utf-8')).text
 
 
-def test_output_names_are_unique_short_and_text(tmp_path):
-    words = ['a/x.jpg', 'b/X.png', 'c/x_2.png', 'a/../a/x.jpg', os.fsdecode(b'\xff.png'), f'{"ö" * 220}.png']
-    found = predict.find_pictures(words, tmp_path)
-    assert [name for _, name in found] == ['x', 'X_2', 'x_2_2', '?', 'ö' * 90]
+@pytest.mark.parametrize('name', NETWORKS)
+def test_outputs_that_are_not_finite_are_refused(tmp_path, model, monkeypatch, capsys, name):
+    """Finite weights, so huge that what is computed with them is not."""
+    folder, out = draw_pictures(tmp_path / 'in', '0.png'), tmp_path / 'out'
+    monkeypatch.setattr(MBDCNN, 'load', lambda *_: model)
+    trained = {'CoarseSN': model.coarse, 'MaskCN': model.classifier, 'EnhancedSN': model.enhanced}[name]
+    for parameter in trained.network.parameters():
+        monkeypatch.setattr(parameter, 'data', parameter.data * 1e30)
+    assert launch(monkeypatch, folder, f'--OUT={out}', '--TTA=False') == 2
+    said = capsys.readouterr().err
+    assert f'{name}.pth: ' in said and 'not finite' in said and 'LEARNING_RATE' in said
+    assert not table(out) and not list(out.glob('*/*'))
 
 
 # --- From Python

@@ -408,15 +408,31 @@ def cut(path):
     path.write_bytes(whole[:len(whole) // 2])
 
 
+def enlarge(path):
+    """Replace a link to weights by weights that are finite, but so huge that what they give is not."""
+    huge = {name: tensor * 1e30 for name, tensor in torch.load(path, weights_only=True).items()}
+    path.unlink()
+    torch.save({name: tensor.bfloat16() for name, tensor in huge.items()}, path)   # half the disk
+
+
 def test_damaged_files_are_named_with_a_remedy(chain, sibling):
-    coarse, mask, last = sibling('CoarseSN'), sibling('CoarseSN', 'MaskCN'), sibling('CoarseSN', 'MaskCN')
+    coarse, mask, last, huge = (sibling(*networks) for networks in (
+        ['CoarseSN'], ['CoarseSN', 'MaskCN'], ['CoarseSN', 'MaskCN'], ['CoarseSN', 'MaskCN']))
     cut(coarse.weights('CoarseSN'))
     cut(mask.weights('MaskCN'))
     unfinished = last.run('MaskCN') / 'last.pth'
     unfinished.symlink_to(chain.layout.run('MaskCN') / 'last.pth')
     cut(unfinished)
-    texts = run_in_turn(*((script, layout.root, *STAGES[script]) for script, layout in (
-        ('generate_Coarse_mask.py', coarse), ('eval_MaskCN.py', mask), ('train_MaskCN.py', last))), expect=2)
+    enlarge(huge.weights('MaskCN'))
+    enlarged = sibling('CoarseSN')
+    enlarged.coarse_masks.unlink()
+    enlarge(enlarged.weights('CoarseSN'))
+    *texts, drawn, scored = run_in_turn(*((script, layout.root, *STAGES[script]) for script, layout in (
+        ('generate_Coarse_mask.py', coarse), ('eval_MaskCN.py', mask), ('train_MaskCN.py', last),
+        ('generate_Coarse_mask.py', enlarged), ('eval_MaskCN.py', huge))), expect=2)
+    for text, path in ((drawn, enlarged.weights('CoarseSN')), (scored, huge.weights('MaskCN'))):
+        assert f'{path}: ' in text and 'not finite' in text and 'LEARNING_RATE' in text, text
+    assert not list(enlarged.coarse_masks.rglob('*.png')) and not huge.results.exists()
     for text, path, remedy in zip(texts, (coarse.weights('CoarseSN'), mask.weights('MaskCN'), unfinished), (
             'python train_CoarseSN.py', 'python train_MaskCN.py', '--RESUME=False'), strict=True):
         assert f'{path}: ' in text and 'truncated' in text and remedy in text.partition('Remedy: ')[2]
