@@ -5,6 +5,7 @@ import json
 import os
 import runpy
 import shutil
+import signal
 import struct
 import sys
 import zlib
@@ -99,14 +100,15 @@ def model(models):
 
 
 def test_packed_networks_predict_alike(models, model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(packing, 'CLIPPED', [1.0])   # a search is slow
+    monkeypatch.setattr(packing, 'CLIPPED', [1.0])   # a search is slow, and so are many layers
+    monkeypatch.setattr(packing, 'LARGE', 2_000_000)
     monkeypatch.setattr(sys, 'argv', ['pack.py', f'--ROOT={models.parent}', f'--OUT={tmp_path / "packed"}',
                                       '--ABOUT=of noise', '--BITS=6'])
     runpy.run_path('models/pack.py')['main']()
     before = sum(path.stat().st_size for path in models.glob('*/*.pth'))   # in float16
     packed = {path.stem: path for path in (tmp_path / 'packed').glob('*/*.safetensors')}
     assert sorted(packed) == sorted(NETWORKS)
-    assert 0.35 < sum(path.stat().st_size for path in packed.values()) / before < 0.45
+    assert 0.6 < sum(path.stat().st_size for path in packed.values()) / before < 0.8
     for line in (tmp_path / 'packed' / 'SHA256SUMS').read_text().splitlines():
         digest, _, name = line.partition('  ')
         assert hashlib.sha256((tmp_path / 'packed' / name).read_bytes()).hexdigest() == digest
@@ -288,7 +290,7 @@ def predicted(model, monkeypatch):
         for picture in pictures:
             mask = np.ones(picture.size[::-1], bool)
             yield Prediction(mask, mask, dict(zip(CLASSES, (0.5, 0.3, 0.2), strict=True)),
-                             np.ones((2, 2), np.float32), CLASSES[0], 1.0, picture.preview, (), 1)
+                             np.ones((2, 2), np.float32), 1.0, picture.preview, (), 1)
 
     monkeypatch.setattr(model, 'predict', predict_quickly)
     monkeypatch.setattr(MBDCNN, 'load', lambda *_: model)
@@ -467,7 +469,7 @@ def test_a_reader_that_has_gone_costs_nothing(tmp_path, predicted, monkeypatch, 
     with open(write, 'w') as nobody, monkeypatch.context() as patch:
         patch.setattr(sys, 'stdout', nobody)
         patch.setattr(predict, 'write_pictures', leave)
-        assert predicted(tmp_path / 'out', folder, '--BATCH_SIZE=1') == 2
+        assert predicted(tmp_path / 'out', folder, '--BATCH_SIZE=1') == 128 + signal.SIGPIPE
     said = capsys.readouterr().err
     assert 'nobody reads' in said and 'Remedy: ' in said and '0' in table(tmp_path / 'out')
 
