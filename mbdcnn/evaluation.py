@@ -259,7 +259,8 @@ def provenance(cfg, weight_paths, data_fingerprint):
     The recipe is the one that the first of the networks was trained by; drawn_pictures : a program drew the
     data. Prints a line when it drew those of the training alone.
     """
-    drawn, trained = Layout(cfg.ROOT).drawn, {path.stem: checkpoints.read_config(path) for path in weight_paths}
+    drawn = Layout(cfg.ROOT).drawn
+    trained = {path.stem: checkpoints.read_config(path) for path in weight_paths}
     if not drawn and (said := networks.of_drawn_pictures(trained)):
         print(said)
     recipes = {name: config.get('settings', {}).get('RECIPE', 'unknown') for name, config in trained.items()}

@@ -144,7 +144,8 @@ def test_good_records_are_accepted(root, declare):
 @given(st.sampled_from(sorted(NETWORKS)), st.data())
 def test_spoiled_config_json(root, declare, folder, data):
     path = root.models / folder / 'config.json'
-    weights_path, cfg = path.with_name(f'{NETWORKS[folder]}.pth'), settings.Settings(**CONFIG, ROOT=str(root.root))
+    weights_path = path.with_name(f'{NETWORKS[folder]}.pth')
+    cfg = settings.Settings(**CONFIG, ROOT=str(root.root))
     made = coarse_masks.require(root, [root.coarse_for_segmentation('Training')])
     job = declare(STEPS).job('coarse')
     with broken(path, data):
