@@ -10,32 +10,37 @@
 VENV ?= .venv
 PYTHON ?= python3
 DEMO ?= demo
-RUN = $(VENV)/bin/python
-AS_DEMO = --ROOT=$(DEMO) --RECIPE=demo
+RUN = "$(VENV)/bin/python"
+AT_DEMO = --ROOT="$(DEMO)"
+AS_DEMO = $(AT_DEMO) --RECIPE=demo
+
+# A space within a name would make two targets of one.
+SPACE := $(subst ,, )
+INSTALLED = $(subst $(SPACE),\$(SPACE),$(VENV))/.requirements
 
 .PHONY: env demo tables test bench soak lint clean-demo
 
-env: $(VENV)/.requirements
+env: $(INSTALLED)
 
 # The stamp is written last, so that a broken installation is repeated.
-$(VENV)/.requirements: requirements.txt
-	$(PYTHON) -m venv $(VENV)
+$(INSTALLED): requirements.txt
+	$(PYTHON) -m venv "$(VENV)"
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	touch $@
+	touch "$@"
 
-$(VENV)/.requirements-test: requirements-test.txt $(VENV)/.requirements
+$(INSTALLED)-test: requirements-test.txt $(INSTALLED)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
-	touch $@
+	touch "$@"
 
-demo: $(VENV)/.requirements
-	$(RUN) dataset/make_demo_data.py --ROOT=$(DEMO)
-	$(RUN) dataset/check_data.py --ROOT=$(DEMO)
-	$(RUN) dataset/extractPatch_seg_train.py --ROOT=$(DEMO)
-	$(RUN) dataset/extractPatch_cls_train.py --ROOT=$(DEMO)
-	$(RUN) dataset/extractPatch_cls_val_test.py --ROOT=$(DEMO) --SPLIT=Validation
-	$(RUN) dataset/extractPatch_cls_val_test.py --ROOT=$(DEMO) --SPLIT=Testing
-	$(RUN) dataset/list_seg.py --ROOT=$(DEMO)
-	$(RUN) dataset/list_cls.py --ROOT=$(DEMO)
+demo: $(INSTALLED)
+	$(RUN) dataset/make_demo_data.py $(AT_DEMO)
+	$(RUN) dataset/check_data.py $(AT_DEMO)
+	$(RUN) dataset/extractPatch_seg_train.py $(AT_DEMO)
+	$(RUN) dataset/extractPatch_cls_train.py $(AT_DEMO)
+	$(RUN) dataset/extractPatch_cls_val_test.py $(AT_DEMO) --SPLIT=Validation
+	$(RUN) dataset/extractPatch_cls_val_test.py $(AT_DEMO) --SPLIT=Testing
+	$(RUN) dataset/list_seg.py $(AT_DEMO)
+	$(RUN) dataset/list_cls.py $(AT_DEMO)
 	$(RUN) train_CoarseSN.py $(AS_DEMO)
 	$(RUN) generate_Coarse_mask.py $(AS_DEMO)
 	$(RUN) train_MaskCN.py $(AS_DEMO)
@@ -43,27 +48,27 @@ demo: $(VENV)/.requirements
 	$(RUN) eval_MaskCN.py $(AS_DEMO) --SPLIT=Testing
 	$(RUN) eval_EnhancedSN.py $(AS_DEMO) --SPLIT=Testing --TTA=True --NETWORK=CoarseSN
 	$(RUN) eval_EnhancedSN.py $(AS_DEMO) --SPLIT=Testing --TTA=True
-	$(RUN) tests/check_demo.py $(DEMO)
+	$(RUN) tests/check_demo.py "$(DEMO)"
 
-tables: $(VENV)/.requirements
+tables: $(INSTALLED)
 	$(RUN) reproduce_tables.py $(AS_DEMO) --TABLE=4,5,6,7 --FIGURE=4,5,6,7
 
 # Two tests at a time, one core for each.
-test: $(VENV)/.requirements-test
+test: $(INSTALLED)-test
 	$(RUN) -m ruff check .
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses=2
 
-bench: $(VENV)/.requirements
+bench: $(INSTALLED)
 	$(RUN) benchmarks/bench.py
 	$(RUN) benchmarks/scaling.py
 
-soak: $(VENV)/.requirements-test
+soak: $(INSTALLED)-test
 	KILLS=20 OMP_NUM_THREADS=1 $(RUN) -m pytest tests/test_kill.py tests/test_resume.py tests/test_distributed.py
 	FUZZ=10 OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses=2 $(wildcard tests/test_fuzz*.py)
-	$(RUN) tests/soak.py --ROOT=$(DEMO)
+	$(RUN) tests/soak.py $(AT_DEMO)
 
-lint: $(VENV)/.requirements-test
+lint: $(INSTALLED)-test
 	$(RUN) -m ruff check .
 
 clean-demo:
-	rm -rf $(DEMO)
+	rm -rf "$(DEMO)"

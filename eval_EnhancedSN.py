@@ -14,6 +14,10 @@ Writes  results/<network>_<split>.csv   JA, DI, pixel-AC, pixel-SE, pixel-SP of 
 
 Cost: 18 forward passes for each picture, 2.3 s on two CPU cores with bf16 instructions.
 """
+if __name__ == '__main__':
+    from engine import cli
+    cli.end_on_ctrl_c()   # in the imports, too, which take seconds
+
 import itertools
 
 from dataset import isic, splits
@@ -47,7 +51,7 @@ def main():
         'NETWORK': ('EnhancedSN', 'CoarseSN')}, positive=('BATCH_SIZE', 'PANEL_IMAGES'))
     process = hardware.start(cfg, alone=True)
     stages.check_sides(cfg.SCALES)
-    layout = Layout(cfg.ROOT)
+    layout = networks.or_published(Layout(cfg.ROOT))
     pairs = isic.read_segmentation_list(layout, cfg.SPLIT)
     pictures, truths = map(list, zip(*pairs, strict=True))
     used, coarse_paths = [layout.weights(cfg.NETWORK)], None

@@ -13,11 +13,15 @@ With CROSS_FIT the mask of a training image is drawn by the network that was tra
 that these masks are as good as those of new pictures, not better. All others (validation, test, and
 images that no fold holds) are drawn by models/CoarseSN.
 
-Run it again after an interruption and it draws what is missing. Cost: 6 views of each of the
+Run it again after an interruption and it draws what is missing. It replaces masks of another coarse-SN, but
+those that the present one drew with other settings only with --RESUME=False. Cost: 6 views of each of the
 paper's 45,000 crops and pictures, about 9 PFLOP.
 """
+if __name__ == '__main__':
+    from engine import cli
+    cli.end_on_ctrl_c()   # in the imports, too, which take seconds
+
 import itertools
-import os
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -26,12 +30,14 @@ from tqdm import tqdm
 from dataset import crops, folds, isic, splits
 from dataset.layout import SPLITS, Layout
 from engine import cache, checkpoints, cli, hardware, images, settings
+from engine.errors import InputError
 from engine.samples import start_worker
 from mbdcnn import coarse_masks, inference, networks, stages
 
 # --- Experiment
 ROOT = '.'                # folder that holds dataset/, Coarse_masks/, models/ and results/
 RECIPE = 'default'        # default (this file), or of recipes/: paper, released, cpu, cpu_long, demo
+RESUME = True             # keep the masks that are there; False deletes them and draws all anew
 
 # --- Masks
 INPUT_SIZE = 224          # px, side of coarse-SN's input, a multiple of 16 (paper)
@@ -93,26 +99,34 @@ def by_network(entries, id_of, fold_of):
     return groups
 
 
-def draw_masks(segmenter, pictures, folder, side, cfg, process, by='', drawn=()):
+def draw_masks(segmenter, pictures, record, side, cfg, process, by=''):
     """Write a mask for each picture (path) that has none yet.
 
+    record : of the masks' folder, as coarse_masks.begin returns it
     side : of the square masks in px, or 0 for each picture's own size; by : a word on who draws
-    drawn : {stem: hash} of the pictures of masks that are there, as coarse_masks.begin returns it
-    A mask takes its picture's time of change, so that a changed picture is drawn again.
+    Raises InputError naming every picture that changed before its mask was written.
     """
-    todo = [path for path in pictures if not splits.is_drawn(folder / f'{path.stem}.png', path, drawn)]
+    folder, changed = record.folder, []
+    contents = record.contents.of_all(pictures, f'{folder.name}: reading')
+    todo = [(path, content) for path, content in zip(pictures, contents, strict=True)
+            if not record.holds(f'{path.stem}.png', content)]
     print(f'{folder}{by}: {len(pictures) - len(todo)} of {len(pictures)} masks are there')
-    loader = DataLoader(Files(todo, cfg.INPUT_SIZE), cfg.BATCH_SIZE,
+    loader = DataLoader(Files([path for path, _ in todo], cfg.INPUT_SIZE), cfg.BATCH_SIZE,
                         num_workers=hardware.workers(cfg.NUM_WORKERS, process.device),
                         worker_init_fn=start_worker)
     for batch, numbers in tqdm(loader, desc=folder.name, unit='batch', disable=not todo):
         masks = inference.draw_coarse(segmenter, batch.numpy(), cfg.TTA)
         for mask, number in zip(masks, numbers.tolist(), strict=True):
-            path = todo[number]
+            path, content = todo[number]
             size = (side, side) if side else images.image_size(path)
             target = folder / f'{path.stem}.png'
             images.write_mask(target, images.resize_mask(mask, size))
-            os.utime(target, ns=(path.stat().st_mtime_ns,) * 2)
+            if record.contents.of(path) == content:
+                record.note(target.name, content)
+            else:
+                changed.append(f'{path}: changed while it was read')
+    if changed:
+        raise InputError('Pictures changed', changed, 'run the same command again')
 
 
 def main():
@@ -120,7 +134,7 @@ def main():
     process = hardware.start(cfg, alone=True)
     stages.check_sides([cfg.INPUT_SIZE])
     folds.check(cfg.CROSS_FIT)
-    layout = Layout(cfg.ROOT)
+    layout = networks.or_published(Layout(cfg.ROOT))
     fold_of, fold_networks = coarse_masks.cross_fit(layout, cfg.CROSS_FIT) if cfg.CROSS_FIT else ({}, {})
     tasks = list_tasks(layout, cfg, fold_of)
 
@@ -128,17 +142,20 @@ def main():
     # Before loading: a training that still runs may replace the file in between.
     facts = {'coarse_sn': checkpoints.fingerprint_or_refuse(weights, layout.command('train_CoarseSN.py')),
              'input_size': cfg.INPUT_SIZE, 'views': 6 if cfg.TTA else 1, **fold_networks}
-    segmenters = {}
-    for number in sorted({0, *fold_of.values()}):
-        place = layout.fold(number) if number else layout
-        segmenters[number] = networks.load_segmenter(place, 'CoarseSN', process.device, cfg.AMP)
-        networks.warn_of_other_size(place.weights('CoarseSN'), cfg.INPUT_SIZE)
-    for folder, side, groups in tasks:
-        drawn = coarse_masks.begin(folder, facts)
-        for number, pictures in sorted(groups.items()):
-            by = f' by {layout.fold(number).coarse_sn}' if number else ''
-            draw_masks(segmenters[number], pictures, folder, side, cfg, process, by, drawn)
-        coarse_masks.finish(folder, facts, list(itertools.chain(*groups.values())), cfg)
+    with coarse_masks.lock(layout):
+        if cfg.RESUME:
+            coarse_masks.refuse_to_replace(layout, [folder for folder, _, _ in tasks], facts)
+        segmenters = {}
+        for number in sorted({0, *fold_of.values()}):
+            place = layout.fold(number) if number else layout
+            segmenters[number] = networks.load_segmenter(place, 'CoarseSN', process.device, cfg.AMP)
+            networks.warn_of_other_size(place.weights('CoarseSN'), cfg.INPUT_SIZE)
+        for folder, side, groups in tasks:
+            record = coarse_masks.begin(layout, folder, facts, cfg, anew=not cfg.RESUME)
+            for number, pictures in sorted(groups.items()):
+                by = f' by {layout.fold(number).coarse_sn}' if number else ''
+                draw_masks(segmenters[number], pictures, record, side, cfg, process, by)
+            coarse_masks.finish(record, list(itertools.chain(*groups.values())))
 
 
 if __name__ == '__main__':

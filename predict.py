@@ -18,6 +18,10 @@ medical device.
 Cost: 106 forward passes for each picture, 22 with --TTA=False: about 9 and 1.5 s of one CPU core at
 224 px, 3 and 0.7 s with the demo's networks.
 """
+if __name__ == '__main__':
+    from engine import cli
+    cli.end_on_ctrl_c()   # in the imports, too, which take seconds
+
 import itertools
 import os
 import sys

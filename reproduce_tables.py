@@ -12,6 +12,10 @@ Run it again after an interruption and it goes on where it stopped. A constant t
 what depends on it; earlier runs stay. Cost: LIST=True says, for every experiment; about 4 EFLOP for
 everything at the paper's 500 epochs, and up to 0.9 GB of disk for each training.
 """
+if __name__ == '__main__':
+    from engine import cli
+    cli.end_on_ctrl_c()   # in the imports, too, which take seconds
+
 import numpy as np
 
 from dataset.layout import Layout

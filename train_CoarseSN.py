@@ -13,6 +13,10 @@ Writes  models/CoarseSN/  CoarseSN.pth (best weights), last.pth (to go on from),
 Run it again after an interruption and it goes on where it stopped. Cost: about 95 PFLOP for the
 paper's 500 epochs; 0.2 s for each picture of each epoch on two CPU cores with bf16 instructions.
 """
+if __name__ == '__main__':
+    from engine import cli
+    cli.end_on_ctrl_c()   # in the imports, too, which take seconds
+
 from dataset import folds, splits
 from dataset.layout import Layout
 from engine import cli, device_samples, hardware, settings, trainer
@@ -100,7 +104,7 @@ def coarse_task(cfg, process, network, train, validation, steps):
         validate=lambda: evaluation.quick_segmentation(segmenter.folded(), validation, cfg.BATCH_SIZE,
                                                        process),
         panel=lambda path: panels.segmentation(segmenter, validation, process.device, path),
-        monitor='JA', score_start=bool(cfg.INITIAL_WEIGHTS))
+        monitor='JA', chance=0.0, score_start=bool(cfg.INITIAL_WEIGHTS))
 
 
 def train_one(cfg, process, layout, train, validation):

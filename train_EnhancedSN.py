@@ -13,6 +13,10 @@ Writes  models/EnhancedSN/  EnhancedSN.pth (best weights), last.pth (to go on fr
 Run it again after an interruption and it goes on where it stopped. Cost: that of coarse-SN and a
 tenth more, for mask-CN's forward pass.
 """
+if __name__ == '__main__':
+    from engine import cli
+    cli.end_on_ctrl_c()   # in the imports, too, which take seconds
+
 from dataset import splits
 from dataset.layout import Layout
 from engine import cli, device_samples, hardware, settings, trainer
@@ -109,7 +113,7 @@ def enhanced_task(cfg, process, network, classifier, train, validation, steps):
         validate=lambda: evaluation.quick_segmentation(segmenter.folded(), validation, cfg.BATCH_SIZE,
                                                        process),
         panel=lambda path: panels.segmentation(segmenter, validation, process.device, path),
-        monitor='JA', score_start=bool(cfg.INITIAL_WEIGHTS))
+        monitor='JA', chance=0.0, score_start=bool(cfg.INITIAL_WEIGHTS))
 
 
 def main():

@@ -11,6 +11,10 @@ Writes  models/MaskCN/  MaskCN.pth (best weights), last.pth (to go on from), con
 Run it again after an interruption and it goes on where it stopped. Cost: about 51 PFLOP for the
 paper's 50,001 steps, and 15 TFLOP for every validation of 150 images with 9 crops each.
 """
+if __name__ == '__main__':
+    from engine import cli
+    cli.end_on_ctrl_c()   # in the imports, too, which take seconds
+
 from torch.nn.functional import cross_entropy
 
 from dataset import splits
@@ -86,7 +90,7 @@ def mask_task(cfg, process, network, train, validation):
         validate=lambda: evaluation.quick_classification(classifier.folded(), validation, cfg.BATCH_SIZE,
                                                          process),
         panel=lambda path: panels.classification(classifier, validation, process.device, path),
-        monitor='mean AUC', score_start=bool(cfg.INITIAL_WEIGHTS))
+        monitor='mean AUC', chance=0.5, score_start=bool(cfg.INITIAL_WEIGHTS))
 
 
 def main():

@@ -22,6 +22,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __name__ == '__main__':
+    from engine import cli
+    cli.end_on_ctrl_c()   # in the imports, too, which take seconds
 
 import numpy as np
 import torch

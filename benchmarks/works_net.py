@@ -1,5 +1,4 @@
 """Works of the networks: losses, maps, training steps, inference, evaluation."""
-import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -318,10 +317,11 @@ class Validation(Work):
             self.layout.classification_list('Validation').parent.mkdir()
             self.layout.classification_list('Validation').write_text('\n'.join(lines) + '\n')
             mask = images.resize_mask(draw((1024, 768), 0)[1], (SIDE, SIDE))
+            record = splits.coarse_record(self.layout, self.layout.coarse_for_classification('Validation'))
             for path, _ in isic.read_classification_list(self.layout, 'Validation'):
-                target = self.layout.coarse_for_classification('Validation') / path.name
-                images.write_mask(target, mask)
-                os.utime(target, ns=(0, path.stat().st_mtime_ns))
+                images.write_mask(record.folder / path.name, mask)
+                record.note(path.name, record.contents.of(path))
+            record.finish()
 
     def plain(self):
         torch.manual_seed(0)

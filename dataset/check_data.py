@@ -14,6 +14,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # for `python dataset/...`
+if __name__ == '__main__':
+    from engine import cli
+    cli.end_on_ctrl_c()   # in the imports, too, which take seconds
 
 from dataset import extraction, fetch, isic
 from dataset.layout import ADDED, SPLITS, Layout

@@ -22,9 +22,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # for `python dataset/...`
+if __name__ == '__main__':
+    from engine import cli
+    cli.end_on_ctrl_c()   # in the imports, too, which take seconds
+
+import filelock
 
 from dataset import extraction, fetch, isic
 from dataset.layout import ADDED, Layout

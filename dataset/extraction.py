@@ -1,18 +1,17 @@
 """Stage 1's shared work: cut the classification crops, limit the segmentation pictures, list both.
 
-Every output takes over the modification time of the picture it was made from, and its folder keeps
-a record of the settings. A later run therefore redoes what is missing, what has another time than
-its source, and everything when the settings differ; a kill at any moment costs the files in work.
+An output folder keeps a record of the settings and, by content, of what each output was made from. A later
+run therefore redoes what is missing or was changed, what has another source, and everything when the settings
+differ; a kill at any moment costs the files in work.
 """
-import json
-import os
+import contextlib
 
 from dataset import crops, isic
 from dataset.layout import SPLITS
 from engine import files, images
+from engine.contents import Contents, Record
 from engine.errors import InputError
 
-RECORD = 'extraction.json'
 VERSION = 1                # raise it when the same settings give other pixels than before
 
 # Pixels of the short side down to which a jpg may be decoded at 1/2, 1/4 or 1/8: the smallest crop
@@ -28,25 +27,25 @@ def extract_crops(layout, split, workers=0):
     """
     pictures = isic.classification_images(layout, split)
     folder = layout.crops(split)
-    _begin(folder, crop_settings())
 
     def cut(entry):
         """Write the crops of one picture that are not up to date. Returns (written, all)."""
         image_id, source, label = entry
         scales = crops.scales_of(label, split == 'Training')
-        names, stamp = crops.crop_names(image_id, scales), _modified(source)
-        outdated = {name for name in names if not files.is_current(folder / name, stamp)}
+        names, content = crops.crop_names(image_id, scales), record.contents.of(source)
+        outdated = {name for name in names if not record.holds(name, content)}
         if outdated:
             image, (width, height), divisor = read_reduced(source, CROP_COVER)
             for name, box in zip(names, crops.crop_boxes(width, height, scales), strict=True):
                 if name in outdated:
                     box = [edge / divisor for edge in box]
                     images.write_png(folder / name, images.resize_rgb(image, (crops.SIDE, crops.SIDE), box))
-                    os.utime(folder / name, ns=(stamp, stamp))
+                    note(record, source, content, name)
         return len(outdated), len(names)
 
-    _report(f'{split} crops', folder, files.for_all(
-        cut, pictures, f'{split} crops', workers, remedy='replace or remove these pictures'))
+    with at_work(folder, crop_settings(), layout) as record:
+        _report(f'{split} crops', folder, files.for_all(
+            cut, pictures, f'{split} crops', workers, remedy='replace or remove these pictures'))
 
 
 def read_reduced(path, cover):
@@ -74,8 +73,6 @@ def prepare_segmentation(layout, max_side, skip_unpaired=False, workers=0):
     sizes = files.for_all(_common_size, pairs, 'Training sizes', workers,
                           'Pictures and masks cannot be used', 'replace or remove these pairs')
     folder = layout.segmentation('Training')
-    for part in ('Images', 'Annotation'):
-        _begin(folder / part, segmentation_settings(max_side))
 
     def limit(entry):
         """Write one picture and its mask where they are not up to date. Returns (written, all)."""
@@ -83,8 +80,8 @@ def prepare_segmentation(layout, max_side, skip_unpaired=False, workers=0):
         target, written = limited(size, max_side), 0
         names = prepared_names(image, mask, target != size)
         for source, name in zip((image, mask), names, strict=True):
-            stamp = _modified(source)
-            if files.is_current(folder / name, stamp):
+            content = record.contents.of(source)
+            if record.holds(name, content):
                 continue
             # Also what is copied is decoded: damage must not pass.
             if source == mask:
@@ -97,13 +94,17 @@ def prepare_segmentation(layout, max_side, skip_unpaired=False, workers=0):
                 files.write_bytes(folder / name, source.read_bytes())
             else:
                 write(folder / name, pixels)
-            os.utime(folder / name, ns=(stamp, stamp))
+            note(record, source, content, name)
             written += 1
         return written, 2
 
-    _report('Training pictures and masks', folder, files.for_all(
-        limit, zip(pairs, sizes, strict=True), 'Training pictures', workers,
-        remedy='replace or remove these files'))
+    with at_work(folder, segmentation_settings(max_side), layout) as record:
+        for part in ('Images', 'Annotation'):
+            files.remove_abandoned(folder / part)
+            (folder / part / isic.RECORD).unlink(missing_ok=True)   # of earlier versions
+        _report('Training pictures and masks', folder, files.for_all(
+            limit, zip(pairs, sizes, strict=True), 'Training pictures', workers,
+            remedy='replace or remove these files'))
 
 
 def _common_size(entry):
@@ -165,27 +166,36 @@ def segmentation_settings(max_side):
     return {'version': VERSION, 'max_side': max_side}
 
 
-def _begin(folder, settings):
-    """Ready an output folder: drop what a killed run left, outdate all of it on other settings.
+@contextlib.contextmanager
+def at_work(folder, settings, layout):
+    """The Record of an output folder while this process alone writes there.
 
-    The old outputs get the present time, which no source has; only then is the record replaced.
-    A kill in between repeats this, so a new record never vouches for an old picture.
+    settings : dict; what was made under others is redone
+    Raises InputError while another process writes there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files.remove_abandoned(folder)
-    if files.read_json(folder / RECORD) != settings:
-        for path in folder.iterdir():
-            if path.is_file():
-                os.utime(path)
-        files.write_text(folder / RECORD, json.dumps(settings) + '\n')
+    with files.lock(folder / '.lock', InputError('Two programs at work in one folder', [
+            f'{folder}: another process writes there'], 'wait for it, then run the same command again')):
+        files.remove_abandoned(folder, age=0)
+        record = Record(folder / isic.RECORD, Contents(layout.cache))
+        record.begin(settings, record.head == settings)
+        try:
+            yield record
+        finally:
+            record.finish()
 
 
-def _modified(source):
-    """Modification time in nanoseconds."""
-    try:
-        return source.stat().st_mtime_ns
-    except OSError as error:
-        raise InputError('A picture cannot be used', [f'{source}: {error.strerror}']) from None
+def note(record, source, content, name):
+    """Note an output in a record. Raises InputError for a source whose content is no longer what it was."""
+    refuse_changed(source, content, record.contents.of(source))
+    record.note(name, content)
+
+
+def refuse_changed(source, before, after):
+    """Raise InputError for a picture whose fingerprints before and after it was read differ."""
+    if before != after:
+        raise InputError('A picture changed', [f'{source}: changed while it was read'],
+                         'run the same command again')
 
 
 def _report(what, folder, counts):
@@ -209,14 +219,17 @@ def classification_lines(layout, split):
     command = layout.command('dataset/extractPatch_cls_train.py') if training else layout.command(
         'dataset/extractPatch_cls_val_test.py', f'--SPLIT={split}')
     pictures = isic.classification_images(layout, split)
-    if files.read_json(folder / RECORD) != crop_settings():
+    record = Record(folder / isic.RECORD, Contents(layout.cache))
+    if record.head != crop_settings():
         raise InputError(f'{split}: no crops', [f'{folder}: holds no crops of these settings'],
                          command)
     lines, faults = [], []
+    record.contents.of_all([source for _, source, _ in pictures], f'{split}: reading')
     for image_id, source, label in pictures:
         names = crops.crop_names(image_id, crops.scales_of(label, training))
-        faults += _not_current(source, folder, names)
+        faults += _not_current(source, record, names)
         lines += [f'{name} {label}' for name in names]
+    record.contents.keep()
     if faults:
         raise InputError(f'{split}: crops are not up to date', faults, command)
     return lines
@@ -232,30 +245,31 @@ def segmentation_lines(layout, split, skip_unpaired=False):
     if split != 'Training':
         return [f'Images/{image.name} Annotation/{mask.name}' for _, image, mask in pairs]
     folder, command = layout.segmentation(split), layout.command('dataset/extractPatch_seg_train.py')
-    max_side = files.read_json(folder / 'Images' / RECORD).get('max_side')
-    if any(files.read_json(folder / part / RECORD) != segmentation_settings(max_side)
-           for part in ('Images', 'Annotation')):
+    record = Record(folder / isic.RECORD, Contents(layout.cache))
+    max_side = record.head.get('max_side')
+    if record.head != segmentation_settings(max_side):
         raise InputError(f'{split}: no pictures', [f'{folder}: holds no prepared pictures'],
                          command)
     sizes = files.for_all(_common_size, pairs, 'Training sizes')
     lines, faults = [], []
     for (_, image, mask), size in zip(pairs, sizes, strict=True):
         names = prepared_names(image, mask, limited(size, max_side) != size)
-        faults += _not_current(image, folder, names[:1]) + _not_current(mask, folder, names[1:])
+        faults += _not_current(image, record, names[:1]) + _not_current(mask, record, names[1:])
         lines.append(' '.join(names))
+    record.contents.keep()
     if faults:
         raise InputError(f'{split}: prepared pictures are not up to date', faults, command)
     return lines
 
 
-def _not_current(source, folder, names):
+def _not_current(source, record, names):
     """One line for a picture with missing or outdated outputs, else none."""
-    stamp = _modified(source)
-    outdated = [name for name in names if not files.is_current(folder / name, stamp)]
+    content = record.contents.of(source)
+    outdated = [name for name in names if not record.holds(name, content)]
     if not outdated:
         return []
     more = f' and {len(outdated) - 1} more' if len(outdated) > 1 else ''
-    return [f'{folder / outdated[0]}{more}: missing, or not made from the present {source}']
+    return [f'{record.folder / outdated[0]}{more}: missing, or not made from the present {source}']
 
 
 def write_lists(layout, lines_of, path_of):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dataset.layout import ADDED, Layout
 from engine import files
+from engine.contents import Contents, Record
 from engine.errors import InputError
 from engine.images import EXTENSIONS
 from engine.scoring import SUFFIX as MASK_SUFFIX
@@ -14,12 +15,14 @@ TASKS = {'melanoma': 1, 'keratosis': 2}        # name: class number; each agains
 COLUMNS = ('image_id', 'melanoma', 'seborrheic_keratosis')
 FLAGS = {'0': 0, '0.0': 0, '1': 1, '1.0': 1}
 NUMBERS = {(0, 0): 0, (1, 0): 1, (0, 1): 2}   # class number by the two flags
+RECORD = 'extraction.json'   # beside what stage 1 makes of pictures: a Record
 
 
 def find_images(folder, kind='pictures'):
     """{image id: path} of a folder's pictures or masks, as `scan_folder` finds them.
 
-    Raises InputError when the folder is missing or empty, or when one id has two files.
+    Raises InputError when the folder is missing or empty, when one id has two files, and for every id that
+    a crop's file could have.
     """
     found, faults = scan_folder(folder, kind)
     if faults:
@@ -44,8 +47,10 @@ def scan_folder(folder, kind):
         image_id = path.stem.removesuffix(MASK_SUFFIX) if kind == 'masks' else path.stem
         if image_id in found:
             faults.append(f'{found[image_id]} and {path.name} have the same id')
-        else:
-            found[image_id] = path
+            continue
+        found[image_id] = path
+        if kind == 'pictures' and owner_of(image_id) != image_id:
+            faults.append(f'{path}: a crop of {owner_of(image_id)} would have this name, rename it')
     if not found:
         faults.append(f'{folder}: holds no {kind}')
     return dict(sorted(found.items())), faults
@@ -192,7 +197,10 @@ def read_list(path, folder, second=str):
 
 
 def read_segmentation_list(layout, split):
-    """[(image path, mask path)] of a split's segmentation list; both are checked to exist."""
+    """[(image path, mask path)] of a split's segmentation list; both are checked to exist.
+
+    Raises InputError also for prepared pictures that were not made from the originals that are there now.
+    """
     folder = layout.segmentation(split)
 
     def mask(name):
@@ -200,22 +208,76 @@ def read_segmentation_list(layout, split):
             raise ValueError(f'{folder / name} is missing')
         return folder / name
 
-    return read_list(layout.segmentation_list(split), folder, mask)
+    pairs = read_list(layout.segmentation_list(split), folder, mask)
+    if split == 'Training':   # of the others, the originals themselves are read
+        originals = layout.originals(split)
+        images, _ = scan_folder(originals / 'Images', 'pictures')
+        masks, _ = scan_folder(originals / 'Annotation', 'masks')
+        _refuse_outdated(layout, folder, [
+            (source, path) for image, mask in pairs
+            for source, path in ((images.get(image.stem), image),
+                                 (masks.get(mask.stem.removesuffix(MASK_SUFFIX)), mask))],
+            ('dataset/extractPatch_seg_train.py',), 'dataset/list_seg.py')
+    return pairs
 
 
 def read_classification_list(layout, split):
-    """[(crop path, class number)] of a split's classification list."""
+    """[(crop path, class number)] of a split's classification list.
+
+    Raises InputError also for classes that are not those of the label file, and for crops that were not made
+    from the originals, as these are now, where they are there.
+    """
     def number(label):
         if label not in ('0', '1', '2'):
             raise ValueError(f'the class {label!r} must be 0, 1 or 2')
         return int(label)
 
-    return read_list(layout.classification_list(split), layout.crops(split), number)
+    folder, labels, sources = layout.crops(split), {}, {}
+    entries = read_list(layout.classification_list(split), folder, number)
+    for part in (split, ADDED) if split == 'Training' else (split,):
+        sources |= scan_folder(layout.originals(part) / 'Images', 'pictures')[0]
+        labels |= scan_labels(layout.labels(part))[0] if layout.labels(part).is_file() else {}
+    faults = {}
+    for path, label in entries:
+        image_id = image_id_of(path)
+        if labels.get(image_id) not in (None, label):
+            faults[image_id] = (f'{layout.classification_list(split)}: {image_id} is listed as '
+                                f'{CLASSES[label]}, its label says {CLASSES[labels[image_id]]}')
+    script = ('dataset/extractPatch_cls_train.py',) if split == 'Training' else (
+        'dataset/extractPatch_cls_val_test.py', f'--SPLIT={split}')
+    _refuse_outdated(layout, folder, [(sources.get(image_id_of(path)), path) for path, _ in entries],
+                     script, 'dataset/list_cls.py', list(faults.values()))
+    return entries
+
+
+def _refuse_outdated(layout, folder, made, script, lister, faults=()):
+    """Raise InputError where prepared files are not those of the present originals, or for other `faults`.
+
+    made : [(original or None, prepared file in `folder`)]; only what a record speaks of can be known
+    script : words of the command that prepares; lister : the script that lists
+    """
+    record, faults = Record(folder / RECORD, Contents(layout.cache)), list(faults)
+    if record.kept:
+        sources = list(dict.fromkeys(source for source, _ in made if source))
+        found = record.contents.of_all(sources, f'{folder.name}: originals')
+        content, outdated = dict(zip(sources, found, strict=True)), {}
+        for source, path in made:
+            name = path.as_posix().removeprefix(f'{folder.as_posix()}/')
+            if source and record.made.get(name, ('',))[0] != content[source]:
+                outdated.setdefault(source, path)
+        faults += [f'{path}: was not made from the present {source}' for source, path in outdated.items()]
+    if faults:
+        raise InputError('Stage 1 is not up to date', faults,
+                         f'{layout.command(*script)}, then {layout.command(lister)}')
 
 
 def image_id_of(crop):
     """Image id of a crop's path: `ISIC_0000001_15_3.png` and `ISIC_0000001.png` -> ISIC_0000001."""
-    stem = crop.stem
+    return owner_of(crop.stem)
+
+
+def owner_of(stem):
+    """`image_id_of` of a name without its suffix; an image id is its own."""
     head, _, number = stem.rpartition('_')
     base, _, count = head.rpartition('_')
     return base if base and number.isdigit() and count in ('9', '15') else stem

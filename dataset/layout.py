@@ -1,6 +1,7 @@
 """Where everything of one experiment lies below its root folder (the released code's layout)."""
 import copy
 import os
+import shlex
 from pathlib import Path
 
 SPLITS = ('Training', 'Validation', 'Testing')
@@ -43,7 +44,7 @@ class Layout:
     def command(self, script, *options):
         """The command that a reader should type for this root: python <script> [--ROOT=...] <options>."""
         root = () if self.root == Path('.') else (f'--ROOT={self.root}',)
-        return ' '.join(['python', script, *root, *options])
+        return shlex.join(['python', script, *root, *options])
 
     def originals(self, split):
         """Folder with `Images/` and `Annotation/` as downloaded; split may also be ADDED."""
@@ -86,8 +87,10 @@ class Layout:
         return self.models / (self.coarse_sn if network == 'CoarseSN' else network)
 
     def weights(self, network):
-        """The network's best weights, a plain state dict."""
-        return self.run(network) / f'{network}.pth'
+        """The network's best weights, a plain state dict; packed ones where only these are there."""
+        path = self.run(network) / f'{network}.pth'
+        packed = path.with_suffix('.safetensors')
+        return packed if packed.is_file() and not path.is_file() else path
 
     def fold(self, number):
         """This layout with, for its coarse-SN, the one that is trained without fold `number` (from 1)."""

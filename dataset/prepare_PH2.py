@@ -1,7 +1,7 @@
 """Prepare PH2 for testing and for cross-validated fine-tuning, stage 1 included.
 
-Reads   the unpacked download of PH2 (SOURCE; dataset/ph2.py shows its layout), and ISIC-2017's
-        validation split below dataset/data/
+Reads   the unpacked download of PH2, dataset/data/PH2Dataset/ or SOURCE (dataset/ph2.py shows its
+        layout), and ISIC-2017's validation split below dataset/data/
 Writes  PH2/all/        an experiment root with all of PH2 as test split, for ISIC-2017's networks
         PH2/fold_<k>/   an experiment root for each fold: it is the test split, the other folds are
                         the training split, ISIC-2017's validation split is the validation split
@@ -26,6 +26,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # for `python dataset/...`
+if __name__ == '__main__':
+    from engine import cli
+    cli.end_on_ctrl_c()   # in the imports, too, which take seconds
 
 from dataset import extraction, folds, isic, ph2
 from dataset.layout import Layout
@@ -35,7 +38,7 @@ from engine.errors import InputError
 # --- Where
 ROOT = '.'                        # folder with dataset/data below it; the new roots go to <ROOT>/PH2
 RECIPE = 'default'                # default, or a file of recipes/
-SOURCE = 'dataset/data/PH2Dataset'  # folder of the unpacked download, which holds 'PH2 Dataset images'
+SOURCE = ''                       # folder of the unpacked download; '' = <ROOT>/dataset/data/PH2Dataset
 
 # --- Data
 FOLDS = 4                         # number of folds, 2 or more (paper)
@@ -49,6 +52,7 @@ NUM_WORKERS = 0                   # threads; 0 = one for each core
 def main():
     cfg = settings.resolve(globals(), positive=('MAX_SIDE',), least={'FOLDS': 2, 'SEED': 0})
     layout, home = Layout(cfg.ROOT), Path(cfg.ROOT) / 'PH2'
+    cfg.SOURCE = cfg.SOURCE or str(layout.data / 'PH2Dataset')
     cases = read(cfg, layout)
     whole = Layout(home / 'all')
     parts, table = make_folds(cases, home, cfg)
@@ -146,23 +150,24 @@ def clear_other_folds(home, table):
 
 
 def write_pictures(whole, cases, workers):
-    """Bring the png copies of all pictures and masks up to date; they take over their sources' times."""
+    """Bring the png copies of all pictures and masks up to date."""
     def bring(entry):
         source, target, read, write = entry
-        stamp = source.stat().st_mtime_ns
-        if files.is_current(target, stamp):
+        name, content = target.relative_to(folder).as_posix(), files.fingerprint(source)
+        if record.holds(name, content):
             return False
         write(target, read(source))
-        os.utime(target, ns=(stamp, stamp))
+        extraction.refuse_changed(source, content, files.fingerprint(source))
+        record.note(name, content)
         return True
 
-    entries = []
+    folder, entries = whole.originals('Testing'), []
     for case in cases:
         image, mask = picture_paths(whole, 'Testing', case.image_id)
         entries += [(case.image, image, images.read_rgb, images.write_png),
                     (case.mask, mask, images.read_mask, images.write_mask)]
-    written = sum(files.for_all(bring, entries, 'PH2 png copies', workers))
-    folder = whole.originals('Testing')
+    with extraction.at_work(folder, {'version': extraction.VERSION}, whole) as record:
+        written = sum(files.for_all(bring, entries, 'PH2 png copies', workers))
     for path in {*folder.glob('*/IMD*.png')} - {target for _, target, _, _ in entries}:
         path.unlink()
     print(f'PH2 pictures and masks: {len(entries) - written} of {len(entries)} were up to date, '

@@ -1,15 +1,18 @@
 """A split as arrays ready for training or validation: pictures, masks and labels, decoded once."""
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from dataset import isic
 from dataset.layout import ADDED
-from engine import cache, files
+from engine import cache, settings
+from engine.contents import Contents, Record
 from engine.errors import InputError
 
 MADE_BY = 'made_by.json'   # beside coarse masks: how, and of what pictures, they were drawn
+DRAWN_BY = 'generate_Coarse_mask.py'
 
 
 @dataclass(frozen=True)
@@ -167,23 +170,34 @@ def crops_of_subset(entries, limit, seed):
 def coarse_paths(layout, folder, pictures):
     """The coarse masks of pictures: `<stem>.png` in `folder`.
 
-    Raises InputError naming those that are missing, or drawn of an earlier state of the picture.
+    Raises InputError naming those that are missing, changed, or drawn of an earlier state of the picture.
     """
-    paths = [folder / f'{picture.stem}.png' for picture in pictures]
-    drawn = files.read_json(folder / MADE_BY, 'pictures').get('pictures', {})
-    outdated = [f'{path}: is missing, or not drawn from the present {picture}'
-                for path, picture in zip(paths, pictures, strict=True) if not is_drawn(path, picture, drawn)]
+    record, paths = coarse_record(layout, folder), [folder / f'{picture.stem}.png' for picture in pictures]
+    contents = [record.contents.of_all(files, f'{folder.name}: reading') for files in (pictures, paths)]
+    outdated = [f'{path}: is missing, or not as it was drawn from the present {picture}'
+                for path, picture, source, own in zip(paths, pictures, *contents, strict=True)
+                if not record.holds(path.name, source, own)]
     if outdated:
         raise InputError(f'{len(outdated)} coarse masks are missing', outdated,
-                         f'{layout.command("generate_Coarse_mask.py")}, with the settings in made_by.json')
+                         draw_command(layout, record.head))
     return paths
 
 
-def is_drawn(mask, picture, drawn):
-    """True when a coarse mask was drawn from the present picture.
+def coarse_record(layout, folder):
+    """The Record of a folder of coarse masks; its head holds 'facts' (how they were drawn) and 'settings'."""
+    record = Record(folder / MADE_BY, Contents(layout.cache), ('facts', 'settings', 'pictures'))
+    # What earlier versions recorded: {stem: hash of the picture}.
+    for stem, content in record.head.pop('pictures', {}).items():
+        record.made.setdefault(f'{stem}.png', (content, ''))
+    return record
 
-    It has the picture's time or, in a copied folder that lost the times, `drawn` ({stem: hash}, as
-    made_by.json records it) knows the picture's content.
-    """
-    return mask.is_file() and (files.is_current(mask, picture.stat().st_mtime_ns) or (
-        picture.stem in drawn and drawn[picture.stem] == files.fingerprint(picture)))
+
+def draw_command(layout, record):
+    """The command that draws coarse masks as those were drawn, or begun, that a record (dict) is of."""
+    facts = record.get('facts', {})
+    values = {'INPUT_SIZE': facts.get('input_size'), 'TTA': facts.get('views', 6) == 6}
+    values |= record.get('settings', {})   # which earlier versions wrote at the end alone
+    if 'fold_networks' in facts:
+        values['CROSS_FIT'] = len(str(facts['fold_networks']).split(','))
+    script = Path(__file__).resolve().parent.parent / DRAWN_BY
+    return layout.command(DRAWN_BY, *settings.options(script, values))

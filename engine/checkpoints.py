@@ -2,7 +2,7 @@
 
 import torch
 
-from engine import files
+from engine import files, packing
 from engine.errors import InputError
 
 USUAL = (torch.float32, torch.float64, torch.float16, torch.bfloat16,   # of parameters
@@ -42,6 +42,8 @@ def load(path, remedy):
     Raises InputError when the file is missing, truncated or holds anything but data.
     """
     try:
+        if path.suffix == packing.SUFFIX:
+            return packing.read(path)
         return torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:
         raise InputError('A checkpoint is missing', [f'{path}: is missing'], remedy) from None
@@ -50,7 +52,7 @@ def load(path, remedy):
     except Exception as error:   # noqa: BLE001 - torch raises many kinds for a damaged file
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise InputError('A checkpoint cannot be read', [f'{path}: {reason}'],
-                         f'it is truncated, or not a PyTorch weight file; remove it, then: {remedy}'
+                         f'it is truncated, or not a weight file; remove it, then: {remedy}'
                          ) from None
 
 

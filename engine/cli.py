@@ -1,5 +1,6 @@
 """How every script starts and ends: exit codes, and messages instead of tracebacks."""
 import errno
+import multiprocessing
 import os
 import signal
 import sys
@@ -7,11 +8,19 @@ import sys
 from engine.errors import InputError
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,   # the disk
-              errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)   # the path
+              errno.EFBIG, errno.EIO,
+              errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,   # the path
+              errno.ENAMETOOLONG, errno.ELOOP)
+TOO_MANY = 'Too many open files'
+NO_MEMORY = "can't allocate memory"   # of PyTorch, for a CPU
+AGAIN = 'the same command again'
+HANG_UP = getattr(signal, 'SIGHUP', signal.SIGTERM)   # the terminal is gone; Windows has no such signal
+
+_going_on = AGAIN   # how this program goes on where it stops
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM arrived, and everything worth keeping has been saved.
+    """Ctrl-C, SIGTERM or a hang-up arrived, and everything worth keeping has been saved.
 
     number : int   of the signal; the exit code is 128 + number, as shells expect
     """
@@ -19,6 +28,24 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number):
         super().__init__(f'interrupted by signal {int(number)}')
         self.number = number
+
+
+def end_on_ctrl_c():
+    """Let Ctrl-C end the program with one line until `launch`; for scripts, before their imports."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:   # else the shell wants it ignored
+        signal.signal(signal.SIGINT, _end_at_once)
+
+
+def _end_at_once(number, _frame):
+    os.write(2, b'\ninterrupted before anything had begun\n')
+    os._exit(128 + number)   # an exception might be swallowed in the middle of an import
+
+
+def begun_anew():
+    """Note that RESUME=False has cleared a run: a program that stops from now on goes on without it."""
+    global _going_on
+    given = any(word.startswith('--RESUME') for word in sys.argv)
+    _going_on = f'{AGAIN}, {"without --RESUME=False" if given else "with --RESUME=True"},'
 
 
 def processes():
@@ -32,44 +59,108 @@ def processes():
 
 def launch(main):
     """Run `main()`; exit with 0, 2 (bad input or a full disk, said on stderr) or 128 + signal."""
+    global _going_on
+    _going_on = AGAIN
+    if signal.getsignal(signal.SIGINT) is _end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _interrupt)    # as Ctrl-C: temporary files are removed
+    if not ignores_hang_up():
+        signal.signal(HANG_UP, _interrupt)
     try:
-        if processes()[0] > 0:
-            sys.stdout = open(os.devnull, 'w')   # one process speaks for all
+        if processes()[0] > 0 or sys.stdout is None:   # one process speaks for all; `>&-` closed it
+            sys.stdout = open(os.devnull, 'w')
         main()
-    except (InputError, OSError, RuntimeError) as error:
-        # A loader process that dies in the middle of a save is heard of there; PyTorch then stumbles over the
-        # unfinished file, and only that second error arrives here.
-        before = error.__context__
-        explanation = _explained(error) or (isinstance(before, RuntimeError) and _explained(before))
-        if not explanation:
+        sys.stdout.flush()   # what nobody reads is found out here, if not earlier
+    except (Exception, KeyboardInterrupt) as error:
+        code, said = _end_of(error)
+        if not code:
             raise
-        print(f'\nerror: {explanation}', file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt as interruption:
-        number = getattr(interruption, 'number', signal.SIGINT)
-        print(f'\n{str(interruption) or "interrupted"}; run the same command again to go on', file=sys.stderr)
-        sys.exit(128 + number)
+        _say(said)
+        sys.exit(code)
+    finally:
+        _end_loaders()
+        _drop_unwritable()
+
+
+def ignores_hang_up():
+    """True where the program was started to outlive its terminal (nohup)."""
+    return signal.getsignal(HANG_UP) is signal.SIG_IGN
+
+
+def is_hang_up(error):
+    """True for an OSError that says that nobody takes the program's output any more."""
+    return isinstance(error, BrokenPipeError) or (   # a pipe, or a terminal
+        isinstance(error, OSError) and error.errno == errno.EIO and error.filename is None)
+
+
+def _end_of(error):
+    """(exit code, message) of a program that an error ends; code 0 where only a programmer understands it."""
+    if is_hang_up(error):
+        return 128 + signal.SIGPIPE, f'nobody reads the output any more; run {_going_on} to go on'
+    if isinstance(error, KeyboardInterrupt):
+        said = f'{str(error) or "interrupted"}; run {_going_on} to go on'
+        return 128 + getattr(error, 'number', signal.SIGINT), said
+    # A loader process that dies in the middle of a save is heard of there; PyTorch then stumbles over the
+    # unfinished file, and only that second error arrives here.
+    before = error.__context__
+    explanation = _explained(error) or (isinstance(before, RuntimeError) and _explained(before))
+    return (2, f'error: {explanation.replace(AGAIN, _going_on).rstrip(",")}') if explanation else (0, '')
 
 
 def _explained(error):
     """What an error means for the user, and the remedy; '' for one that only a programmer understands."""
-    if isinstance(error, InputError):
-        return str(error)
-    if isinstance(error, OSError):
-        return '' if error.errno not in UNWRITABLE else (
-            f'{error.filename or "a file"} cannot be written or read: {error.strerror}\n'
-            'Remedy: make room, grant access or name another path, then run the same command again')
     lines = str(error).strip().splitlines() or ['']
+    if isinstance(error, InputError):
+        # Of one in a loader process PyTorch makes a new one, whose text begins with a traceback.
+        return str(error).rpartition('errors.InputError: ')[2]
+    if TOO_MANY in lines[-1]:
+        return f'{lines[-1]}\nRemedy: allow more of them, by `ulimit -n 4096` before the command'
+    if isinstance(error, OSError):
+        if error.errno not in (*UNWRITABLE, None):
+            return ''
+        said = f'{error.filename or "a file"} cannot be written or read: {error.strerror}'
+        return (f'{said if error.errno else lines[-1]}\n'   # without a number: from a loader process
+                f'Remedy: make room, grant access or name another path, then run {AGAIN}')
+    if isinstance(error, MemoryError) or NO_MEMORY in lines[-1]:
+        return f'the machine is out of memory: {lines[-1]}\nRemedy: lower BATCH_SIZE or INPUT_SIZE'
     if type(error).__name__ == 'OutOfMemoryError':
         return f'the device is out of memory: {error}\nRemedy: lower BATCH_SIZE'
-    if 'DataLoader worker' in str(error):   # in the last line; above it stands the process's traceback
+    if isinstance(error, RuntimeError) and 'DataLoader worker' in str(error):
+        # In the last line; above it stands the process's traceback.
         return (f'a loader process died: {lines[-1]}\nRemedy: give the machine more memory (or /dev/shm), or '
                 'load without such processes: --NUM_WORKERS=0')
     if type(error).__module__.startswith(('torch._dynamo', 'torch._inductor')):
         return (f'the network cannot be compiled: {lines[0]}\nRemedy: install the compiler that it names, or '
                 'train without: --COMPILE=off')
     return ''
+
+
+def _end_loaders():
+    """Kill loader processes: they ignore the SIGTERM by which Python would end them, and wait for them."""
+    if loaders := multiprocessing.active_children():
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)   # PyTorch's handler would raise an error
+        for loader in loaders:
+            loader.kill()
+            loader.join()
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _say(text):
+    try:
+        print(f'\n{text}', file=sys.stderr)
+    except OSError:   # nobody reads it
+        pass
+
+
+def _drop_unwritable():
+    """Let what cannot be written go: Python would try again at its end, and complain."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        except (AttributeError, ValueError):   # never there, or closed
+            pass
 
 
 def _interrupt(number, _frame):

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,8 @@ from tqdm import tqdm
 
 from engine.errors import InputError
 
-TICK = 10_000_000       # nanoseconds; the coarsest time stamp of a usual file system (exFAT)
 ABANDONED_AFTER = 600   # seconds; no file rests that long while it is written
+TEMPORARY = re.compile(r'\..*-[0-9a-f]{12}(\.[^.]*)?')   # names that `replacing` gives, and nobody else
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)   # disk full, quota used up, larger than a file may be
 
 
@@ -61,16 +62,8 @@ def remove_abandoned(folder, age=None):
     oldest = time.time() - (ABANDONED_AFTER if age is None else age)
     for path in Path(folder).glob('.*-*'):
         with contextlib.suppress(OSError):   # gone meanwhile, or a folder
-            if age == 0 or path.stat().st_ctime < oldest:
+            if TEMPORARY.fullmatch(path.name) and (age == 0 or path.stat().st_ctime < oldest):
                 path.unlink()
-
-
-def is_current(output, stamp):
-    """True when the file `output` exists and carries its source's modification time `stamp` (ns)."""
-    try:
-        return abs(output.stat().st_mtime_ns - stamp) < TICK
-    except OSError:
-        return False
 
 
 def fingerprint(*paths, progress=''):
@@ -80,15 +73,6 @@ def fingerprint(*paths, progress=''):
         with open(path, 'rb') as file:
             while block := file.read(1 << 22):
                 digest.update(block)
-    return digest.hexdigest()[:16]
-
-
-def stamp(paths, head):
-    """16 hex digits of names, sizes and times of files, and of a text: cheaper than what is in them."""
-    digest = hashlib.sha256(f'{head}\n'.encode())
-    for path in paths:
-        facts = path.stat()
-        digest.update(f'{path.name} {facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns}\n'.encode())
     return digest.hexdigest()[:16]
 
 

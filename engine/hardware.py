@@ -1,10 +1,12 @@
 """Devices, precision, determinism, and the processes of a torchrun launch."""
 import contextlib
+import math
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'fp32': torch.float32}
 COMPILATIONS = ('default', 'reduce-overhead', 'max-autotune')   # modes of torch.compile
 WORKERS_AUTO = -1
 MOST_AT_ONCE = 16   # items of `on_each_core`: each holds feature maps of 100 to 200 MB
+LEAST_FILES, FILES = 256, 1024   # open at once: what loader processes need, and what they get where allowed
 PATIENCE = timedelta(hours=3)   # processes wait for one that decodes all pictures
 
 
@@ -126,10 +129,63 @@ def on_each_core(function, items, device):
 def workers(setting, device):
     """Number of loader processes: the setting, or with -1 some beside an NVIDIA GPU and none elsewhere
     (a CPU has better to do, and Apple's would have to copy the cached pictures to each)."""
-    if setting != WORKERS_AUTO:
-        return setting
-    share = (os.cpu_count() or 1) // int(os.environ.get('LOCAL_WORLD_SIZE', 1))
-    return min(8, max(1, share)) if device.type == 'cuda' else 0
+    number = setting
+    if setting == WORKERS_AUTO:
+        share = (os.cpu_count() or 1) // int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+        number = min(8, max(1, share)) if device.type == 'cuda' else 0
+    if number:
+        _allow_files()
+    return number
+
+
+def _allow_files():
+    """Raise the limit on open files to what loader processes need: each tensor that they hand over is one.
+
+    Below it a batch may never arrive. Raises InputError where the limit cannot be raised far enough.
+    """
+    if os.name != 'posix':
+        return
+    import resource  # Windows has none
+    allowed, most = (math.inf if limit == resource.RLIM_INFINITY else limit
+                     for limit in resource.getrlimit(resource.RLIMIT_NOFILE))
+    if allowed < FILES:
+        allowed = min(FILES, most)
+        if allowed < LEAST_FILES:
+            raise InputError(f'Loader processes need {LEAST_FILES} open files; {allowed} are allowed',
+                             remedy='allow more (`ulimit -n 1024`), or load without them: --NUM_WORKERS=0')
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+def free_memory():
+    """Bytes of memory and swap that a process can still get; infinity on systems that do not say."""
+    try:
+        facts = dict(line.split()[:2] for line in Path('/proc/meminfo').read_text().splitlines())
+        free = 1024 * (int(facts['MemAvailable:']) + int(facts['SwapFree:']))
+    except (OSError, LookupError, ValueError):
+        return math.inf
+    with contextlib.suppress(OSError, ValueError):   # a container may have less than its machine
+        free = min(free, int(Path('/sys/fs/cgroup/memory.max').read_text()))
+    return free
+
+
+def keep_below(limit, refusal):
+    """Context that raises `refusal` when a forward pass keeps more than `limit` bytes for its gradient.
+
+    Else the system kills the process that asks for more memory than there is, without a word.
+    """
+    seen, kept = set(), 0
+
+    def keep(tensor):
+        nonlocal kept
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            kept += storage.nbytes()
+        if kept > limit:
+            raise refusal
+        return tensor
+
+    return torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
 
 
 def seed_step(seed, step, rank):

@@ -4,13 +4,14 @@ import json
 import math
 import platform
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from engine import checkpoints, figures, files, hardware, images
+from engine import checkpoints, cli, figures, files, hardware, images
 from engine.errors import InputError
 
 # A run may go on under another value of these; every other constant defines the run.
@@ -61,9 +62,9 @@ class Run:
         """
         state = None
         if resume and self.last.exists():
-            self._refuse_other_settings()
             state = checkpoints.load(self.last, GO_ANEW)
-            before = checkpoints.read_config(self.last)
+            before = self._recorded(state)
+            self._refuse_other_settings(before)
             self.config['start'], self.was_finished = before.get('start'), 'finished' in before
             self.config['processes'] = before.get('processes', 1)
         elif resume and (there := [path for path in self.kept.values() if path.exists()]):
@@ -71,6 +72,8 @@ class Run:
                              [f'{path}: is there, but no last.pth to go on from' for path in there],
                              'use another --ROOT, or overwrite them with --RESUME=False')
         hardware.barrier(self.process)   # nobody looks any more at what is cleared now
+        if not resume:
+            cli.begun_anew()
         if self.process.main:
             if state is None:
                 records = [self.folder / name for name in ('last.pth', 'metrics.jsonl', 'config.json')]
@@ -107,8 +110,28 @@ class Run:
     def _write_config(self):
         files.write_text(self.folder / 'config.json', json.dumps(self.config, indent=1) + '\n')
 
-    def _refuse_other_settings(self):
-        before = self._read_config(self.last)
+    def defined_by(self):
+        """What a run must not change, as text for last.pth: where config.json is lost, this says it."""
+        kept = {name: value for name, value in self.config['settings'].items() if name not in MAY_CHANGE}
+        return json.dumps({'settings': kept, 'inputs': self.config['inputs']})
+
+    def _recorded(self, state):
+        """What config.json says of the run, else the content of its last.pth (`state`)."""
+        try:
+            if before := self._read_config(self.last):
+                return before
+            lost = f'{self.folder / "config.json"}: is missing'
+        except InputError as error:
+            lost = error.faults[0]
+        try:
+            recorded = files.json_object(state['run'], 'settings', 'inputs')
+        except (LookupError, TypeError, ValueError):   # of an earlier version, or no state at all
+            raise InputError('A run does not say with which settings and data it was begun', [lost],
+                             f'bring a copy of config.json back, or {GO_ANEW}') from None
+        print(f'{lost}; it is written anew from {self.last}, which does not know what the run started from')
+        return recorded
+
+    def _refuse_other_settings(self, before):
         faults = []
         for part in ('settings', 'inputs'):
             old, new = before.get(part, {}), json.loads(json.dumps(self.config[part]))
@@ -129,14 +152,19 @@ class Run:
             return False
         return True
 
-    def take_up_rows(self, step):
-        """Take up metrics.jsonl up to `step`; later rows belong to work that was lost and is redone."""
-        path = self.folder / 'metrics.jsonl'
-        try:
-            rows = read_rows(path) if path.exists() else []
-        except ValueError as error:
-            raise InputError('A run folder is damaged', [f'{path}: {error}'], GO_ANEW) from None
-        self.rows = [row for row in rows if row['step'] <= step]
+    def take_up_rows(self, step, validations):
+        """Take up metrics.jsonl up to `step`; later rows belong to work that was lost and is redone.
+
+        validations : how many there have been. Lines that are missing or damaged cost the curves alone.
+        """
+        path, self.rows = self.folder / 'metrics.jsonl', []
+        for line in path.read_bytes().splitlines() if path.is_file() else []:
+            with contextlib.suppress(ValueError):
+                row = _row(line.decode())
+                self.rows += [row] if row['step'] <= step else []
+        if len(self.rows) < validations:
+            print(f'{path}: {validations - len(self.rows)} of {validations} lines are missing or damaged; '
+                  f'the training goes on, its curves lack them')
         if self.process.main:
             self._write_rows()
 
@@ -196,11 +224,16 @@ class Run:
 
 def read_rows(path):
     """The rows of a metrics.jsonl: dicts of numbers with a 'step'; null stands for NaN. Raises ValueError."""
-    rows = [{name: math.nan if value is None else value for name, value in files.json_object(line).items()}
-            for line in path.read_text(encoding='utf-8').splitlines() if line.strip()]
-    if not all('step' in row for row in rows):
+    return [_row(line) for line in path.read_text(encoding='utf-8').splitlines() if line.strip()]
+
+
+def _row(line):
+    row = {name: math.nan if value is None else value for name, value in files.json_object(line).items()}
+    if 'step' not in row:
         raise ValueError('holds a line without a step')
-    return rows
+    if any(not isinstance(value, (int, float)) or abs(value) > sys.float_info.max for value in row.values()):
+        raise ValueError('holds what is no number')
+    return row
 
 
 def versions(device):

@@ -11,7 +11,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from engine import augment
+from engine import augment, cli
 
 ORDER = 2**63   # keeps the shuffling's random streams apart from the geometries'
 
@@ -58,15 +58,14 @@ class Pictures(Dataset):
 
 
 def stream(dataset, batch_size, first_step, last_step, rank=0, world=1, workers=0):
-    """Batches of steps first_step .. last_step - 1 for one of `world` processes, as a DataLoader.
+    """Batches of steps first_step .. last_step - 1 for one of `world` processes: a DataLoader, good for once.
 
     batch_size : over all processes together, a multiple of `world`; process `rank` gets its share
     of every batch.
     """
-    batches = list(shares(batch_size, first_step, last_step, rank, world))
-    return DataLoader(dataset, batch_sampler=batches, num_workers=workers,
-                      pin_memory=torch.cuda.is_available(), prefetch_factor=4 if workers else None,
-                      worker_init_fn=start_worker)
+    return DataLoader(dataset, batch_sampler=shares(batch_size, first_step, last_step, rank, world),
+                      num_workers=workers, pin_memory=torch.cuda.is_available(),
+                      prefetch_factor=4 if workers else None, worker_init_fn=start_worker)
 
 
 def unpaired(**streams):
@@ -96,10 +95,12 @@ def to_device(array, device):
 
 
 def start_worker(_number):
-    """Begin a loader process: one thread; Ctrl-C and SIGTERM are left to the main process.
+    """Begin a loader process: one thread; Ctrl-C, SIGTERM and hang-ups are left to the main process.
 
-    Both often reach the whole process group; the main process finishes its step first.
+    They often reach the whole process group; the main process finishes its step first. `cli.launch` ends
+    what is left of these processes.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(cli.HANG_UP, signal.SIG_IGN)
     cv2.setNumThreads(0)

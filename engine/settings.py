@@ -8,6 +8,7 @@ values are literals of the constant's own type.
 """
 import argparse
 import ast
+import contextlib
 import difflib
 import io
 import sys
@@ -73,6 +74,25 @@ def resolved(script, overrides):
     _override(values, Path(script), overrides, 'overrides', faults)
     _refuse(Path(script), faults)
     return values
+
+
+def options(script, values):
+    """The words of a command line, --NAME=value, that give a script (path) the settings of an earlier run.
+
+    values : dict, perhaps from a json; ROOT and RESUME are left out, and what the script would not take
+    """
+    recipe, words = values.get('RECIPE', 'default'), []
+    try:
+        plain = resolved(script, {'RECIPE': recipe})
+    except InputError:   # a recipe that is gone
+        recipe, plain = 'default', read_values(script)
+    if recipe != 'default':
+        words.append(f'--RECIPE={recipe}')
+    for name in plain.keys() & values.keys() - {'ROOT', 'RECIPE', 'RESUME'}:
+        with contextlib.suppress(ValueError):
+            if (value := convert(name, values[name], plain)) != plain[name]:
+                words.append(f'--{name}={literal(value)}')
+    return sorted(words)
 
 
 def _refuse(script, faults):

@@ -1,4 +1,5 @@
 """The one training loop: supervised trainings and GANs, stopped anywhere and resumed to the last bit."""
+import contextlib
 import math
 import signal
 import time
@@ -10,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from engine import checkpoints, hardware
-from engine.cli import Interrupted
+from engine.cli import HANG_UP, Interrupted, ignores_hang_up, is_hang_up
 from engine.errors import InputError
 
 SECONDS_BETWEEN_SAVES = 60   # of last.pth, beside best scores and the end: a GPU validates every few seconds
@@ -18,6 +19,7 @@ STEPS_BETWEEN_MEANS = 10   # how often a GPU is asked for its losses, and proces
 GO_ON = ('lower LEARNING_RATE with --RESUME=False, or look at the pictures; last.pth, where there is one, '
          'holds the last good state')
 GO_ANEW = 'start anew with --RESUME=False'
+ONE_VALUE = 'Expected more than 1 value per channel'   # of PyTorch, from a batch norm
 
 
 @dataclass
@@ -32,9 +34,11 @@ class Task:
         generator goes on: code behind a `yield` sees the new weights, code behind the last one ends the
         step (clamp a weight there). models : the networks by name, perhaps wrapped or compiled;
         batch : on the device
-    validate() : {name: float}, `monitor` first; called in every process. panel(path) draws some pictures
+    validate() : {name: float}, `monitor` first; called in every process. Raises FloatingPointError when an
+        output is not finite. panel(path) draws some pictures
     rate(step) : factor on the optimisers' own learning rates, 1 to keep them
     monitor : score that selects the weights to keep; None keeps the last ones
+    chance : the score of a network that has learned nothing; None where there is no such number
     score_start : validate before the first step, and keep what the training starts from where nothing
         later is better
     """
@@ -46,6 +50,7 @@ class Task:
     panel: Callable
     rate: Callable
     monitor: str | None = None
+    chance: float | None = None
     smaller_is_better: bool = False
     score_start: bool = False
 
@@ -65,13 +70,13 @@ def fit(task, cfg, run, process, total_steps, validate_every):
     """Train to total_steps, validating every validate_every steps; resume where the run stopped.
 
     cfg : AMP, COMPILE, PATIENCE, RESUME, SEED; FREEZE_BN and SYNC_BN where networks have batch norms
-    Writes kept weights, last.pth, metrics.jsonl and figures into run.folder. Raises Interrupted
-    after saving when Ctrl-C or SIGTERM arrives, InputError on a loss that is not finite.
+    Writes kept weights, last.pth, metrics.jsonl and figures into run.folder. Raises Interrupted after
+    saving when Ctrl-C, SIGTERM or a hang-up arrives, InputError on a loss or an output that is not finite.
     """
     session = Session(task, cfg, run, process, total_steps)
     progress = session.progress
     if progress.finished(total_steps, cfg.PATIENCE):
-        print(f'{run.folder}: already trained, {progress.summary(task.monitor)}; '
+        print(f'{run.folder}: already trained, {progress.summary(task)}; '
               f'nothing to do (--RESUME=False starts anew)')
         session.finish(draw=not run.was_finished)   # else it was killed between its last step and its end
         return
@@ -79,8 +84,8 @@ def fit(task, cfg, run, process, total_steps, validate_every):
     print(f'training on {process.world} x {process.device}, {session.precision}, '
           f'steps {progress.step} to {total_steps}')
     stream = task.stream(progress.step, total_steps)
-    with Stopping() as stopping, tqdm(total=total_steps, initial=progress.step, unit='step',
-                                      disable=not process.main) as bar:
+    with Stopping() as stopping, _saving_on_hang_up(session), tqdm(
+            total=total_steps, initial=progress.step, unit='step', disable=not process.main) as bar:
         if task.score_start and progress.validations == 0:
             session.validate()
         session.train_mode()
@@ -99,7 +104,18 @@ def fit(task, cfg, run, process, total_steps, validate_every):
                 session.save()
                 raise Interrupted(stopping.signal or signal.SIGTERM)
     session.finish(draw=True)
-    print(f'{run.folder}: {progress.summary(task.monitor)}')
+    print(f'{run.folder}: {progress.summary(task)}')
+
+
+@contextlib.contextmanager
+def _saving_on_hang_up(session):
+    """Save when a step or score can no longer be said because nobody takes the output any more."""
+    try:
+        yield
+    except OSError as error:
+        if is_hang_up(error):
+            session.save()
+        raise
 
 
 class Session:
@@ -121,12 +137,11 @@ class Session:
         state = run.begin(cfg.RESUME)
         if state is not None:
             self._take_up(state)
-            if process.main and self.progress.best_step == self.progress.step and not (
-                    run.was_finished and run.holds_weights()):
-                self._keep()   # the run may have been killed after last.pth and before them
+            self._mend_weights()
         self.models = {name: _distribute(network, process, getattr(cfg, 'SYNC_BN', True), cfg.COMPILE)
                        for name, network in task.networks.items()}
         self._saved = -math.inf
+        self._fits = process.device.type != 'cpu' or cfg.COMPILE != 'off'   # a step fits into the memory
 
     def _named(self, what, optimizer):
         """What a number of an optimiser is called in the log: the bare word where it is the only one."""
@@ -148,9 +163,23 @@ class Session:
             if state['scaler'] and self.precision == 'fp16':
                 self.scaler.load_state_dict(state['scaler'])
             self.progress.restore(state['progress'])
-            self.run.take_up_rows(self.progress.step)
+            self.run.take_up_rows(self.progress.step, self.progress.validations)
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise InputError('A checkpoint cannot be used', [f'{self.run.last}: {error}'], GO_ANEW) from None
+
+    def _mend_weights(self):
+        """Write the best weights where last.pth is of their step; InputError where earlier ones are lost."""
+        progress, run = self.progress, self.run
+        if not (self.process.main and progress.validations):
+            return
+        if progress.best_step == progress.step:
+            if not (run.was_finished and run.holds_weights()):
+                self._keep()   # the run may have been killed after last.pth and before them
+        elif self.task.monitor and not run.holds_weights():
+            raise InputError('The best weights are lost', [
+                f'{path}: is missing or damaged; it was of step {progress.best_step}, last.pth is of step '
+                f'{progress.step}' for path in run.kept.values()],
+                f'bring a copy back; or train anew: remove {run.folder}, then run the same command again')
 
     def step(self, batch):
         """One step: for each loss in turn its gradient, and its optimiser's step."""
@@ -166,7 +195,7 @@ class Session:
         while True:
             # Entered anew for each loss: until it is left, autocast remembers the weights in low precision,
             # and the optimiser changes them.
-            with hardware.autocast(self.precision, device):
+            with hardware.autocast(self.precision, device), self._fitting():
                 name, loss, parts = next(losses, (None, None, None))
             if name is None:
                 break
@@ -180,6 +209,22 @@ class Session:
             self.scaler.update(None if self.precision == 'fp16' else 1.0)
             found |= {self._named('loss', name): loss, **parts}
         progress.add(found)
+        self._fits = True
+
+    @contextlib.contextmanager
+    def _fitting(self):
+        """Say of the first step what it lacks: memory, or a second value for a batch norm."""
+        free = math.inf if self._fits else hardware.free_memory()
+        too_large = InputError(f'A step needs more than the {free / 1e9:.1f} GB of memory that are free',
+                               remedy='lower BATCH_SIZE or INPUT_SIZE')
+        try:
+            with contextlib.nullcontext() if self._fits else hardware.keep_below(free, too_large):
+                yield
+        except ValueError as error:
+            if ONE_VALUE not in str(error):
+                raise
+            raise InputError('A batch of one picture is too small for the batch norms', remedy='raise '
+                             'BATCH_SIZE to two for each process, or use --FREEZE_BN=True') from None
 
     def validate(self):
         """Score the networks; save the state to go on from, when the score is the best so far, or the last
@@ -192,24 +237,30 @@ class Session:
         speed = progress.speed()
         rates = {self._named('lr', name): optimizer.param_groups[0]['lr'] if progress.step else 0.0
                  for name, optimizer in task.optimizers.items()}
-        losses, scores = progress.take_means(self.process), task.validate()
+        losses, scores = progress.take_means(self.process), self._scores()
         row = {'step': progress.step, **rates, **losses, **scores}
         best = progress.note_score(math.nan if task.monitor is None else row[task.monitor])
-        if self.process.main:
-            run.log(row, speed, scores)
-            shown = '  '.join(f'{name} {value:.4g}' for name, value in row.items() if name != 'step')
-            mark = '  *' if best and task.monitor else ''
-            tqdm.write(f'step {progress.step}: {shown}  {speed:.2f} steps/s{mark}')
+        run.log(row, speed, scores)
         waited = time.monotonic() - self._saved
         due = waited >= SECONDS_BETWEEN_SAVES or progress.finished(self.total_steps, self.cfg.PATIENCE)
         if due or (best and task.monitor):
             self.save()
             if self.process.main and best:   # after last.pth, from which they can be made
                 self._keep()
+        if self.process.main:   # after the saves: a terminal or a pipe may be gone
+            shown = '  '.join(f'{name} {value:.4g}' for name, value in row.items() if name != 'step')
+            mark = '  *' if best and task.monitor else ''
+            tqdm.write(f'step {progress.step}: {shown}  {speed:.2f} steps/s{mark}')
         if progress.step < self.total_steps:
             run.draw(task)
         hardware.barrier(self.process)
         progress.restart_clock()
+
+    def _scores(self):
+        try:
+            return self.task.validate()
+        except FloatingPointError as error:
+            raise InputError(f'{error} after step {self.progress.step}', remedy=GO_ON) from None
 
     def save(self):
         """Write last.pth; never from weights that a loss without a finite value has reached."""
@@ -218,8 +269,8 @@ class Session:
             states = {kind: {name: part.state_dict() for name, part in parts.items()} for kind, parts in (
                 ('networks', self.task.networks), ('optimizers', self.task.optimizers))}
             checkpoints.save({'progress': self.progress.state(), **states,
-                              'scaler': self.scaler.state_dict() if self.precision == 'fp16' else {}},
-                             self.run.last)
+                              'scaler': self.scaler.state_dict() if self.precision == 'fp16' else {},
+                              'run': self.run.defined_by()}, self.run.last)
         self._saved = time.monotonic()
 
     def _keep(self):
@@ -369,12 +420,14 @@ class Progress:
             self.best = self.best if math.isnan(score) else score
         return best
 
-    def summary(self, monitor):
+    def summary(self, task):
         """'best JA 0.8012 at step 500' for the terminal."""
-        if monitor is None:
+        if task.monitor is None:
             return f'trained for {self.step} steps'
         score = f'{self.best:.4f}' if math.isfinite(self.best) else 'undefined (a class is absent)'
-        return f'best {monitor} {score} at step {self.best_step}'
+        learned = '' if task.chance is None or self.best > task.chance or not math.isfinite(self.best) else (
+            ', no better than chance: NOTHING WAS LEARNED (lower LEARNING_RATE or train longer)')
+        return f'best {task.monitor} {score} at step {self.best_step}{learned}'
 
     def restart_clock(self):
         self._since, self._from = time.monotonic(), self.step
@@ -385,14 +438,15 @@ class Progress:
 
 
 class Stopping:
-    """While active, Ctrl-C and SIGTERM set `signal` instead of ending the process at once.
+    """While active, Ctrl-C, SIGTERM and hang-ups set `signal` instead of ending the process at once.
 
     A second signal of the kind ends it in the usual way.
     """
 
     def __enter__(self):
         self.signal = None
-        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = {signal.SIGINT, signal.SIGTERM} | (set() if ignores_hang_up() else {HANG_UP})
+        self._before = {number: signal.getsignal(number) for number in numbers}
         for number in self._before:   # one may arrive at once
             signal.signal(number, self._note)
         return self

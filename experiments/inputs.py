@@ -1,4 +1,5 @@
 """The lists of stage 1 that a script reads: what is missing, how much there is, what is in it."""
+import contextlib
 import hashlib
 import json
 import os
@@ -6,6 +7,7 @@ import os
 from dataset import isic, splits
 from dataset.layout import SPLITS
 from engine import files
+from engine.contents import Contents
 from engine.errors import InputError
 
 READERS = {'seg': isic.read_segmentation_list, 'cls': isic.read_classification_list}   # kinds of lists
@@ -64,37 +66,35 @@ def fingerprint(layout, kind, split):
 def content(layout, kind, split):
     """Hash of the content of the files in a list, in order: what an evaluation records as its data.
 
-    The files are read once: the hash is kept in dataset/cache/ and holds as long as their names, sizes and
-    times are the same. So a picture that is replaced by another one of the same size *and* time is noticed
-    when the times change, as they do in a copy. The training scripts look at every pixel.
+    The hash is kept in dataset/cache/ beside the hashes of the single files, of which it is a function.
     """
     folder = layout.segmentation(split) if kind == 'seg' else layout.crops(split)
     named = isic.read_list(path_of(layout, kind, split), folder)
     paths = [one for path, word in named for one in ((path, folder / word) if kind == 'seg' else (path,))
              if os.path.isfile(one)]   # the script reports a missing mask
-    kept, name, stamp = layout.cache / 'contents.json', f'{kind} {split}', files.stamp(paths, kind)
-    known = files.read_json(kept)
-    if known.get(name, [''])[0] != stamp:
-        known[name] = stamp, files.fingerprint(*paths, progress=f'reading {kind} {split}')
+    kept, name = layout.cache / 'contents.json', f'{kind} {split}'
+    single = Contents(layout.cache).of_all(paths, f'reading {kind} {split}')
+    state, known = hashlib.sha256(' '.join(single).encode()).hexdigest()[:16], files.read_json(kept)
+    before = known.get(name)
+    if isinstance(before, list) and len(before) == 2 and before[0] == state:
+        return before[1]
+    known[name] = state, files.fingerprint(*paths, progress=f'reading {kind} {split}')
+    with contextlib.suppress(OSError):   # it saves time alone
         files.write_text(kept, json.dumps(known, indent=1) + '\n')
     return known[name][1]
 
 
-def pixels(layout, script, values):
-    """Fingerprints of the pixels that a training or mask-CN's evaluation would read now, as one set.
+def read_by_training(layout, script, values, masked):
+    """The data that a training would read now, (training, validation) as dataset.splits loads them.
 
-    Pictures, true masks and labels, not coarse masks; and of MDC not the pictures without a mask, which are
-    those that its mask-CN was trained on. They are cached as the script itself caches them.
-    values : the script's settings. Raises InputError where lists or files cannot be used.
+    Of MDC without the pictures that have no mask, of CROSS_FIT with those of all folds; cached as the script
+    itself caches them. values : its settings; masked : whether they have coarse masks beside them
+    Raises InputError where lists or files cannot be used.
     """
     limit = {'limit': values.get('TRAIN_IMAGES', 0), 'seed': values.get('SEED', 0)}
-    if script == 'eval_MaskCN.py':
-        loaded = [splits.classification(layout, values['SPLIT'], values['INPUT_SIZE'], False)]
-    elif script == 'train_MaskCN.py':
-        loaded = [splits.classification(layout, 'Training', values['INPUT_SIZE'], False, **limit),
-                  splits.classification(layout, 'Validation', values['INPUT_SIZE'], False,
-                                        whole_only=values['VALIDATION_CROPS'] == 1)]
-    else:
-        loaded = [splits.segmentation(layout, 'Training', values['CACHE_SIZE'], **limit),
-                  splits.segmentation(layout, 'Validation', values['INPUT_SIZE'])]
-    return {part for data in loaded for part in data.fingerprint.split('-')}
+    if script == 'train_MaskCN.py':
+        return (splits.classification(layout, 'Training', values['INPUT_SIZE'], masked, **limit),
+                splits.classification(layout, 'Validation', values['INPUT_SIZE'], masked,
+                                      whole_only=values['VALIDATION_CROPS'] == 1))
+    return (splits.segmentation(layout, 'Training', values['CACHE_SIZE'], masked, **limit),
+            splits.segmentation(layout, 'Validation', values['INPUT_SIZE'], masked))

@@ -12,9 +12,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from dataset import splits
+from dataset import folds, splits
 from dataset.layout import Layout
 from engine import checkpoints, files, settings
+from engine.contents import Contents
 from engine.errors import InputError
 from experiments import inputs
 from experiments.declarations import REPOSITORY
@@ -42,7 +43,8 @@ class RunStore:
         self.root, self.recipe, self.processes = Path(root), recipe, processes
         self.machine = machine or {}
         self.runs = self.root / RUNS
-        self._folders, self._values, self._fingerprints, self._lists = {}, {}, {}, {}
+        self._folders, self._values, self._lists = {}, {}, {}
+        self._contents = Contents(Layout(root).cache)
 
     # What a job is made from
 
@@ -149,16 +151,22 @@ class RunStore:
         return self._has_output(job, folder) and not outdated
 
     def _has_output(self, job, folder):
-        finished = files.read_json(self.root / folder / RECORD).get('finished')
-        return folder == HERE or bool(finished) and all(
-            path.exists() for path in self.written(job, Layout(self.root / folder)))
+        record = files.read_json(self.root / folder / RECORD)
+        written = self.written(job, Layout(self.root / folder))
+        if folder == HERE or not (record.get('finished') and all(path.exists() for path in written)):
+            return folder == HERE
+        # Networks from elsewhere may have been copied over those that were trained here.
+        return record.get('weights') in (None, self._weights(job, written))
+
+    def _weights(self, job, written):
+        return [self.fingerprint(path) for path in written] if job.network else None
 
     def outputs(self, job):
         """Folders below its root that a job writes and others read."""
         if not job.network:
             return ['Coarse_masks'] if job.script == MASKS else ['results']
-        folds = range(1, self.values(job).get('CROSS_FIT', 0) + 1)
-        return [f'models/{job.network}_fold{fold}' for fold in folds] or [f'models/{job.network}']
+        numbers = range(1, self.values(job).get('CROSS_FIT', 0) + 1)
+        return [f'models/{job.network}_fold{number}' for number in numbers] or [f'models/{job.network}']
 
     def written(self, job, layout=None):
         """What there must be when a job has ended, in its own folder or in another `layout`.
@@ -186,12 +194,9 @@ class RunStore:
 
     def fingerprint(self, path):
         """Of a file's content, '' where there is none."""
-        if not path.is_file():
-            return ''
-        key = str(path), path.stat().st_mtime_ns, path.stat().st_size
-        if key not in self._fingerprints:
-            self._fingerprints[key] = files.fingerprint(path)
-        return self._fingerprints[key]
+        found = self._contents.of(path)
+        self._contents.keep()
+        return found
 
     # Stages that lie in ROOT itself: are they what a job would make of the present data?
 
@@ -207,26 +212,38 @@ class RunStore:
             return False
 
     def _trained_in_root(self, job, made_from, layout):
-        values, pixels = self.values(job), None
+        values, read = self.values(job), None
         start = made_from['pretrained'] or 'random weights'
         if job.network == 'EnhancedSN' and values.get('START') != 'pretrained':
             start = self.fingerprint(layout.weights('CoarseSN'))
-        for weights in self.written(job, layout):
+        for number, weights in enumerate(self.written(job, layout), start=1):
             config = checkpoints.read_config(weights)
             recorded = config.get('settings', {})
             if not (weights.is_file() and config.get('finished') and not recorded.get('INITIAL_WEIGHTS')
                     and agree(made_from, recorded) and start in str(config.get('start'))
                     and config.get('processes', 1) == made_from['processes']):
                 return False
-            pixels = pixels or inputs.pixels(layout, job.script, values)
-            seen = [config.get('inputs', {}).get(part, '') for part in ('training', 'validation')]
-            if not pixels <= set('-'.join(seen).split('-')):
+            training, validation = read = read or inputs.read_by_training(
+                layout, job.script, values, self._reads_masks(job, layout))
+            if values.get('CROSS_FIT'):
+                training = folds.without(training, values['CROSS_FIT'], number, values['SEED'])
+            seen = {part: str(config.get('inputs', {}).get(part)) for part in ('training', 'validation')}
+            if values.get('TRANSFER') == 'mdc':   # behind them come pictures without a mask, of its mask-CN
+                seen['training'] = seen['training'][:len(training.fingerprint)]
+            if seen != {'training': training.fingerprint, 'validation': validation.fingerprint}:
                 return False
         if job.network != 'CoarseSN':
             transfer.require(layout, values.get('TRANSFER', 'e-layer'),
                              [layout.coarse_for_segmentation('Training')],
                              ('MaskCN',) if job.network == 'MaskCN' else ('MaskCN', 'EnhancedSN'))
         return True
+
+    def _reads_masks(self, job, layout):
+        """Whether the pictures of a job have coarse masks beside them."""
+        values = self.values(job)
+        if job.network == 'MaskCN':
+            return values['INPUT_CHANNEL'] == 4
+        return values.get('TRANSFER') in networks.GUIDED and networks.maskcn_reads_masks(layout)
 
     def _drawn_in_root(self, job, made_from, layout):
         values, folders = self.values(job), []
@@ -249,7 +266,9 @@ class RunStore:
                 result.get('weights', {}).get(network) == self.fingerprint(layout.weights(network))):
             return False
         if network == 'MaskCN':
-            return inputs.pixels(layout, job.script, values) <= set(str(result.get('data')).split('-'))
+            masked = networks.maskcn_reads_masks(layout)
+            data = splits.classification(layout, values['SPLIT'], values['INPUT_SIZE'], masked)
+            return result.get('data') == data.fingerprint
         return result.get('data') == inputs.content(layout, 'seg', values['SPLIT'])
 
     # Running
@@ -277,6 +296,8 @@ class RunStore:
         record = self.record(job)
         if job.script == MASKS:
             record['listed'] = self._fingerprint_of_lists(job, inputs.EVERYTHING)
+        if finished and job.network:
+            record['weights'] = self._weights(job, self.written(job))
         self._write(job, record | {'finished': finished, 'seconds': round(record['seconds'] + seconds, 1)})
 
     def _write(self, job, record):

@@ -5,10 +5,10 @@ import time
 
 import filelock
 
-from engine.cli import Interrupted
+from engine.cli import HANG_UP, Interrupted, ignores_hang_up
 from engine.errors import InputError
 
-ENDED_BY_SIGNAL = 128 + signal.SIGINT, 128 + signal.SIGTERM
+ENDED_BY_SIGNAL = [128 + number for number in (signal.SIGINT, signal.SIGTERM, HANG_UP, signal.SIGPIPE)]
 
 
 def run(store, jobs, failed):
@@ -65,7 +65,7 @@ def call(words):
         if process is not None:
             process.send_signal(number if number == signal.SIGINT else signal.SIGTERM)
 
-    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, 'SIGHUP') else [])]
+    numbers = {signal.SIGINT, signal.SIGTERM} | (set() if ignores_hang_up() else {HANG_UP})
     before = {number: signal.signal(number, forward) for number in numbers}
     try:
         process = subprocess.Popen(words, start_new_session=True)

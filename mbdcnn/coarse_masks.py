@@ -1,44 +1,83 @@
 """Which coarse-SN made the masks of stage 3, so that later stages refuse those of another."""
-import json
-
 from dataset import folds, isic, splits
 from engine import checkpoints, files
 from engine.errors import InputError
 
 RECORD = splits.MADE_BY
-SCRIPT = 'generate_Coarse_mask.py'
+SCRIPT = splits.DRAWN_BY
 FOLDS = 'fold_networks'   # the fact that masks of CROSS_FIT have in addition
 ALIKE = 'SEED', 'TRAIN_IMAGES', 'CACHE_SIZE'   # what decides which pictures a fold network sees
 
 
-def begin(folder, facts):
-    """Prepare a mask folder; masks made under other `facts` are removed, the others are kept.
+def lock(layout):
+    """The lock of all coarse masks of a root, while this process draws them.
 
-    facts : dict, with 'coarse_sn' the fingerprint of the weights
-    Returns {stem: hash} of the pictures that finished masks were drawn from, see splits.is_drawn.
+    Raises InputError when another process draws, or when the masks are another experiment's.
     """
-    path, all_masks = folder / RECORD, folder.parent
-    if all_masks.is_symlink() and (all_masks.parent / 'experiment.json').is_file():
+    folder = layout.coarse_masks
+    if folder.is_symlink() and (layout.root / 'experiment.json').is_file():
         raise InputError('These coarse masks belong to another experiment',
-                         [f'{all_masks}: is a link to {all_masks.resolve()}'], 'python reproduce_tables.py')
+                         [f'{folder}: is a link to {folder.resolve()}'], 'python reproduce_tables.py')
     folder.mkdir(parents=True, exist_ok=True)
-    files.remove_abandoned(folder)
-    record = files.read_json(path, 'pictures')
-    if record.get('facts') != facts:
-        record = {}
-        path.unlink(missing_ok=True)
-        for mask in folder.glob('*.png'):
-            mask.unlink()
-    files.write_text(path, json.dumps({'facts': facts, 'complete': False}) + '\n')
-    return record.get('pictures', {})
+    return files.lock(folder / '.lock', InputError(
+        'Two programs that draw coarse masks', [f'{folder}: another process draws there'],
+        'wait for it, or draw below another --ROOT'))
 
 
-def finish(folder, facts, pictures, cfg):
-    """Record that the folder holds the masks of all `pictures` (paths), and the Settings that drew them."""
-    hashes = files.for_all(files.fingerprint, pictures, f'{folder.name}: reading')
-    record = {'facts': facts, 'complete': True, 'masks': len(pictures), 'settings': vars(cfg),
-              'pictures': dict(zip([path.stem for path in pictures], hashes, strict=True))}
-    files.write_text(folder / RECORD, json.dumps(record) + '\n')
+def refuse_to_replace(layout, folders, facts):
+    """Raise InputError where masks would be replaced that are of the present networks, but drawn otherwise.
+
+    facts : as for `begin`. Masks of other networks serve for nothing any more and do not count.
+    """
+    faults, command = [], ''
+    for folder in folders:
+        count, record = len(list(folder.glob('*.png'))), splits.coarse_record(layout, folder)
+        before = record.head.get('facts', {})
+        if not count or before == facts or _of_other_networks(before, facts):
+            continue
+        words = ', '.join(f'{name}={before.get(name)}' for name in facts | before
+                          if before.get(name) != facts.get(name))
+        faults.append(f'{folder}: {count} masks that were drawn with {words}' if before else
+                      f'{folder}: {count} masks, and no {RECORD} that says how they were drawn')
+        command = command or (before and splits.draw_command(layout, record.head))
+    if faults:
+        keep = f'{command}, to keep them; ' if command else ''
+        raise InputError('Coarse masks would be deleted', faults,
+                         f'{keep}another --ROOT, to have both; --RESUME=False, to delete them and draw anew')
+
+
+def _of_other_networks(before, facts):
+    """True when masks with the facts `before` were drawn by other networks than those of `facts`."""
+    return before.get('coarse_sn', facts['coarse_sn']) != facts['coarse_sn'] or (
+        FOLDS in before and FOLDS in facts and before[FOLDS] != facts[FOLDS])
+
+
+def begin(layout, folder, facts, cfg, anew=False):
+    """Ready a mask folder; returns its engine.contents.Record, to which finished masks are to be noted.
+
+    Masks made under other `facts`, or all when `anew`, are removed and counted on the screen.
+    facts : dict, with 'coarse_sn' the fingerprint of the weights; cfg : the Settings that draw
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files.remove_abandoned(folder, age=0)
+    record = splits.coarse_record(layout, folder)
+    keep = record.head.get('facts') == facts and not anew
+    record.begin({'facts': facts, 'complete': False, 'settings': vars(cfg)}, keep)
+    former = [] if keep else list(folder.glob('*.png'))
+    for mask in former:
+        mask.unlink()
+    if former:
+        print(f'{folder}: {len(former)} masks of another drawing are removed')
+    return record
+
+
+def finish(record, pictures):
+    """Record that a folder holds the masks of all `pictures` (paths)."""
+    for picture in pictures:
+        source, own = record.made[f'{picture.stem}.png']
+        if not own:   # taken over from an earlier version
+            record.note(f'{picture.stem}.png', source)
+    record.finish(record.head | {'complete': True, 'masks': len(pictures)})
 
 
 def require(layout, folders, networks=()):
@@ -53,12 +92,12 @@ def require(layout, folders, networks=()):
     if not weights.is_file():
         raise InputError('Coarse masks cannot be checked', [f'{weights}: is missing'],
                          layout.command('train_CoarseSN.py'))
-    present, made, faults, options = files.fingerprint(weights), {}, [], []
+    present, made, faults, drawn = files.fingerprint(weights), {}, [], {}
     for folder in folders:
-        record = files.read_json(folder / RECORD, 'facts')
+        record = files.read_json(folder / RECORD, 'facts', 'settings')
         facts = record.get('facts', {})
-        if FOLDS in facts:
-            options = [f'--CROSS_FIT={len(facts[FOLDS].split(","))}']
+        if FOLDS in facts or not drawn:
+            drawn = record
         if 'coarse_sn' not in facts:
             faults.append(f'{folder}: holds no coarse masks')
         elif facts['coarse_sn'] != present:
@@ -71,7 +110,7 @@ def require(layout, folders, networks=()):
     if any(how != next(iter(made.values())) for how in made.values()):
         faults += [f'{folder}: made as {how}, unlike the others' for folder, how in made.items()]
     if faults:
-        raise InputError('Coarse masks cannot be used', faults, layout.command(SCRIPT, *options))
+        raise InputError('Coarse masks cannot be used', faults, splits.draw_command(layout, drawn))
     made = next(iter(made.values()))
     if networks:
         require_chain(layout, networks, made)

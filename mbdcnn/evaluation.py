@@ -29,13 +29,15 @@ def quick_segmentation(segmenter, data, batch_size, process):
     """Mean scores of a split at the network's resolution: {'JA': ..., ...}; shared by all processes.
 
     segmenter : Segmenter; data : dataset.splits.Segmentation
+    Raises FloatingPointError when an output is not finite.
     batch_size : pictures at a time; on a CPU no more than PICTURES_ON_A_CORE for each core
     """
     def score(batch):
-        picture, coarse = place(data.images, data.coarse, process.device, batch)
-        return counts_on_device(segmenter(picture, coarse), to_device(data.masks[batch], process.device))
+        logit = segmenter(*place(data.images, data.coarse, process.device, batch))
+        counts = counts_on_device(logit, to_device(data.masks[batch], process.device))
+        return torch.where(logit.isfinite().flatten(1).all(1)[:, None], counts.float(), torch.nan)
 
-    counts = _all_rows(score, len(data.images), batch_size, PICTURES_ON_A_CORE, process)
+    counts = _finite(_all_rows(score, len(data.images), batch_size, PICTURES_ON_A_CORE, process))
     means = metrics.segmentation_scores(counts).mean(0)
     return dict(zip(metrics.SEGMENTATION, means.tolist(), strict=True))
 
@@ -44,13 +46,22 @@ def quick_classification(classifier, data, batch_size, process):
     """Scores of the images of a split: {'mean AUC': ..., ..., 'accuracy': ...}; shared by all processes.
 
     data : dataset.splits.Classification. An AUC is NaN where a class is absent.
+    Raises FloatingPointError when an output is not finite.
     """
-    crops = crop_probabilities(classifier, data, batch_size, process)
+    crops = _finite(crop_probabilities(classifier, data, batch_size, process))
     probabilities, labels = image_probabilities(crops, data)
     scores = metrics.classification_scores(probabilities, labels, TASKS)
     areas = {'mean AUC': scores['mean AUC']} | {f'{task} AUC': scores[task]['AUC'] for task in TASKS}
     return {name: float('nan') if area is None else area for name, area in areas.items()} | {
         'accuracy': float((probabilities.argmax(1) == labels).mean())}
+
+
+def _finite(rows):
+    """The same rows. Raises FloatingPointError when one of them holds what is no number."""
+    bad = int((~np.isfinite(rows).all(-1)).sum())
+    if bad:
+        raise FloatingPointError(f'The output for {bad} of {len(rows)} validation pictures is not finite')
+    return rows
 
 
 def crop_probabilities(classifier, data, batch_size, process, description=''):

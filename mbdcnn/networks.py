@@ -1,4 +1,5 @@
 """Building each stage's network: from pretrained files for training, from run folders for use."""
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,13 @@ from dataset.isic import CLASSES
 from engine import checkpoints, files, hardware
 from engine.errors import InputError
 from engine.images import resize_rgb
+from engine.settings import options
 from mbdcnn.inference import Classifier, Segmenter, for_inference
 from net import weights
 from net.inputs import SCALINGS, to_input
 from net.models import EPSILON, STRIDE, Xception_dilation, deeplabv3plus, deeplabv3plus_d, deeplabv3plus_en
 
+NETWORKS = 'CoarseSN', 'MaskCN', 'EnhancedSN'   # in the order of their training
 PRETRAINED_SN = ('auto', 'voc', 'xception65', 'xception', 'none')
 PRETRAINED_CN = ('auto', 'xception', 'none')
 ENHANCED = {'e-layer': deeplabv3plus_en, 'd-net': deeplabv3plus_d, 'mdc': deeplabv3plus,
@@ -20,6 +23,7 @@ ENHANCED = {'e-layer': deeplabv3plus_en, 'd-net': deeplabv3plus_d, 'mdc': deepla
 GUIDED = ('e-layer', 'd-net')        # those that see mask-CN's maps; mdc has learnt from them
 WHERE = 'see models/README.md for where the file comes from, or start without: --PRETRAINED=none'
 REPOSITORY = Path(__file__).resolve().parent.parent
+PUBLISHED = REPOSITORY / 'models' / 'isic2017'   # made by models/pack.py
 CALIBRATION_IMAGES = 32
 MEANINGLESS = 'What they find in a photograph means nothing.'
 E_LAYER_STARTS = ('identity', 'random')
@@ -81,7 +85,7 @@ def enhanced_for_training(cfg, layout, images):
         coarse, first = coarse_for_training(cfg, images)
         state, file = coarse.state_dict(), None
     else:
-        state = checkpoints.load_state(path, layout.command('train_CoarseSN.py'))
+        state = checkpoints.load_state(path, training(layout, 'CoarseSN'))
         first, file = 'coarse-SN', path
     load_into, words, options = checkpoints.load_parameters, first, {}
     if cfg.TRANSFER == 'd-net':
@@ -192,6 +196,19 @@ def choose_pretrained(choice, files):
 # --- Trained networks, ready to use
 
 
+def or_published(layout):
+    """A layout, or, where none of the three networks was trained below it, the same with the networks that
+    come with the repository as its models; says so."""
+    trained = any(layout.weights(name).is_file() for name in ('CoarseSN', 'MaskCN', 'EnhancedSN'))
+    if trained or not PUBLISHED.is_dir():
+        return layout
+    published = copy.copy(layout)
+    published.models = PUBLISHED
+    about = checkpoints.read_config(published.weights('CoarseSN')).get('packed', {}).get('about', '')
+    print(f'{layout.models} holds no trained networks; using those of {PUBLISHED}: {about}')
+    return published
+
+
 def load_segmenter(layout, name, device, precision):
     """A trained 'CoarseSN' or 'EnhancedSN' below a root, ready to use; with mask-CN where it needs maps.
 
@@ -220,7 +237,7 @@ def load_classifier(layout, device, precision, cam_relu=False):
 
 def _trained(layout, name, **assumed):
     """(path of the weights, command that makes them, their parameters, the settings of their training)."""
-    path, make = layout.weights(name), layout.command(f'train_{name}.py')
+    path, make = layout.weights(name), training(layout, name)
     return path, make, checkpoints.load_state(path, make), trained_settings(path, **assumed)
 
 
@@ -250,10 +267,17 @@ def maskcn_reads_masks(layout):
     """Whether the trained mask-CN below a root needs coarse masks; True where there is none yet."""
     path = layout.weights('MaskCN')
     return not path.is_file() or _channels(
-        checkpoints.load_state(path, layout.command('train_MaskCN.py'))) == 4
+        checkpoints.load_state(path, training(layout, 'MaskCN'))) == 4
 
 
 # --- What config.json says of trained weights
+
+
+def training(layout, name):
+    """The command that trains a network as its config.json says it was; plain where there is none."""
+    script = f'train_{name}.py'
+    recorded = files.read_json(layout.run(name) / 'config.json', 'settings').get('settings', {})
+    return layout.command(script, *options(REPOSITORY / script, recorded))
 
 
 def trained_settings(path, **assumed):
@@ -262,7 +286,12 @@ def trained_settings(path, **assumed):
     Says so where there is no config.json: weights of the released code need one, see models/README.md.
     Raises InputError for a value that no network has.
     """
-    settings = checkpoints.read_config(path).get('settings')
+    config = checkpoints.read_config(path)
+    settings, network = config.get('settings'), config.get('network', path.stem)
+    if path.stem in NETWORKS and network != path.stem:
+        raise InputError('A run folder is damaged', [
+            f'{path.parent / "config.json"}: is of {network}, not of {path.stem}'],
+            'restore the file, or train again')
     if settings is None and assumed:
         words = ', '.join(f'{name}={value}' for name, value in assumed.items())
         print(f'{path}: no config.json beside it; assuming {words}')

@@ -24,7 +24,7 @@ from mbdcnn import coarse_masks, networks
 from mbdcnn.inference import draw_coarse, enlarged_sum, mask_of, place, segment, squashed
 from net.models import STRIDE
 
-NETWORKS = 'CoarseSN', 'MaskCN', 'EnhancedSN'   # in the order of their training
+NETWORKS = networks.NETWORKS
 INPUT_SIZE = 224          # px, of networks without a config.json (the released code's weights)
 SCALES = 1, 8 / 7, 9 / 7  # of enhanced-SN's input side: 224, 256, 288 (released code)
 PREVIEW = 1024            # px, long side of the picture that a result keeps
@@ -132,6 +132,7 @@ class MBDCNN:
                 raise InputError(f'{name}={value!r} must be one of {", ".join(known)}')
         layout = Layout(Path(folder).parent)
         layout.models = Path(folder)
+        layout = networks.or_published(layout)
         _require_weights(layout)
         sides = {name: networks.trained_settings(layout.weights(name)).get('INPUT_SIZE', INPUT_SIZE)
                  for name in NETWORKS}

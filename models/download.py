@@ -15,9 +15,12 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # for `python models/...`
+if __name__ == '__main__':
+    from engine import cli
+    cli.end_on_ctrl_c()   # in the imports, too, which take seconds
+
+import torch
 
 from dataset import fetch
 from engine import checkpoints, cli, files, settings

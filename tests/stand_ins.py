@@ -78,9 +78,8 @@ def calls(monkeypatch):
         if script == 'generate_Coarse_mask.py':
             for split in ('Training', 'Validation'):
                 for of in (layout.coarse_for_segmentation, layout.coarse_for_classification):
-                    folder = of(split)
-                    coarse_masks.begin(folder, {'coarse_sn': content})
-                    coarse_masks.finish(folder, {'coarse_sn': content}, [], settings.Settings())
+                    coarse_masks.finish(coarse_masks.begin(
+                        layout, of(split), {'coarse_sn': content}, settings.Settings()), [])
         elif script.startswith('train'):
             network = script.removeprefix('train_').removesuffix('.py')
             folds = int(options.get('CROSS_FIT', 0))

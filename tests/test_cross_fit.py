@@ -362,4 +362,5 @@ def test_a_remedy_for_masks_names_their_cross_fitting(crossed, other):
     with pytest.raises(InputError) as caught:
         coarse_masks.require(other, folders)
     assert 'unlike the others' in caught.value.faults[0]
-    assert caught.value.remedy == f'python generate_Coarse_mask.py --ROOT={other.root} --CROSS_FIT=2'
+    assert caught.value.remedy == (
+        f'python generate_Coarse_mask.py --ROOT={other.root} --AMP=fp32 --CROSS_FIT=2 --INPUT_SIZE=32')

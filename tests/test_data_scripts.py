@@ -1,5 +1,9 @@
 """Stage 1 as it is used: the scripts run as processes on small roots of drawn pictures."""
+import contextlib
 import csv
+import io
+import itertools
+import json
 import os
 import re
 import shutil
@@ -14,9 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset import crops, extraction
+from dataset import crops, extraction, isic
 from dataset.layout import Layout
-from engine import images
+from engine import contents, files, images
+from engine.errors import InputError
+from experiments import inputs
 from tests.test_inputs import smooth_picture
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -82,20 +88,16 @@ def layout(tmp_path):
 
 
 def state(folder):
-    """{relative path: (bytes, mtime in ns)} of a folder's files."""
+    """{relative path: (bytes, mtime in ns)} of a folder's files, what saves time alone aside."""
     return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
-            for path in sorted(folder.rglob('*')) if path.is_file()}
+            for path in sorted(folder.rglob('*'))
+            if path.is_file() and path.parent.name != 'contents' and path.name != '.lock'}
 
 
 def pixels(folder):
     """{relative path: bytes} of the pictures below a folder, what a kill left over aside."""
-    return {name: data for name, (data, _) in state(folder).items() if '/.' not in f'/{name}'}
-
-
-def later(path):
-    """Let a file look changed."""
-    stamp = path.stat().st_mtime_ns + 5_000_000_000
-    os.utime(path, ns=(stamp, stamp))
+    return {name: data for name, (data, _) in state(folder).items()
+            if '/.' not in f'/{name}' and 'extraction.json' not in name}
 
 
 # Crops
@@ -134,12 +136,11 @@ def test_only_what_changed_or_is_missing_is_redone(layout):
     before = state(folder)
     (folder / 'ISIC_1_9_3.png').unlink()
     draw(layout.originals('Training'), 'ISIC_2', (60, 90), seed=77)
-    later(source / 'ISIC_2.jpg')
+    os.utime(source / 'ISIC_3.png')   # which says nothing
     assert '23 of 39 were up to date, 16 written' in run('extractPatch_cls_train', layout.root)
     after = state(folder)
-    changed = {name for name in before if before[name] != after[name]}
+    changed = {name for name in before if before[name][0] != after[name][0]} - {'extraction.json'}
     assert changed == set(crops.crop_names('ISIC_2', crops.SCALES_15))
-    assert all(before[name][0] != after[name][0] for name in changed)
 
 
 def test_a_changed_label_gets_its_missing_crops_and_the_list_drops_the_others(layout):
@@ -238,6 +239,134 @@ def test_a_run_that_stops_after_new_settings_never_mixes_old_and_new(layout, mon
     assert pixels(prepared) == undisturbed
 
 
+# Done is decided by content
+
+def step_1(layout):
+    """Crops, prepared pictures and lists in this process; returns what they say of how much was done."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        for split in ('Training', 'Validation'):
+            extraction.extract_crops(layout, split)
+        extraction.prepare_segmentation(layout, 1600)
+        extraction.write_lists(layout, extraction.classification_lines, layout.classification_list)
+        extraction.write_lists(layout, extraction.segmentation_lines, layout.segmentation_list)
+    return list(map(int, re.findall(r'(\d+) written', said.getvalue())))
+
+
+def readers(layout):
+    """What a later step hears that reads the lists: {(kind, split): message} of those that refuse."""
+    refusals = {}
+    for kind, split in itertools.product(('seg', 'cls'), ('Training', 'Validation')):
+        try:
+            inputs.READERS[kind](layout, split)
+        except InputError as error:
+            refusals[kind, split] = str(error)
+    return refusals
+
+
+def test_a_copy_that_keeps_no_times_has_nothing_to_do(layout, tmp_path):
+    assert step_1(layout) == [39, 9, 6]
+    copy = Layout(shutil.copytree(layout.root, tmp_path / 'copy', copy_function=shutil.copyfile))
+    for path in copy.root.rglob('*'):
+        os.utime(path, (10**9, 10**9))   # as tar does that is told one time
+    assert readers(copy) == {} and step_1(copy) == [0, 0, 0]
+
+
+def test_pictures_that_swap_their_names_are_noticed_whatever_their_times(layout):
+    source, other = (draw(layout.originals('Training'), image_id) for image_id in ('ISIC_1', 'ISIC_2'))
+    os.utime(source, (10**9, 10**9)), os.utime(other, (10**9, 10**9))
+    assert step_1(layout) == [39, 9, 6]
+    source.rename(source.with_suffix('.aside')), other.rename(source)
+    source.with_suffix('.aside').rename(other)
+    heard = readers(layout)
+    assert set(heard) == {('seg', 'Training'), ('cls', 'Training')}
+    assert f'was not made from the present {source}' in heard['cls', 'Training']
+    assert f'extractPatch_seg_train.py --ROOT={layout.root}, then python dataset/list_seg.py' in (
+        heard['seg', 'Training'])
+    assert step_1(layout) == [24, 0, 2] and readers(layout) == {}   # 9 and 15 crops, two pictures
+
+
+def test_crops_that_were_changed_by_hand_are_cut_again(layout):
+    step_1(layout)
+    crop, other = (layout.crops('Training') / f'ISIC_{n}_{c}_1.png' for n, c in ((1, 9), (2, 15)))
+    before = crop.read_bytes(), crop.stat().st_mtime_ns
+    crop.write_bytes(other.read_bytes())
+    os.utime(crop, ns=(before[1], before[1]))
+    assert step_1(layout) == [1, 0, 0] and crop.read_bytes() == before[0]
+
+
+def test_corrected_labels_and_replaced_pictures_need_step_1_again(layout):
+    step_1(layout)
+    write_labels(layout.labels('Validation'), {'ISIC_4': 2})
+    heard = readers(layout)
+    assert list(heard) == [('cls', 'Validation')]
+    assert 'ISIC_4 is listed as melanoma, its label says keratosis' in heard['cls', 'Validation']
+    assert step_1(layout) == [0, 0, 0] and readers(layout) == {}
+    draw(layout.originals('Validation'), 'ISIC_4', seed=77)
+    heard = readers(layout)
+    assert list(heard) == [('cls', 'Validation')] and '--SPLIT=Validation, then' in heard['cls', 'Validation']
+    assert step_1(layout) == [0, 9, 0] and readers(layout) == {}
+
+
+def test_a_picture_that_changes_while_it_is_cut_is_said_and_cut_again(layout, monkeypatch):
+    path, read = layout.originals('Training') / 'Images' / 'ISIC_2.jpg', extraction.read_reduced
+
+    def read_and_change(source, cover):
+        found = read(source, cover)
+        if source == path:
+            draw(layout.originals('Training'), 'ISIC_2', (60, 90), seed=77)
+        return found
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match='jpg: changed while it was read'):
+        patch.setattr(extraction, 'read_reduced', read_and_change)
+        extraction.extract_crops(layout, 'Training')
+    assert step_1(layout) == [15, 9, 6]
+
+
+def test_what_an_earlier_version_made_is_made_again_once(layout):
+    """Its record says nothing of contents; a later step takes its files as they are."""
+    step_1(layout)
+    before = pixels(layout.root / 'dataset')
+    for folder, more in ((layout.crops('Training'), ()),
+                         (layout.segmentation('Training'), ('Images', 'Annotation'))):
+        settings = json.loads((folder / 'extraction.json').read_text())
+        del settings['made']
+        (folder / 'extraction.json').unlink()
+        for place in [folder / name for name in more] or [folder]:
+            (place / 'extraction.json').write_text(json.dumps(settings) + '\n')
+    assert readers(layout) == {}
+    assert step_1(layout) == [39, 0, 6] and step_1(layout) == [0, 0, 0]
+    assert pixels(layout.root / 'dataset') == before
+    assert not (layout.segmentation('Training') / 'Images' / 'extraction.json').exists()
+
+
+def test_a_second_program_in_a_folder_is_refused(layout):
+    with extraction.at_work(layout.crops('Training'), {}, layout):
+        with pytest.raises(InputError, match='another process writes there'):
+            extraction.extract_crops(layout, 'Training')
+    assert step_1(layout) == [39, 9, 6]
+
+
+@pytest.mark.parametrize('name', ['Val_9_1', 'ISIC_2_15_14'])
+def test_ids_that_crops_would_have_are_refused_with_all_their_names(layout, name):
+    for split in ('Training', 'Validation'):
+        draw(layout.originals(split), name)
+    owner = name.rsplit('_', 2)[0]
+    with pytest.raises(InputError) as caught:
+        isic.classification_images(layout, 'Training')
+    fault = f'{name}.jpg: a crop of {owner} would have this name, rename it'
+    assert caught.value.faults == [f'{layout.originals("Training")}/Images/{fault}']
+    assert run('check_data', layout.root, code=2).count(fault) == 2
+
+
+def test_up_to_date_is_found_without_reading_anything(layout, monkeypatch):
+    step_1(layout)
+    monkeypatch.setattr(contents, 'SETTLED', 0)   # as if all of it were older than two seconds
+    step_1(layout)
+    monkeypatch.setattr(files, 'fingerprint', None)
+    assert step_1(layout) == [0, 0, 0] and readers(layout) == {}
+
+
 # Segmentation pictures and lists
 
 def test_large_pictures_are_limited_and_small_ones_copied(layout):
@@ -312,7 +441,7 @@ def test_lists_refuse_missing_and_outdated_pictures(layout):
     run('extractPatch_seg_train', layout.root)
     assert 'Validation' in run('list_seg', layout.root)   # says that it is absent
     (layout.crops('Training') / 'ISIC_1_9_2.png').unlink()
-    later(layout.originals('Training') / 'Images' / 'ISIC_3.png')
+    draw(layout.originals('Training'), 'ISIC_3', (200, 150), '.png', seed=77)
     text = run('list_cls', layout.root, code=2)
     assert command in text and 'ISIC_1_9_2.png: missing' in text
     assert 'ISIC_3.png and 14 more' in text and 'ISIC_2' not in text

@@ -1,11 +1,14 @@
 """The graph of experiments: what is shared, what is run again, what is refused."""
 import json
+import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 from dataset.layout import Layout
-from engine import settings
+from engine import settings, trainer
 from engine.bootstrap import Difference
 from engine.cli import Interrupted
 from engine.errors import InputError
@@ -229,6 +232,27 @@ def test_two_programs_do_not_run_one_root_at_once(tmp_path, root, calls, monkeyp
 
 
 # --- Cross-fitting, fine-tuning, other data
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE])
+def test_a_run_that_was_interrupted_ends_all(number):
+    """SIGPIPE : nobody reads what it prints, nor what others would print."""
+    with pytest.raises(Interrupted) as end:
+        runner.call([sys.executable, '-c', f'raise SystemExit({128 + number})'])
+    assert end.value.number == number
+
+
+def test_what_shall_outlive_its_terminal_does(monkeypatch):
+    """As after nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        hang_up = 'import os, signal; os.kill(os.getppid(), signal.SIGHUP)'
+        assert runner.call([sys.executable, '-c', hang_up]) == 0
+        with trainer.Stopping() as stopping:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert stopping.signal is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
 
 def test_cross_fitted_masks_read_the_folds_and_the_whole(tmp_path, root, calls):
     declared = declare(tmp_path, SYSTEM + """

@@ -6,8 +6,10 @@ shared memory. The networks are the tiny ones of test_training.py.
 """
 import contextlib
 import json
+import multiprocessing
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -21,10 +23,13 @@ import numpy as np
 import pytest
 import torch
 
-from engine import cache, checkpoints, cli, files, images, run_folder, scoring
+import generate_Coarse_mask
+from dataset.layout import Layout
+from engine import cache, checkpoints, cli, files, images, run_folder, scoring, settings
 from engine.errors import InputError
 from engine.run_folder import Run
-from mbdcnn import evaluation
+from engine.samples import Pictures
+from mbdcnn import coarse_masks, evaluation
 from mbdcnn.inference import Segmenter
 from tests import conftest
 from tests.test_inference import PixelNetwork, write_pictures
@@ -32,6 +37,7 @@ from tests.test_training import (
     ALONE,
     EVERY,
     SETTINGS,
+    SIGNALS,
     assert_same_folders,
     contents,
     load,
@@ -70,14 +76,56 @@ def train_through(folder):
 
 def train_and_wait(folder):
     """In the middle of the second epoch say so and wait until a signal has been noted."""
+    train(Path(folder), tiny_task(waiting))
+
+
+def waiting(call, loss):
+    if call == EVERY + 1:
+        handlers = [signal.getsignal(number) for number in SIGNALS]
+        print('in mid-epoch', flush=True)
+        while handlers == [signal.getsignal(number) for number in SIGNALS]:
+            time.sleep(0.005)
+    return loss
+
+
+def train_anew_and_wait(folder):
+    """As after `python <script> --RESUME=False`."""
+    sys.argv = ['train.py', '--RESUME=False']
+    train(Path(folder), tiny_task(waiting), RESUME=False)
+
+
+def train_into_a_closed_pipe(folder):
+    """From the fifth step on nobody reads the output."""
     def before_loss(call, loss):
-        if call == EVERY + 1:
-            handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-            print('in mid-epoch', flush=True)
-            while handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]:
-                time.sleep(0.005)
+        if call == EVERY:
+            reader, writer = os.pipe()
+            os.close(reader)
+            os.dup2(writer, 1)
         return loss
-    train(Path(folder), tiny_task(before_loss))
+    train(Path(folder), tiny_task(before_loss), every=EVERY + 2)
+
+
+class Damaged(Pictures):
+    """Training pictures of which one cannot be read."""
+
+    def __getitem__(self, position):
+        if position == 9:
+            raise InputError('A picture cannot be used', ['somewhere/b.jpg: is damaged'], 'replace it')
+        return super().__getitem__(position)
+
+
+def train_on_a_damaged_picture(folder):
+    task = tiny_task()
+    task.pictures.__class__ = Damaged
+    try:
+        cli.launch(lambda: train(Path(folder), task, NUM_WORKERS=2))
+    finally:
+        print('left over:', multiprocessing.active_children())
+
+
+def train_with_few_files(folder):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    train(Path(folder), NUM_WORKERS=1)
 
 
 def train_on_a_full_disk(folder):
@@ -259,12 +307,13 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_old_one(small):
 def test_a_cache_that_does_not_fit_is_said_before_it_is_filled(small):
     code, said = small.run(cache_what_does_not_fit, inside(small, small.disk / '.'))
     assert code == 2 and 'No space left on device' in said and 'make room' in said, said
-    assert not [path for path in (small.disk / 'cache').iterdir() if path.name != '.lock']
+    assert not [path for path in (small.disk / 'cache').iterdir() if path.name not in ('.lock', 'contents')]
 
 
 def test_what_a_killed_run_left_is_removed_at_once_under_a_lock(tmp_path):
     left = [tmp_path / place / '.x-0123456789ab.pth' for place in ('run', 'cache')]
-    for path in left:
+    users = [path.with_name('.my-notes.txt') for path in left]
+    for path in (*left, *users):
         files.write_text(path, 'half')
     images.write_png(tmp_path / 'a.png', np.zeros((8, 8, 3), np.uint8))
     for _ in range(2):   # also where the cache is complete
@@ -274,6 +323,7 @@ def test_what_a_killed_run_left_is_removed_at_once_under_a_lock(tmp_path):
     with Run(left[0].parent, 'CoarseSN', SimpleNamespace(**SETTINGS), {}, 'random weights', ALONE) as run:
         run.begin(True)
         assert not left[0].exists()
+    assert all(path.exists() for path in users)
 
 
 def test_a_folder_of_predicted_masks_holds_those_alone(tmp_path):
@@ -294,18 +344,56 @@ def evaluate(pairs, folder):
     return scoring.score_arrays(found, truths)['plain']
 
 
+def test_a_picture_that_changes_while_its_batch_is_drawn_is_drawn_again(tmp_path, monkeypatch):
+    paths, _, _ = write_pictures(tmp_path)
+    layout, read = Layout(tmp_path / 'root'), cache.read_rgb_square
+    folder = layout.coarse_for_segmentation('Testing')
+    cfg = settings.Settings(INPUT_SIZE=32, TTA=False, BATCH_SIZE=3, NUM_WORKERS=0)
+
+    def draw():
+        record = coarse_masks.begin(layout, folder, {'coarse_sn': 'x'}, cfg)
+        segmenter = Segmenter(PixelNetwork(), 'unit', 'fp32')
+        generate_Coarse_mask.draw_masks(segmenter, paths, record, 0, cfg, ALONE)
+        return [(folder / f'{path.stem}.png').read_bytes() for path in paths]
+
+    def read_and_change(path, size):
+        pixels = read(path, size)
+        if path == paths[1]:
+            images.write_png(path, 255 - images.read_rgb(path))
+        return pixels
+
+    with monkeypatch.context() as patch, pytest.raises(InputError) as caught:
+        patch.setattr(cache, 'read_rgb_square', read_and_change)
+        draw()
+    assert caught.value.faults == [f'{paths[1]}: changed while it was read']
+    before = [(folder / f'{path.stem}.png').read_bytes() for path in paths]
+    changed = [path for path, old, new in zip(paths, before, draw(), strict=True) if old != new]
+    assert changed == [paths[1]]
+
+
 # --- Stopping and going on
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_in_mid_epoch_and_the_same_command_again(nursed, tmp_path, number):
-    child = nursed.start(train_and_wait, tmp_path / 'parts', until='in mid-epoch')
+@pytest.mark.parametrize(('number', 'begun', 'again'), [
+    (signal.SIGTERM, train_and_wait, 'again to'), (signal.SIGINT, train_and_wait, 'again to'),
+    (signal.SIGHUP, train_and_wait, 'again to'),
+    (signal.SIGINT, train_anew_and_wait, 'again, without --RESUME=False, to')])
+def test_a_signal_in_mid_epoch_and_the_same_command_again(nursed, tmp_path, number, begun, again):
+    child = nursed.start(begun, tmp_path / 'parts', until='in mid-epoch')
     os.kill(child, number)
     assert nursed.ask(child) == 128 + number
-    assert f'interrupted by signal {int(number)}; run the same command again' in nursed.said()
+    assert f'interrupted by signal {int(number)}; run the same command {again} go on' in nursed.said()
     assert load(tmp_path / 'parts', 'last.pth')['progress']['step'] == EVERY + 2   # it finished the step
     for folder in ('parts', 'whole'):
         assert nursed.run(train_through, tmp_path / folder)[0] == 0
     assert_same_folders(tmp_path / 'parts', tmp_path / 'whole')
+
+
+def test_a_training_whose_output_nobody_reads_is_saved_and_goes_on(nursed, tmp_path):
+    """At its first validation it has something to say."""
+    code, said = nursed.run(train_into_a_closed_pipe, tmp_path / 'parts')
+    assert code == 128 + signal.SIGPIPE and said.count('run the same command again') == 1, said
+    assert load(tmp_path / 'parts', 'last.pth')['progress']['step'] == EVERY + 2
+    assert nursed.run(train_through, tmp_path / 'parts')[0] == 0
 
 
 def test_a_second_training_in_a_folder_is_refused_until_the_first_is_gone(nursed, tmp_path):
@@ -327,6 +415,15 @@ def test_a_second_evaluation_into_a_folder_is_refused(tmp_path):
     assert f'{tmp_path / "out"}: another process' in str(error.value) and '--ROOT' in error.value.remedy
     assert not list((tmp_path / 'out').iterdir())
     assert len(evaluate(pairs, tmp_path / 'out')) == len(pairs)
+
+
+@pytest.mark.parametrize(('call', 'said'), [
+    (train_on_a_damaged_picture, ('error: A picture cannot be used\n  - somewhere/b.jpg: is damaged\nRemedy: '
+                                  'replace it\n', 'left over: []')),
+    (train_with_few_files, ('Loader processes need 256 open files; 64 are allowed', '--NUM_WORKERS=0'))])
+def test_loader_processes_that_cannot_go_on_end_with_a_message(nursed, tmp_path, call, said):
+    code, text = nursed.run(call, tmp_path)
+    assert code == 2 and all(part in text for part in said), text
 
 
 def test_too_little_shared_memory_is_said_with_the_remedy(small, tmp_path):

@@ -95,11 +95,13 @@ def root(tmp_path_factory):
     for split in ('Training', 'Validation'):
         for kind, folder in (('seg', layout.coarse_for_segmentation(split)),
                              ('cls', layout.coarse_for_classification(split))):
-            coarse_masks.begin(folder, facts)
+            cfg = settings.Settings(**CONFIG | {'CROSS_FIT': 0})
+            record = coarse_masks.begin(layout, folder, facts, cfg)
             pictures = [path for path, _ in inputs.READERS[kind](layout, split)]
             for picture in pictures:
-                shutil.copy2(picture, folder / f'{picture.stem}.png')   # with the picture's time
-            coarse_masks.finish(folder, facts, pictures, settings.Settings(**CONFIG | {'CROSS_FIT': 0}))
+                shutil.copyfile(picture, folder / f'{picture.stem}.png')
+                record.note(f'{picture.stem}.png', record.contents.of(picture))
+            coarse_masks.finish(record, pictures)
     data = splits.segmentation(layout, 'Training', 16)
     validation = splits.segmentation(layout, 'Validation', 16).fingerprint
     for number, (folder, network) in enumerate(NETWORKS.items()):
@@ -173,7 +175,9 @@ def test_spoiled_made_by_json(root, declare, tmp_path, data):
         assert isinstance(store.identity(job), str)
         assert RunStore(root.root).folder(job) in ('.', 'runs/masks')
         write(tmp_path / coarse_masks.RECORD, path.read_bytes())
-        coarse_masks.begin(tmp_path, {'coarse_sn': 'x'})
+        refused(lambda: coarse_masks.refuse_to_replace(root, [folder, tmp_path], {'coarse_sn': 'x'}), folder)
+        splits.draw_command(root, splits.coarse_record(root, folder).head)
+        coarse_masks.begin(root, tmp_path, {'coarse_sn': 'x'}, settings.Settings())
     assert json.loads((tmp_path / coarse_masks.RECORD).read_text())['facts'] == {'coarse_sn': 'x'}
 
 
@@ -212,9 +216,9 @@ def test_spoiled_experiment_json(root, declare, data):
 @fuzz(30)
 @given(st.data())
 def test_broken_records_of_data(root, data):
-    for path, use in ((root.segmentation('Training') / 'Images' / extraction.RECORD,
+    for path, use in ((root.segmentation('Training') / isic.RECORD,
                        lambda: extraction.segmentation_lines(root, 'Training')),
-                      (root.crops('Training') / extraction.RECORD,
+                      (root.crops('Training') / isic.RECORD,
                        lambda: extraction.classification_lines(root, 'Training')),
                       (root.data / fetch.RECORD, lambda: fetch.Record(root.data)),
                       (root.data / DRAWN,   # whose pictures are not drawn

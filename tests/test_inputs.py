@@ -1,4 +1,6 @@
 """What users supply: overrides, label files, lists, pictures, and the geometry of the crops."""
+import errno
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -354,20 +356,26 @@ def test_a_write_replaces_the_file_instead_of_filling_it_anew(tmp_path):
     assert (tmp_path / 'reader').read_text() == 'old' and path.read_text() == 'new'
 
 
-def test_a_full_disk_is_said_without_a_traceback(tmp_path, capsys):
+@pytest.mark.parametrize(('number', 'remedy'), [
+    (errno.ENOSPC, 'make room'), (errno.EFBIG, 'make room'), (errno.EMFILE, 'ulimit -n'),
+    (errno.ENOENT, 'same command again')])
+def test_what_the_system_refuses_is_said_without_a_traceback(tmp_path, capsys, number, remedy):
     def main():
         with files.replacing(tmp_path / 'a.txt'):
-            raise OSError(28, 'No space left on device')
+            raise OSError(number, os.strerror(number))
 
     with pytest.raises(SystemExit) as end:
         cli.launch(main)
     text = capsys.readouterr().err
-    assert end.value.code == 2 and 'a.txt' in text and 'No space left on device' in text
+    assert end.value.code == 2 and 'a.txt' in text and os.strerror(number) in text
+    assert remedy in text.partition('Remedy: ')[2]
 
 
 @pytest.mark.parametrize(('name', 'module', 'said', 'remedy'), [
     ('OutOfMemoryError', 'torch', '2 GB wanted', 'lower BATCH_SIZE'),
     ('RuntimeError', 'builtins', 'DataLoader worker 3 is killed', '--NUM_WORKERS=0'),
+    ('RuntimeError', 'builtins', "DefaultCPUAllocator: can't allocate memory: you tried to", 'INPUT_SIZE'),
+    ('RuntimeError', 'builtins', 'Too many open files. Communication with the workers is', 'ulimit -n'),
     ('InductorError', 'torch._inductor.exc', 'no compiler g++', '--COMPILE=off')])
 def test_errors_of_pytorch_are_said_with_the_remedy(name, module, said, remedy, capsys):
     kind = type(name, (RuntimeError,), {'__module__': module})
@@ -382,10 +390,11 @@ def test_errors_of_pytorch_are_said_with_the_remedy(name, module, said, remedy, 
 
 
 def test_only_old_temporary_files_are_removed(tmp_path, monkeypatch):
-    for name in ('.a-xyz.png', 'a-b.png', '.keep'):
+    users = ['.a-xyz.png', '.keep', '.my-notes.txt', 'a-0123456789ab.png', 'a-b.png']
+    for name in (*users, '.a-0123456789ab.png', '.a-b-0123456789ab'):
         (tmp_path / name).touch()
     files.remove_abandoned(tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 7
     monkeypatch.setattr(files, 'ABANDONED_AFTER', -1)
     files.remove_abandoned(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['.keep', 'a-b.png']
+    assert sorted(path.name for path in tmp_path.iterdir()) == users

@@ -6,8 +6,8 @@ networks have an eighth of the channels: 2 to 12 MB a checkpoint. Real ones: tes
 
 The files are those of one root, before and after, so that also paths in them are equal. Exceptions:
 temporary files of killed runs, see LOCKED; the date in report.html; TensorBoard's files, of whose content
-only `steps_per_second` is a matter of time. Of last.pth the content counts: its bytes also tell which of
-its equal names were one object.
+only `steps_per_second` is a matter of time; dataset/cache/contents/, which saves time alone. Of last.pth the
+content counts: its bytes also tell which of its equal names were one object.
 """
 import contextlib
 import fnmatch
@@ -77,7 +77,7 @@ TRAINING = (('*.npy', 2, ''), ('config.json', 1, ''), ('metrics.jsonl', 1, 'step
             ('config.json', 2, 'already trained'))
 FATAL = {
     'dataset/extractPatch_cls_train.py': (('extraction.json', 1, ''), ('*.png', 5, ''), ('*.png', 5, '')),
-    'dataset/extractPatch_seg_train.py': (('extraction.json', 2, ''), ('*_segmentation.png', 3, '')),
+    'dataset/extractPatch_seg_train.py': (('extraction.json', 1, ''), ('*_segmentation.png', 3, '')),
     'dataset/list_cls.py': (('*.txt', 2, ''), ('*.txt', 1, '')),
     'dataset/list_seg.py': (('*.txt', 2, ''), ('*.txt', 1, '')),
     'train_CoarseSN.py': TRAINING,
@@ -93,8 +93,8 @@ FATAL = {
 LAST_WORDS = {'dataset/extractPatch_cls_train.py': 'crops: 8 of ',
               'dataset/extractPatch_seg_train.py': 'masks: 5 of 8 '} | dict.fromkeys(
     ('train_CoarseSN.py', 'train_MaskCN.py', 'train_EnhancedSN.py'), 'already trained')
-# Where a lock tells the next run that temporary files are of a killed one: it removes them at once. In all
-# other folders they stay until they are ten minutes old, because a present run's look alike.
+# Some folders where a lock tells the next run that temporary files are of a killed one: it removes them at
+# once. Where nothing is locked they stay until they are ten minutes old, because a present run's look alike.
 LOCKED = (CACHE, 'models', 'results/EnhancedSN_Validation_masks')
 
 
@@ -272,8 +272,7 @@ class Experiment:
 
     @contextlib.contextmanager
     def without(self, script):
-        """As long as this lasts, the step has not been run. Its files come back as they were: caches
-        are named after the times of change of what they were made from."""
+        """As long as this lasts, the step has not been run. Its files come back as they were."""
         aside = self.folder / 'aside'
         moved = [(path, aside / path.relative_to(self.root)) for path in self.outputs(script)]
         for path, place in moved:
@@ -295,7 +294,7 @@ class Experiment:
                     folders.add(path.parent)
                 elif path.name == 'last.pth':
                     found[str(path.relative_to(self.root))] = leaves(torch.load(path, weights_only=True))
-                elif path.is_file() and not TEMPORARY.fullmatch(path.name):
+                elif path.is_file() and not TEMPORARY.fullmatch(path.name) and path.parent.name != 'contents':
                     found[str(path.relative_to(self.root))] = DATE.sub(b'', path.read_bytes())
         return found | {str(folder.relative_to(self.root)): scalars(folder) for folder in folders}
 

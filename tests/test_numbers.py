@@ -2,6 +2,8 @@
 say of which data they are."""
 import hashlib
 import json
+import os
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from dataset import isic, splits
 from dataset.layout import Layout
 from dataset.splits import Classification, Segmentation
-from engine import cache, checkpoints, files, images, run_folder, trainer
+from engine import cache, checkpoints, contents, files, images, run_folder, trainer
 from engine.errors import InputError
 from engine.run_folder import Run
 from mbdcnn.inference import Classifier
@@ -30,6 +32,7 @@ from tests.test_training import (
     tiny_task,
     train,
 )
+from train_CoarseSN import coarse_task
 from train_EnhancedSN import enhanced_task
 from train_MaskCN import mask_task
 
@@ -115,6 +118,23 @@ def test_a_validation_set_of_one_class_is_trained_on_to_the_end(tmp_path, capsys
     assert finite(load(tmp_path, 'MaskCN.pth'))
 
 
+@pytest.mark.parametrize('make', [
+    lambda cfg, data, split: mask_task(cfg, ALONE, Classifying(), data, data),
+    lambda cfg, data, split: coarse_task(cfg, ALONE, PixelNetwork(), split, split, TOTAL)])
+def test_weights_whose_outputs_overflow_are_refused_in_validation(tmp_path, make):
+    """The weights themselves are finite, and so are the losses."""
+    cfg, data = SimpleNamespace(**STAGE | {'INITIAL_WEIGHTS': 'theirs.pth'}), one_class()
+    task = make(cfg, data, Segmentation(data.images, data.coarse, None, data.names, 'x'))
+    (name, network), = task.networks.items()
+    assert task.validate()
+    for parameter in network.parameters():
+        parameter.data.fill_(3e38)
+    with Run(tmp_path, name, cfg, {}, 'theirs', ALONE) as run, pytest.raises(
+            InputError, match='(?s)6 of 6 validation pictures is not finite after step 0.*LEARNING_RATE'):
+        trainer.fit(task, cfg, run, ALONE, TOTAL, EVERY)
+    assert not (tmp_path / 'last.pth').exists()
+
+
 def test_maps_that_are_negative_everywhere_leave_loss_gradient_and_scores_finite():
     teacher, data = TinyMaskCN(), one_class()
     teacher.cls.weight.data = -teacher.cls.weight.data.abs()
@@ -178,6 +198,76 @@ def test_a_caches_fingerprint_is_of_what_the_files_hold(tmp_path):
     found = cache.load(tmp_path / 'cache', 'x', [tmp_path / 'a.png', tmp_path / 'b.png'], 8, 'mask')
     assert np.array_equal(found.pixels, [mask, other])
     assert found.fingerprint == hashlib.sha256((255 * np.stack([mask, other])).tobytes()).hexdigest()[:16]
+
+
+def overwritten(data):
+    return lambda path: path.write_bytes(data if isinstance(data, bytes) else data(path.read_bytes()))
+
+
+def in_its_place(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize('spoil', [
+    overwritten(b''), overwritten(lambda data: data[:-9]), overwritten(lambda data: data[::-1]),
+    lambda path: np.save(path, np.ones((2, 4, 4), np.uint8)), lambda path: np.save(path, np.ones((2, 8, 8))),
+    in_its_place], ids=['empty', 'cut', 'garbage', 'shape', 'dtype', 'folder'])
+def test_damaged_caches_are_made_again(tmp_path, monkeypatch, spoil):
+    monkeypatch.setattr(contents, 'SETTLED', 0)   # as if the pictures were older than two seconds
+    images.write_mask(tmp_path / 'a.png', np.eye(8))
+
+    def load():
+        return cache.load(tmp_path / 'cache', 'x', [tmp_path / 'a.png'], 8, 'mask')
+
+    load()
+    for kind in ('x-*.npy', 'x-*.json', 'contents/*.json'):
+        path = next((tmp_path / 'cache').glob(kind))
+        (tmp_path / 'spoilt.npy').write_bytes(path.read_bytes())
+        spoil(tmp_path / 'spoilt.npy')
+        path.unlink()
+        (tmp_path / 'spoilt.npy').rename(path)
+        if path.is_dir() and kind != 'contents/*.json':
+            with pytest.raises(InputError, match='remove it') as caught:
+                load()
+            assert caught.value.faults == [f'{path}: is a folder']
+            path.rmdir()
+        assert np.array_equal(load().pixels, [np.eye(8)])
+
+
+def test_caches_go_by_what_the_pictures_hold(tmp_path, monkeypatch):
+    paths, built, build = [tmp_path / 'a.png', tmp_path / 'b.png'], [], cache._build
+    monkeypatch.setattr(cache, '_build', lambda *given: built.append(1) or build(*given))
+    for path, value in zip(paths, (0, 1), strict=True):
+        images.write_mask(path, np.full((8, 8), value))
+        os.utime(path, (1, 1))
+
+    def means():
+        return cache.load(tmp_path / 'cache', 'x', paths, 8, 'mask').pixels.mean((1, 2)).tolist()
+
+    assert means() == [0, 1] and len(built) == 1
+    for path in paths:
+        shutil.copyfile(path, tmp_path / 'copy')
+        (tmp_path / 'copy').rename(path)
+    assert means() == [0, 1] and len(built) == 1
+    paths[0].rename(tmp_path / 'aside'), paths[1].rename(paths[0]), (tmp_path / 'aside').rename(paths[1])
+    assert means() == [1, 0] and len(built) == 2
+
+
+def test_a_picture_that_changes_while_it_is_cached_is_said(tmp_path, monkeypatch):
+    path, read = tmp_path / 'a.png', cache.read_mask_square
+    images.write_mask(path, np.eye(8))
+
+    def read_and_change(source, size):
+        pixels = read(source, size)
+        images.write_mask(source, np.ones((8, 8)))
+        return pixels
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match='a.png: changed while it was read'):
+        patch.setattr(cache, 'read_mask_square', read_and_change)
+        cache.load(tmp_path / 'cache', 'x', [path], 8, 'mask')
+    images.write_mask(path, np.eye(8))
+    assert np.array_equal(cache.load(tmp_path / 'cache', 'x', [path], 8, 'mask').pixels, [np.eye(8)])
 
 
 def test_the_fingerprint_changes_with_any_pixel_or_label(root):

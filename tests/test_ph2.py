@@ -224,7 +224,7 @@ def state(folder):
         name = str(path.relative_to(folder))
         if path.is_symlink():
             found[name] = os.readlink(path)
-        elif path.is_file():
+        elif path.is_file() and path.parent.name != 'contents' and path.name != '.lock':
             found[name] = path.read_bytes(), None if path.suffix == '.txt' else path.stat().st_mtime_ns
     return found
 
@@ -384,6 +384,8 @@ def test_settings_that_make_no_folds_are_refused(source, tmp_path):
     text = prepare(root, '--FOLDS=5', expect=2)
     assert 'holds 4 common nevus, 4 atypical nevus, 4 melanoma' in text and 'a lower FOLDS' in text
     assert state(root) == before
+    default = Layout(root).data / 'PH2Dataset' / ph2.IMAGES
+    assert f'{default}: is missing' in run_script(SCRIPT, root, expect=2)
 
 
 def test_trained_folds_and_files_of_others_are_not_overwritten(copy):

@@ -1,7 +1,9 @@
 """Own pictures: predict.py as a process, what it writes, and the same chain from Python."""
 import csv
+import hashlib
 import json
 import os
+import runpy
 import shutil
 import struct
 import sys
@@ -20,10 +22,10 @@ import predict
 from dataset import crops, extraction, splits
 from dataset.isic import CLASSES
 from dataset.layout import Layout
-from engine import cache, cli, files, images
+from engine import cache, cli, files, images, packing
 from engine.errors import InputError
 from engine.hardware import Process
-from mbdcnn import evaluation
+from mbdcnn import evaluation, networks
 from mbdcnn.inference import Classifier, Segmenter, enlarged_sum, place, segment, segment_files, squashed
 from mbdcnn.predictor import MBDCNN, NETWORKS, mask_confidence, scales_of
 from net.cam import class_activation_map
@@ -93,6 +95,35 @@ def write_config(models, name, content):
 @pytest.fixture(scope='module')
 def model(models):
     return MBDCNN.load(models, device='cpu', precision='fp32')
+
+
+def test_packed_networks_predict_alike(models, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(packing, 'CLIPPED', [1.0])   # a search is slow
+    monkeypatch.setattr(sys, 'argv', ['pack.py', f'--ROOT={models.parent}', f'--OUT={tmp_path / "packed"}',
+                                      '--ABOUT=of noise', '--BITS=6'])
+    runpy.run_path('models/pack.py')['main']()
+    before = sum(path.stat().st_size for path in models.glob('*/*.pth'))   # in float16
+    packed = {path.stem: path for path in (tmp_path / 'packed').glob('*/*.safetensors')}
+    assert sorted(packed) == sorted(NETWORKS)
+    assert 0.35 < sum(path.stat().st_size for path in packed.values()) / before < 0.45
+    for line in (tmp_path / 'packed' / 'SHA256SUMS').read_text().splitlines():
+        digest, _, name = line.partition('  ')
+        assert hashlib.sha256((tmp_path / 'packed' / name).read_bytes()).hexdigest() == digest
+
+    monkeypatch.setattr(networks, 'PUBLISHED', tmp_path / 'packed')   # what a fresh clone has
+    small = MBDCNN.load(tmp_path / 'nothing', device='cpu', precision='fp32')
+    assert 'holds no trained networks' in capsys.readouterr().out
+    theirs, ours = model(PICTURE, tta=False), small(PICTURE, tta=False)
+    assert (theirs.mask == ours.mask).mean() > 0.9
+    for name, probability in theirs.class_probabilities.items():
+        assert ours.class_probabilities[name] == pytest.approx(probability, abs=0.05)
+    networks.or_published(Layout(models.parent))
+    assert capsys.readouterr().out == ''   # its own networks come first
+
+    path = packed['EnhancedSN']
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(InputError, match=r'EnhancedSN\.safetensors'):
+        MBDCNN.load(tmp_path / 'packed', device='cpu', precision='fp32')
 
 
 def write_good(folder):
@@ -336,7 +367,8 @@ def test_the_chain_equals_the_steps_from_disk(model, tmp_path):
     for paths, folder, side in (
             (sorted(layout.crops('Testing').glob('*.png')), layout.coarse_for_classification('Testing'), 224),
             ([source], layout.coarse_for_segmentation('Testing'), 0)):
-        generate_Coarse_mask.draw_masks(model.coarse, paths, folder, side, cfg, process)
+        record = splits.coarse_record(layout, folder)
+        generate_Coarse_mask.draw_masks(model.coarse, paths, record, side, cfg, process)
 
     data = splits.classification(layout, 'Testing', SIDE)
     expected, _ = evaluation.image_probabilities(

@@ -1,10 +1,13 @@
 """What the pages print can be run: scripts exist, their options are constants, links lead somewhere."""
 import re
+import shlex
+import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from dataset.layout import Layout
 from engine import settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,6 +65,32 @@ def test_every_constant_has_a_comment_and_is_used(script):
         assert group and comment, f'{script.name}: {name} has no group or comment'
         used = re.search(rf"cfg\.{name}\b|'{name}'", text + shared) or name == 'RECIPE'
         assert used, f'{script.name}: {name} is not used'
+
+
+def make(folder, *words):
+    done = subprocess.run(['make', f'--file={ROOT / "Makefile"}', *words], cwd=folder, text=True,
+                          capture_output=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return done.stdout
+
+
+def test_make_takes_names_with_spaces(tmp_path):
+    python = tmp_path / 'python'   # makes an "environment" and installs nothing
+    python.write_text('#!/bin/sh\n[ "$2" = venv ] && mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; exit 0\n')
+    python.chmod(0o755)
+    for name in ('requirements.txt', 'my', 'venv', 'demo', 'my demo'):
+        (tmp_path / name).mkdir() if 'demo' in name else (tmp_path / name).touch()
+    words = 'env', 'VENV=my venv', f'PYTHON={python}'
+    assert '-m venv' in make(tmp_path, *words) and (tmp_path / 'my venv' / '.requirements').is_file()
+    assert '-m venv' not in make(tmp_path, *words)   # it is there
+    assert '--ROOT="my demo"' in make(tmp_path, '--dry-run', 'demo', 'DEMO=my demo', *words[1:])
+    make(tmp_path, 'clean-demo', 'DEMO=my demo')
+    assert (tmp_path / 'demo').is_dir() and not (tmp_path / 'my demo').exists()
+
+
+def test_advice_quotes_what_has_spaces():
+    words = ['python', 'train_MaskCN.py', '--ROOT=my root', '--RESUME=False']
+    assert shlex.split(Layout('my root').command(words[1], words[3])) == words
 
 
 def test_recipes_name_only_settings_that_exist():

@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -136,7 +137,8 @@ def test_a_run_of_several_processes_is_another_run(tmp_path, root, calls):
     assert RunStore(root, processes=2).made_from(job)['processes'] == 2
 
 
-@pytest.mark.parametrize('what', ['picture', 'line', 'unfinished', 'setting', 'fine-tuned', 'processes'])
+@pytest.mark.parametrize('what', ['picture', 'line', 'unfinished', 'setting', 'fine-tuned', 'processes',
+                                  'exchanged'])
 def test_roots_stage_serves_only_what_it_was_trained_on(tmp_path, root, calls, what):
     declared = declare(tmp_path, RANDOM + SWEEP)
     job, layout = declared.job('coarse'), Layout(root)
@@ -149,9 +151,12 @@ def test_roots_stage_serves_only_what_it_was_trained_on(tmp_path, root, calls, w
         listing.write_text(listing.read_text().replace('Training3', 'Training2'))
     else:
         values = json.loads(json.dumps(RunStore(root).values(job)))
-        train_in_root(root, job, **{'unfinished': {'finished': None}, 'setting': {'settings': values | {
-            'MARGIN': 0.2}}, 'fine-tuned': {'start': 'weights (sha256 1...)'},
-            'processes': {'processes': [2, 1]}}[what])
+        seen = json.loads((layout.run('CoarseSN') / 'config.json').read_text())['inputs']
+        exchanged = {'training': seen['validation'], 'validation': seen['training']}
+        train_in_root(root, job, **{
+            'unfinished': {'finished': None}, 'setting': {'settings': values | {'MARGIN': 0.2}},
+            'fine-tuned': {'start': 'weights (sha256 1...)'}, 'processes': {'processes': [2, 1]},
+            'exchanged': {'inputs': exchanged}}[what])
     assert RunStore(root).folder(job) == 'runs/coarse'
 
 
@@ -186,6 +191,18 @@ def test_copied_models_do_not_serve_other_pictures(tmp_path, root, calls):
     assert RunStore(other).folder(job) == 'runs/coarse' and RunStore(root).folder(job) == HERE
 
 
+def test_networks_that_were_copied_over_a_finished_run_are_not_its_own(tmp_path, root, calls):
+    declared = declare(tmp_path, SYSTEM + SWEEP)
+    run_table(declared, root, 'K')
+    job = declared.job('coarse')
+    path = root / 'runs/coarse/models/CoarseSN/CoarseSN.pth'
+    before = path.read_text()
+    path.write_text('of other pictures')
+    assert not RunStore(root).finished(job)
+    path.write_text(before)
+    assert RunStore(root).finished(job) and RunStore(root).folder(job) == 'runs/coarse'
+
+
 def test_pictures_are_told_apart_by_content(root):
     layout = Layout(root)
     path = layout.crops('Validation') / 'Validation1.png'
@@ -199,25 +216,64 @@ def test_pictures_are_told_apart_by_content(root):
     path.write_bytes(data)
     (layout.cache / 'contents.json').unlink()
     assert inputs.fingerprint(layout, 'cls', 'Validation') == before
+    for spoil in (lambda kept: kept.write_text('{"cls Validation": 5}'), lambda kept: kept.write_text('[]'),
+                  lambda kept: kept.unlink() or kept.mkdir()):
+        spoil(layout.cache / 'contents.json')
+        assert inputs.fingerprint(layout, 'cls', 'Validation') == before
     listing = layout.classification_list('Validation')
     listing.write_text(listing.read_text().replace(' 2', ' 1'))
     assert inputs.fingerprint(layout, 'cls', 'Validation') != before
 
 
-def test_coarse_masks_of_a_copy_are_those_of_its_pictures(root):
+@pytest.mark.parametrize('earlier', [False, True])
+def test_coarse_masks_of_a_copy_are_those_of_its_pictures(root, earlier):
     layout = Layout(root)
     folder, pictures = layout.coarse_for_classification('Training'), sorted(
         layout.crops('Training').glob('*.png'))
-    coarse_masks.begin(folder, {'coarse_sn': 'x'})
-    for picture in pictures:
-        shutil.copy2(picture, folder / picture.name)   # with the picture's time, as a mask is written
-    coarse_masks.finish(folder, {'coarse_sn': 'x'}, pictures, settings.Settings())
+    draw_in(layout, folder, pictures, earlier)
     layout = Layout(copied(root))
     folder, pictures = layout.coarse_for_classification('Training'), sorted(
         layout.crops('Training').glob('*.png'))
     assert len(splits.coarse_paths(layout, folder, pictures)) == 4
+    record = coarse_masks.begin(layout, folder, {'coarse_sn': 'x'}, settings.Settings())
+    assert all(record.holds(path.name, record.contents.of(path)) for path in pictures)   # nothing to draw
+    coarse_masks.finish(record, pictures)
+    written = json.loads(record.path.read_text())
+    assert set(written) == {'facts', 'complete', 'settings', 'masks', 'made'}
+    assert all(all(hashes) for hashes in written['made'].values())
     shutil.copyfile(pictures[1], pictures[0])
     with pytest.raises(InputError, match='1 coarse masks are missing'):
+        splits.coarse_paths(layout, folder, pictures)
+
+
+def draw_in(layout, folder, pictures, earlier=False):
+    """As if the masks of pictures had been drawn; `earlier`: by a version whose record had other keys."""
+    record = coarse_masks.begin(layout, folder, {'coarse_sn': 'x'}, settings.Settings())
+    for picture in pictures:
+        shutil.copyfile(picture, folder / picture.name)
+        record.note(picture.name, record.contents.of(picture))
+    coarse_masks.finish(record, pictures)
+    if earlier:
+        written = json.loads(record.path.read_text())
+        written['pictures'] = {Path(name).stem: entry[0] for name, entry in written.pop('made').items()}
+        record.path.write_text(json.dumps(written))
+
+
+def test_masks_that_were_swapped_or_drawn_over_are_noticed(root):
+    layout = Layout(root)
+    folder, pictures = layout.coarse_for_classification('Training'), sorted(
+        layout.crops('Training').glob('*.png'))
+    draw_in(layout, folder, pictures)
+    for path in (*pictures, *folder.glob('*.png')):
+        os.utime(path, (10**9, 10**9))
+    assert len(splits.coarse_paths(layout, folder, pictures)) == 4
+    pictures[0].rename(root / 'aside'), pictures[1].rename(pictures[0]), (root / 'aside').rename(pictures[1])
+    with pytest.raises(InputError, match='2 coarse masks are missing'):
+        splits.coarse_paths(layout, folder, pictures)
+    mask = folder / pictures[2].name
+    mask.write_bytes(mask.read_bytes()[:-1] + b'x')
+    os.utime(mask, (10**9, 10**9))
+    with pytest.raises(InputError, match='3 coarse masks are missing'):
         splits.coarse_paths(layout, folder, pictures)
 
 
@@ -255,9 +311,8 @@ def test_runs_may_lie_on_another_disk(tmp_path, root, calls):
 
 def test_masks_of_another_experiment_are_not_drawn_over(tmp_path, root, calls):
     run_table(declare(tmp_path, SYSTEM + SWEEP), root, 'K')
-    folder = root / 'runs/enhanced/Coarse_masks/Training_MaskCN'
     with pytest.raises(InputError, match='belong to another experiment'):
-        coarse_masks.begin(folder, {'coarse_sn': 'x'})
+        coarse_masks.lock(Layout(root / 'runs/enhanced'))
     assert (root / 'runs/masks/Coarse_masks/Training_MaskCN' / coarse_masks.RECORD).is_file()
 
 

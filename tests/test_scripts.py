@@ -2,7 +2,10 @@
 import csv
 import json
 import os
+import shlex
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -122,7 +125,8 @@ def test_coarse_masks_fit_what_they_were_drawn_for(chain, split):
         drawn_with = record.pop('settings')
         assert drawn_with.keys() == settings.read_constants(REPOSITORY / 'generate_Coarse_mask.py').keys()
         assert drawn_with['INPUT_SIZE'] == 32 and drawn_with['ROOT'] == str(chain.root)
-        assert record.pop('pictures') == {path.stem: files.fingerprint(path) for path in paths}
+        assert record.pop('made') == {f'{path.stem}.png': [
+            files.fingerprint(path), files.fingerprint(folder / f'{path.stem}.png')] for path in paths}
         assert record == {'complete': True, 'masks': len(paths), 'facts': {
             'coarse_sn': files.fingerprint(layout.weights('CoarseSN')), 'input_size': 32, 'views': 6}}
     assert (224, 224) in sizes and len(sizes) > 1
@@ -262,11 +266,24 @@ def test_masks_that_were_interrupted_are_refused_and_go_on(chain, sibling):
     wait_for(process, '| 3/')   # of the training crops' batches
     process.terminate()
     assert 'run the same command again' in finish(process, 143)
-    drawn = len(list(layout.coarse_for_classification('Training').glob('*.png')))
+    folder = layout.coarse_for_classification('Training')
+    drawn = len(list(folder.glob('*.png')))
     assert 0 < drawn < len(isic.read_classification_list(layout, 'Training'))
-    text = run_script('train_MaskCN.py', layout.root, *STAGES['train_MaskCN.py'], expect=2)
-    assert 'was not finished' in text and f'python generate_Coarse_mask.py --ROOT={layout.root}' in text
-    assert f'{drawn} of' in run_script('generate_Coarse_mask.py', layout.root, *options)
+    with coarse_masks.lock(layout):   # as if the first were still there
+        refused, text = run_in_turn(('generate_Coarse_mask.py', layout.root, '--INPUT_SIZE=48'),
+                                    ('train_MaskCN.py', layout.root, *STAGES['train_MaskCN.py']), expect=2)
+    assert f'{layout.coarse_masks}: another process draws there' in refused
+    command = f'python generate_Coarse_mask.py --ROOT={layout.root} --AMP=fp32 --BATCH_SIZE=4 --INPUT_SIZE=32'
+    assert 'was not finished' in text and f'Remedy: {command}\n' in text
+    facts = json.loads((folder / 'made_by.json').read_text())['facts']
+    for change in ({'input_size': 224}, {'views': 1}, {'fold_networks': 'a,b'}):
+        with pytest.raises(InputError) as caught:   # without the settings that the masks were begun with
+            coarse_masks.refuse_to_replace(layout, [folder], facts | change)
+        words = ''.join(f'{name}={facts.get(name)}' for name in change)
+        assert caught.value.faults == [f'{folder}: {drawn} masks that were drawn with {words}']
+        assert command in caught.value.remedy and '--RESUME=False' in caught.value.remedy
+    coarse_masks.refuse_to_replace(layout, [folder], facts | {'coarse_sn': 'retrained', 'views': 1})
+    assert f'{drawn} of' in run_script(*shlex.split(command)[1:2], None, *shlex.split(command)[2:])
     for path in chain.layout.coarse_masks.rglob('*.png'):
         assert (layout.coarse_masks / path.relative_to(chain.layout.coarse_masks)).read_bytes() == (
             path.read_bytes()), path
@@ -277,10 +294,8 @@ def test_masks_of_earlier_pictures_or_drawn_unlike_the_others_are_refused(siblin
     folders = [layout.coarse_for_classification(split) for split in ('Training', 'Validation')]
     crops = [path for path, _ in isic.read_classification_list(layout, 'Validation')]
     assert len(splits.coarse_paths(layout, folders[1], crops)) == len(crops)
-    os.utime(folders[1] / f'{crops[4].stem}.png', ns=(0, crops[4].stat().st_mtime_ns - 10**9))
     record = json.loads((folders[1] / 'made_by.json').read_text())
-    assert len(splits.coarse_paths(layout, folders[1], crops)) == len(crops)   # equal content
-    record['pictures'][crops[4].stem] = 'of another picture'
+    record['made'][f'{crops[4].stem}.png'][0] = 'of another picture'
     (folders[1] / 'made_by.json').write_text(json.dumps(record))
     with pytest.raises(InputError) as caught:
         splits.coarse_paths(layout, folders[1], crops)
@@ -307,6 +322,21 @@ def test_scripts_explain_themselves():
         assert script == 'compare.py' or {'DEVICE', 'AMP'} <= constants.keys()
         assert all(f'--{name}=' in text for name in constants)
         assert f'python {script}' in text and 'Reads ' in text and 'Writes ' in text
+
+
+def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
+    """The first package of others that a script imports presses it."""
+    for name in ('numpy', 'torch', 'cv2', 'tqdm', 'filelock', 'PIL'):
+        (tmp_path / f'{name}.py').write_text('import os, signal, time\n'
+                                             'os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n')
+    scripts = [path for path in (*REPOSITORY.glob('*.py'), *REPOSITORY.glob('[a-su-z]*/*.py'))   # not tests/
+               if 'cli.launch(main)' in path.read_text()]
+    assert len(scripts) > 18
+    for script in scripts:
+        done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60,
+                              env=os.environ | {'PYTHONPATH': str(tmp_path)})
+        assert done.returncode == 130 and done.stdout == '', script
+        assert done.stderr.split('\n') == ['', 'interrupted before anything had begun', ''], script
 
 
 def test_settings_that_cannot_be_used_are_refused(chain, tmp_path):
@@ -390,4 +420,5 @@ def test_damaged_files_are_named_with_a_remedy(chain, sibling):
     for text, path, remedy in zip(texts, (coarse.weights('CoarseSN'), mask.weights('MaskCN'), unfinished), (
             'python train_CoarseSN.py', 'python train_MaskCN.py', '--RESUME=False'), strict=True):
         assert f'{path}: ' in text and 'truncated' in text and remedy in text.partition('Remedy: ')[2]
+    assert set(STAGES['train_CoarseSN.py']) < set(texts[0].split())   # as it was trained
     assert unfinished.is_file()   # it is the user's to remove

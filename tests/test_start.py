@@ -164,6 +164,16 @@ def record(layout, network, **inputs):
     (layout.run(network) / 'config.json').write_text(json.dumps({'settings': {'SEED': 0}, 'inputs': inputs}))
 
 
+def test_the_record_of_another_stage_is_refused(tmp_path):
+    path = Layout(tmp_path).weights('MaskCN')
+    path.parent.mkdir(parents=True)
+    (path.parent / 'config.json').write_text(json.dumps({'network': 'CoarseSN', 'settings': {'SEED': 0}}))
+    with pytest.raises(InputError, match='is of CoarseSN, not of MaskCN'):
+        networks.trained_settings(path)
+    assert networks.trained_settings(path.with_stem('CoarseSN')) == {'SEED': 0}
+    assert networks.trained_settings(path.with_stem('mine')) == {'SEED': 0}   # weights to start from
+
+
 @pytest.mark.parametrize('inputs, expected', [({}, 1e-5), ({'bn_eps': 1e-3}, 1e-3)])
 def test_a_trained_network_is_used_with_its_epsilon(tmp_path, monkeypatch, inputs, expected):
     layout = Layout(tmp_path)

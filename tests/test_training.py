@@ -1,6 +1,7 @@
 """The training loop with a tiny network: schedule, resuming, stopping, refusing; and checkpoints."""
 import functools
 import json
+import math
 import multiprocessing
 import os
 import pickle
@@ -32,6 +33,7 @@ SETTINGS = {'AMP': 'fp32', 'LEARNING_RATE': 0.01, 'RESUME': True, 'PATIENCE': 0,
             'NUM_WORKERS': 0, 'PICTURES_ON': 'auto', 'COMPILE': 'off', 'FREEZE_BN': False, 'SYNC_BN': True,
             'SEED': 5, 'INITIAL_WEIGHTS': ''}
 TOTAL, EVERY = 8, 4   # steps, and steps between validations
+SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 
 
 @pytest.fixture(autouse=True)
@@ -270,15 +272,15 @@ def interrupt_at(step, number=signal.SIGTERM):
     return before_loss
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', SIGNALS)
 @pytest.mark.parametrize('every, steps', [(EVERY, 2), (EVERY, 4), (EVERY, 7), (1, 3)])
 def test_an_interrupted_and_resumed_run_is_the_uninterrupted_one(tmp_path, every, steps, number):
     train(tmp_path / 'whole', every=every)
-    handlers = [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)]
+    handlers = [signal.getsignal(kind) for kind in SIGNALS]
     with pytest.raises(Interrupted) as interruption:
         train(tmp_path / 'parts', tiny_task(interrupt_at(steps - 1, number)), every=every)
     assert interruption.value.number == number
-    assert [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert [signal.getsignal(kind) for kind in SIGNALS] == handlers
     assert load(tmp_path / 'parts', 'last.pth')['progress']['step'] == steps
     torch.manual_seed(99)   # a new process starts from other random states
     np.random.seed(99)
@@ -330,8 +332,13 @@ def test_lost_weights_are_written_again_where_the_best_is_the_last(tmp_path, dam
             assert (folder / 'CoarseSN.pth').read_bytes() == kept
             assert 'already trained' in capsys.readouterr().out
         else:
-            with pytest.raises(InputError, match='(?s)CoarseSN.pth: .*start anew with --RESUME=False'):
-                train(folder)
+            for total in (TOTAL, TOTAL + 2):   # finished, and with steps to go
+                with pytest.raises(InputError, match='(?s)CoarseSN.pth: .*of step 4, last.pth is of step 8'
+                                   f'.*train anew: remove {folder}, then run the same'):
+                    train(folder, total=total)
+            shutil.rmtree(folder)   # as it says
+            train(folder, tiny_task(scores=scores))
+            assert (folder / 'CoarseSN.pth').read_bytes() == kept
 
 
 @pytest.mark.parametrize('spoil', [
@@ -348,6 +355,44 @@ def test_a_state_of_another_network_is_one_error_that_names_the_file(tmp_path, s
     torch.save(state, tmp_path / 'last.pth')
     with pytest.raises(InputError, match='(?s)cannot be used.*last.pth: .*start anew'):
         train(tmp_path, total=TOTAL + 2)
+
+
+@pytest.mark.parametrize('damage', [lambda path: path.unlink(), lambda path: path.write_bytes(b'{"set')])
+def test_without_config_json_a_run_goes_on_as_it_was_begun_or_not_at_all(tmp_path, damage, capsys):
+    for folder in ('whole', 'parts'):
+        train(tmp_path / folder)
+    config = tmp_path / 'parts' / 'config.json'
+    damage(config)
+    with pytest.raises(InputError, match='(?s)LEARNING_RATE: 0.01 in .*SEED: 5 in .*training: \'a\' in'):
+        train(tmp_path / 'parts', total=TOTAL + 2, SEED=6, LEARNING_RATE=0.5, inputs={'training': 'b'})
+    for folder in ('whole', 'parts'):
+        train(tmp_path / folder, total=TOTAL + 2)
+    assert_same_folders(tmp_path / 'whole', tmp_path / 'parts')
+    assert f'{config}: ' in capsys.readouterr().out
+    assert json.loads(config.read_text())['settings'] == SETTINGS
+    state = load(tmp_path / 'parts', 'last.pth')
+    torch.save({name: state[name] for name in state if name != 'run'}, tmp_path / 'parts' / 'last.pth')
+    damage(config)   # beside a last.pth of an earlier version
+    with pytest.raises(InputError, match='(?s)does not say.*config.json: .*copy'):
+        train(tmp_path / 'parts', total=TOTAL + 3)
+
+
+@pytest.mark.parametrize('spoil, left', [(lambda text: None, []), (lambda text: text[:-20], [2, 4, 6]), (
+    lambda text: text.replace('"JA": ', '"JA": "', 1), [4, 6, 8])])
+def test_a_lost_log_costs_the_curve_alone(tmp_path, capsys, spoil, left):
+    for folder in ('whole', 'parts'):
+        train(tmp_path / folder, every=2)
+    log = tmp_path / 'parts' / 'metrics.jsonl'
+    spoiled = spoil(log.read_text())
+    log.unlink()
+    if spoiled is not None:
+        log.write_text(spoiled)
+    for folder in ('whole', 'parts'):
+        train(tmp_path / folder, every=2, total=TOTAL + 2)
+    assert all(same(load(tmp_path / 'whole', name), load(tmp_path / 'parts', name))
+               for name in ('last.pth', 'CoarseSN.pth'))
+    assert [row['step'] for row in rows_of(tmp_path / 'parts')] == [*left, TOTAL + 2]
+    assert f'{log}: {4 - len(left)} of 4 lines are missing or damaged' in capsys.readouterr().out
 
 
 def test_a_run_of_the_version_that_knew_one_network_goes_on(tmp_path):
@@ -395,7 +440,52 @@ def test_a_second_signal_takes_the_usual_way():
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_a_run_that_nobody_will_see_the_end_of_begins(tmp_path):
+    """Its steps are not listed beforehand."""
+    with pytest.raises(Interrupted):
+        train(tmp_path, tiny_task(interrupt_at(1)), total=10**18)
+    assert load(tmp_path, 'last.pth')['progress']['step'] == 2
+
+
+@pytest.mark.parametrize('scores, learned', [([0.0, 0.0], False), ([0.0, 0.1], True)])
+def test_a_training_that_learned_nothing_says_so(tmp_path, capsys, scores, learned):
+    task = tiny_task(scores=scores)
+    task.chance = 0.0
+    train(tmp_path, task)
+    assert ('NOTHING WAS LEARNED' in capsys.readouterr().out) != learned
+
+
 # --- Refusals
+
+def test_outputs_that_are_not_finite_are_refused_with_the_step(tmp_path):
+    def validate():
+        raise FloatingPointError('The output for 2 of 6 validation pictures is not finite')
+
+    task = tiny_task()
+    task.validate = validate
+    with pytest.raises(InputError, match='(?s)2 of 6 .* after step 4.*lower LEARNING_RATE'):
+        train(tmp_path, task)
+    assert not {'last.pth', 'CoarseSN.pth'} & contents(tmp_path).keys()
+
+
+def pooled_network():
+    """As the networks: one branch sees the whole picture as one value."""
+    return nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(2),
+                         nn.Upsample((8, 8)))
+
+
+@pytest.mark.parametrize('changes, free, said', [
+    ({}, 1000, 'more than the 0.0 GB .*lower BATCH_SIZE or INPUT_SIZE'),
+    ({'BATCH_SIZE': 1}, math.inf, 'too small for the batch norms.*BATCH_SIZE to two .*--FREEZE_BN=True')])
+def test_what_a_step_lacks_is_said_with_the_remedy(tmp_path, monkeypatch, changes, free, said):
+    assert hardware.free_memory() > 10**6   # of this machine
+    monkeypatch.setattr(hardware, 'free_memory', lambda: free)
+    monkeypatch.setitem(globals(), 'tiny_network', pooled_network)
+    with pytest.raises(InputError, match=f'(?s){said}'):
+        train(tmp_path, **changes)
+    monkeypatch.undo()
+    train(tmp_path / 'remedied')
+
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
 @pytest.mark.parametrize('step', [0, 5])

@@ -1,0 +1,79 @@
+"""Pack trained networks into files that a repository or a release can carry.
+
+Reads   models/CoarseSN/, models/MaskCN/ and models/EnhancedSN/ below ROOT: weights and config.json
+Writes  OUT/<network>/<network>.safetensors   the weights, in few bits or as float16
+        OUT/<network>/config.json             settings and fingerprints of its training
+        OUT/SHA256SUMS
+
+    python models/pack.py --ABOUT="trained on ISIC-2017 at 192 px"
+    python models/pack.py --FORM=fp16 --OUT=release
+
+predict.py, the Python API, generate_Coarse_mask.py and the evaluation use what lies in models/isic2017/
+where no trained weights lie below their root. Cost: a minute of one CPU core.
+"""
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # for `python models/...`
+
+from tqdm import tqdm
+
+from dataset.layout import Layout
+from engine import checkpoints, cli, files, packing, settings
+from engine.errors import InputError
+from mbdcnn.predictor import MBDCNN, NETWORKS
+
+# --- What
+ROOT = '.'                 # folder that holds models/
+RECIPE = 'default'         # default, or a file of recipes/
+OUT = 'models/isic2017'    # folder for the packed networks
+ABOUT = ''                 # who trained them, on what: said whenever they are used
+FORM = 'packed'            # packed, or fp16
+
+# --- FORM=packed
+BITS = 5                   # of a weight in large convolutions, 2 to 8
+MORE_BITS = 8              # where those would err too much
+TOLERANCE = 0.08           # relative error of a convolution that is too much
+
+
+def main():
+    cfg = settings.resolve(globals(), choices={'FORM': ('packed', 'fp16'), 'BITS': range(2, 9),
+                                               'MORE_BITS': range(2, 9)}, positive=('TOLERANCE',))
+    layout, out = Layout(cfg.ROOT), Layout('.')
+    out.models = Path(cfg.OUT)
+    if out.models.resolve() == layout.models.resolve():
+        raise InputError('OUT is the folder that is read', [cfg.OUT], 'choose another --OUT')
+    MBDCNN.load(layout.models, device='cpu', precision='fp32')   # complete, and trained on each other
+    renamed = {}
+    for name in tqdm(NETWORKS, desc='packing', unit='network'):
+        source, target = layout.weights(name), out.run(name) / f'{name}{packing.SUFFIX}'
+        state = checkpoints.load_state(source, layout.command(f'train_{name}.py'))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if cfg.FORM == 'fp16':
+            packing.write_half(state, target)
+        else:
+            packing.write(state, target, few=cfg.BITS, many=cfg.MORE_BITS, tolerance=cfg.TOLERANCE)
+        renamed[files.fingerprint(source)] = files.fingerprint(target)
+    for name in NETWORKS:
+        config = checkpoints.read_config(layout.weights(name))
+        config.get('versions', {}).pop('host', None)
+        config.get('settings', {}).pop('ROOT', None)
+        text = json.dumps(config, indent=1)
+        for before, now in renamed.items():   # so that the packed networks know each other
+            text = text.replace(f'"{before}"', f'"{now}"')
+        packed = {'about': cfg.ABOUT, 'of': dict(zip(NETWORKS, renamed, strict=True))}
+        files.write_text(out.run(name) / 'config.json',
+                         json.dumps(json.loads(text) | {'packed': packed}, indent=1) + '\n')
+    written = [out.weights(name) for name in NETWORKS]
+    sums = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in written}
+    files.write_text(out.models / 'SHA256SUMS', ''.join(
+        f'{digest}  {path.relative_to(out.models).as_posix()}\n' for path, digest in sums.items()))
+    MBDCNN.load(out.models, device='cpu', precision='fp32')
+    for path in written:
+        print(f'{path}: {path.stat().st_size / 1e6:.1f} MB')
+
+
+if __name__ == '__main__':
+    cli.launch(main)
