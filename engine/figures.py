@@ -1,5 +1,6 @@
 """The pictures that a run draws: curves of loss and score, and panels of validation images."""
 import itertools
+import math
 
 import cv2
 import numpy as np
@@ -26,8 +27,8 @@ def curves(rows, monitor, path, smaller_is_better=False):
     monitor : name of the first score, None where there is none to draw; path : png to write
     """
     names = losses(rows, monitor) + [monitor] * (monitor is not None)
-    columns = max(1, min(3, len(names)))
-    lines = max(1, -(-len(names) // columns))
+    columns = max(1, math.ceil(math.sqrt(len(names))))
+    lines = max(1, math.ceil(len(names) / columns))
     figure, grid = subplots(lines, columns, (3.4 * columns, 3.0 * lines))
     steps = [row['step'] for row in rows]
     for axes, name in itertools.zip_longest(np.ravel(grid), names):

@@ -271,9 +271,9 @@ def provenance(cfg, weight_paths, data_fingerprint):
     data. Prints a line when it drew those of the training alone.
     """
     drawn = Layout(cfg.ROOT).drawn
-    if not drawn and (said := networks.of_drawn_pictures(weight_paths)):
-        print(said)
     trained = {path.stem: checkpoints.read_config(path) for path in weight_paths}
+    if not drawn and (said := networks.of_drawn_pictures(trained)):
+        print(said)
     recipes = {name: config.get('settings', {}).get('RECIPE', 'unknown') for name, config in trained.items()}
     return {'recipe': recipes[weight_paths[0].stem], 'settings': vars(cfg), 'data': data_fingerprint,
             'drawn_pictures': drawn,

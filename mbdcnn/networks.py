@@ -323,12 +323,11 @@ def warn_of_other_size(path, side):
         print(f'note: {path} was trained at {trained} px and is used at {side} px')
 
 
-def of_drawn_pictures(paths):
-    """A sentence on which of some weights were trained on pictures that a program drew; '' for none.
+def of_drawn_pictures(configs):
+    """A sentence on which networks were trained on pictures that a program drew; '' for none.
 
-    paths : of the weights; the config.json beside them says it
+    configs : {name: what config.json says of the network's training}
     """
-    names = [path.stem for path in paths
-             if checkpoints.read_config(path).get('inputs', {}).get('drawn_pictures')]
+    names = [name for name, config in configs.items() if config.get('inputs', {}).get('drawn_pictures')]
     # Without a comma: in a csv the line stays as it is.
     return f'Trained on pictures that a program drew: {" and ".join(names)}. {MEANINGLESS}' if names else ''

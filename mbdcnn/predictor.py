@@ -18,7 +18,7 @@ from PIL import Image
 from dataset import crops, extraction
 from dataset.isic import CLASSES
 from dataset.layout import Layout
-from engine import files, hardware, images
+from engine import checkpoints, files, hardware, images
 from engine.errors import InputError
 from mbdcnn import coarse_masks, networks
 from mbdcnn.inference import draw_coarse, enlarged_sum, mask_of, place, require_finite, segment, squashed
@@ -152,7 +152,8 @@ class MBDCNN:
         # An enhanced-SN that takes no maps (TRANSFER mdc, none) comes without the classifier.
         classifier = enhanced.classifier or networks.load_classifier(layout, device, precision)
         return cls(coarse, enhanced, sides, device, made.get('views') != 1, classifier,
-                   networks.of_drawn_pictures(map(layout.weights, NETWORKS)), weights)
+                   networks.of_drawn_pictures({name: checkpoints.read_config(layout.weights(name))
+                                               for name in NETWORKS}), weights)
 
     def __call__(self, image, tta=True):
         """Prediction for one picture; see `prepare` for what it may be, and `predict` for tta."""

@@ -53,7 +53,7 @@ def page(layout, moment):
     segmented = [(network, split, evaluations[network, split]) for split in splits for network in SEGMENTERS
                  if evaluations.get((network, split), {}).get('values') is not None]
     drawn = layout.drawn or any(item['summary'].get('drawn_pictures') for item in evaluations.values())
-    seen = '' if drawn else networks.of_drawn_pictures(layout.weights(network) for network in configs)
+    seen = '' if drawn else networks.of_drawn_pictures(configs)
     return render(
         'report.html', title=f'MB-DCNN: report of {layout.root.resolve().name or layout.root}', moment=moment,
         recipes=sorted(filter(None, recipes)), drawn=evaluation.DRAWN_PICTURES if drawn else seen,
@@ -115,7 +115,7 @@ def _read(path, parse, damaged):
 
 
 def _json(path):
-    return files.json_object(path.read_text(encoding='utf-8'), 'settings')
+    return files.json_object(path.read_text(encoding='utf-8'), 'settings', 'inputs')
 
 
 def _summary(path):

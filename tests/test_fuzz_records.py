@@ -15,7 +15,7 @@ from PIL import Image
 
 import reproduce_tables
 from dataset import extraction, fetch, folds, isic, make_demo_data, splits
-from dataset.layout import Layout
+from dataset.layout import DRAWN, Layout
 from engine import bootstrap, checkpoints, files, run_folder, settings
 from experiments import inputs
 from experiments.run_store import RECORD, RunStore
@@ -114,7 +114,7 @@ def root(tmp_path_factory):
             'inputs': seen, 'start': 'random weights',
             'versions': {'torch': '2'}, 'finished': {'step': 4, 'best': 0.5, 'best_step': 2}})
     drawn = {name: 0.3 if 'SHARE' in name else 6 for name in make_demo_data.RECORDED}
-    write_json(layout.data / make_demo_data.RECORD, drawn)
+    write_json(layout.data / DRAWN, drawn)
     write_json(layout.data / fetch.RECORD, {'a.zip': {'url': 'https://x', 'size': 1, 'sha256': 'ab'}})
     write(layout.data / 'a.zip', b'')
     write_json(layout.results / 'CoarseSN_Validation.json', {
@@ -146,7 +146,8 @@ def test_good_records_are_accepted(root, declare):
 @given(st.sampled_from(sorted(NETWORKS)), st.data())
 def test_spoiled_config_json(root, declare, folder, data):
     path = root.models / folder / 'config.json'
-    weights_path, cfg = path.with_name(f'{NETWORKS[folder]}.pth'), settings.Settings(**CONFIG)
+    weights_path = path.with_name(f'{NETWORKS[folder]}.pth')
+    cfg = settings.Settings(**CONFIG, ROOT=str(root.root))
     made = coarse_masks.require(root, [root.coarse_for_segmentation('Training')])
     job = declare(STEPS).job('coarse')
     with broken(path, data):
@@ -220,7 +221,7 @@ def test_broken_records_of_data(root, data):
                       (root.crops('Training') / isic.RECORD,
                        lambda: extraction.classification_lines(root, 'Training')),
                       (root.data / fetch.RECORD, lambda: fetch.Record(root.data)),
-                      (root.data / make_demo_data.RECORD,   # whose pictures are not drawn
+                      (root.data / DRAWN,   # whose pictures are not drawn
                        lambda: make_demo_data.claim(root, {'SEED': 1}))):
         with broken(path, data):
             assert refused(use, root.root)[1]
