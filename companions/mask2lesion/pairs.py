@@ -128,7 +128,12 @@ def pair_up(image_folder, mask_folder):
                    if name not in masks]
         faults += [f'{path}: has no picture in {image_folder}' for name, path in masks.items()
                    if name not in pictures]
-    found = [(name, path, masks[name]) for name, path in pictures.items() if name in masks]
+    return same_sizes([(name, path, masks[name]) for name, path in pictures.items() if name in masks], faults)
+
+
+def same_sizes(found, faults=()):
+    """`found`, [(name, picture, mask)]. Raises InputError with `faults` and with every pair of two sizes."""
+    faults = list(faults)
     for _, *paths in found:
         try:
             sizes = list(map(images.image_size, paths))
@@ -144,7 +149,7 @@ def pair_up(image_folder, mask_folder):
 
 
 def write_combined(found, folder, grey_above=0):
-    """Write [mask | image] files of [(name, picture, mask)]; what is there and younger stays.
+    """Write [mask | image] files of [(name, picture, mask)]; those that are there and current stay.
 
     grey_above : masks that are not binary are lesion above this value; 0 refuses them
     Raises InputError naming every file that cannot be decoded, or is no binary mask.
