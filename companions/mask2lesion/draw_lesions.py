@@ -12,7 +12,10 @@ Writes  Mask2Lesion/lesions/ below ROOT, or OUT:  Images/<name>.png and Annotati
 The same settings give the same pictures. Cost: companions/README.md.
 """
 import json
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tqdm import tqdm

@@ -12,7 +12,10 @@ real are the masks themselves; shapes circles, ellipses, polygons and stars; ela
 to -, the mean in the middle. The same settings give the same masks. Cost: seconds.
 """
 import json
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import numpy as np
 

@@ -14,7 +14,10 @@ coarse-SN, and by Otsu's threshold (dark is lesion), beside the same of the real
 Cost: companions/README.md.
 """
 import json
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import numpy as np
 from tabulate import tabulate
@@ -78,7 +81,8 @@ def main():
     judge = list(judges)[-1]   # coarse-SN where it is there
     shown = [(f'{held_out.names[number]}\nDI {100 * scores[judge, "drawn"][number, 1]:.0f}', [
         truths[number].astype(np.uint8), drawn[number], found[judge, 'drawn'][number].astype(np.uint8),
-        held_out.images[number], seen.images[nearest[number]]]) for number in panels.spread(range(len(drawn)))]
+        held_out.images[number], seen.images[nearest[number]]])
+        for number in panels.spread(range(len(drawn)))]
     titles = ['mask given', 'drawn', f'found by {judge}', 'real', 'nearest seen']
     figures.panel(shown, titles, f'{stem}_panel.png')
     show(facts)

@@ -10,7 +10,10 @@ Writes  Mask2Lesion/pairs/{train,test}/<name>.png below ROOT, or OUT: mask left,
 All files that cannot be used are listed before any is written. The training reads a root's lists without
 this; it reads these files with --PAIRS=folder. Cost: 0.1 s for a pair of 1600 px on two CPU cores.
 """
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from companions.mask2lesion import pairs
 from dataset import isic

@@ -11,7 +11,10 @@ Writes  models/Mask2Lesion/  G.pth and D.pth (the last weights: no score selects
 The validation pictures are drawn for the curves and the panel alone. Run it again after an interruption
 and it goes on where it stopped. Cost: companions/README.md.
 """
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import torch
 
