@@ -107,7 +107,7 @@ class Factory:
         for number, rng in self.numbers():
             one = self.found[rng.integers(len(self.found))]
             mask = masks.elastic(rng, cache.read_mask_square(one[1], self.cfg.SIZE),
-                                 scale * self.cfg.ELASTIC_ALPHA, scale * self.cfg.ELASTIC_SIGMA)
+                                 scale**2 * self.cfg.ELASTIC_ALPHA, scale * self.cfg.ELASTIC_SIGMA)
             yield f'elastic_{number:04}', mask, f'{one[0]}, deformed', one
 
     def pca(self):
