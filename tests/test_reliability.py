@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 TABLE = REPOSITORY / 'docs' / 'reliability.md'
-SOURCES = sorted((*REPOSITORY.glob('*.py'), *REPOSITORY.glob('[a-z]*/*.py')))
+SOURCES = sorted((*REPOSITORY.glob('*.py'), *REPOSITORY.glob('[a-z]*/*.py'), *REPOSITORY.glob('companions/*/*.py')))
 VERSIONS = REPOSITORY / '.ci' / 'versions'
 # Tests put code into pickles on purpose, and serve files on this machine.
 SHIPPED = [path for path in SOURCES if path.relative_to(REPOSITORY).parts[0] != 'tests'] + [VERSIONS]
