@@ -329,6 +329,32 @@ def test_two_folders_become_pix2pixs_files_and_back(folders, tmp_path):
     assert smooth.fingerprint != sharp.fingerprint
 
 
+def test_a_root_becomes_pix2pixs_files(drawn_root):
+    call(make_pairs, f'--ROOT={drawn_root.root}')
+    folder = drawn_root.root / 'Mask2Lesion/pairs'
+    for split, phase, count in (('Training', 'train', 6), ('Validation', 'test', 3)):
+        ours = pairs.load(None, split, str(folder), 40, 'bicubic')
+        theirs = pairs.load(drawn_root, split, '', 40, 'bicubic')
+        assert ours.names == theirs.names and len(list((folder / phase).iterdir())) == count
+        np.testing.assert_array_equal(ours.images, theirs.images)
+        np.testing.assert_array_equal(ours.masks, theirs.masks)
+
+
+def test_a_training_starts_from_public_weights_and_reads_prepared_files(folders, tmp_path):
+    out, weights = tmp_path / 'pairs', tmp_path / 'latest_net_G.pth'
+    pairs.write_combined(pairs.pair_up(*folders), out / 'train')   # no test/: it looks at training pictures
+    torch.save(published('instance'), weights)
+    options = [f'--ROOT={tmp_path}', f'--PAIRS={out}', f'--INITIAL_WEIGHTS={weights}', *TINY, '--STEPS=1']
+    with pytest.raises(InputError, match='instance norm, not with batch norm(.|\n)*--NORM=instance'):
+        call(train_Mask2Lesion, *options, '--NORM=batch')
+    with pytest.raises(InputError, match='latest_net_G.pth: (.|\n)*shape(.|\n)*WIDTH'):
+        call(train_Mask2Lesion, *options[:3], *TINY[1:], '--WIDTH=8')
+    call(train_Mask2Lesion, *options, '--LEARNING_RATE=1e-9')
+    name = 'model.model.0.weight'
+    kept = load(tmp_path / 'models/Mask2Lesion', 'G.pth')
+    torch.testing.assert_close(kept[name], published('instance')[name])
+
+
 def test_all_folders_that_make_no_pairs_are_named_before_any_is_written(folders, tmp_path):
     images.write_png(folders[0] / 'ISIC_4.png', np.zeros((40, 40, 3), np.uint8))
     images.write_png(folders[1] / 'ISIC_5.png', np.zeros((40, 40), np.uint8))
@@ -457,10 +483,11 @@ def drawn_root(tmp_path_factory):
     at = f'--ROOT={root}'
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_folder.figures, 'curves', lambda *given: given[2].write_bytes(b'curve'))
+        patch.setattr(panels, 'COLUMNS', 2)   # axes are slow to draw
         call(train_Mask2Lesion, at, *TINY, '--STEPS=4')
-    call(draw_masks, at, '--KIND=real,shapes,pca,walks', '--COUNT=3', '--SIZE=48', '--TRAIN_IMAGES=4')
-    call(draw_lesions, at)
-    call(eval_Mask2Lesion, at)
+        call(draw_masks, at, '--KIND=real,shapes,pca,walks', '--COUNT=3', '--SIZE=48', '--TRAIN_IMAGES=4')
+        call(draw_lesions, at)
+        call(eval_Mask2Lesion, at)
     return layout
 
 

@@ -29,7 +29,7 @@ from mbdcnn import stages
 
 # --- Experiment
 ROOT = '.'                # folder that holds models/ and Mask2Lesion/
-RECIPE = 'default'        # default (this file), or of recipes/: paper, released, cpu, cpu_long, demo
+RECIPE = 'default'        # default (this file), or of recipes/: paper, cpu, cpu_few, demo
 SEED = 0                  # of the noise
 
 # --- What

@@ -29,7 +29,7 @@ from engine.errors import InputError
 
 # --- Experiment
 ROOT = '.'                # folder that holds dataset/
-RECIPE = 'default'        # default (this file), or of recipes/: paper, released, cpu, cpu_long, demo
+RECIPE = 'default'        # default (this file), or of recipes/: paper, cpu, cpu_few, demo
 SEED = 0                  # of everything that is random, and of TRAIN_IMAGES
 
 # --- Masks

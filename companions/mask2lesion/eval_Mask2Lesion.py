@@ -30,7 +30,7 @@ from mbdcnn import inference, networks, stages
 
 # --- Experiment
 ROOT = '.'                # folder that holds dataset/, models/ and results/
-RECIPE = 'default'        # default (this file), or of recipes/: paper, released, cpu, cpu_long, demo
+RECIPE = 'default'        # default (this file), or of recipes/: paper, cpu, cpu_few, demo
 SPLIT = 'Validation'      # Validation or Testing
 SEED = 0                  # of the noise
 

@@ -23,7 +23,7 @@ from engine.errors import InputError
 
 # --- Experiment
 ROOT = '.'                # folder that holds dataset/
-RECIPE = 'default'        # default (this file), or of recipes/: paper, released, cpu, cpu_long, demo
+RECIPE = 'default'        # default (this file), or of recipes/: paper, cpu, cpu_few, demo
 
 # --- Pairs
 IMAGES = ''               # folder of pictures; '' = those of ROOT's lists

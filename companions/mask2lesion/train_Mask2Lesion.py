@@ -30,7 +30,7 @@ from net.inputs import to_input
 
 # --- Experiment
 ROOT = '.'                     # folder that holds dataset/ and models/
-RECIPE = 'default'             # default (this file), or of recipes/: paper, released, cpu, cpu_long, demo
+RECIPE = 'default'             # default (this file), or of recipes/: paper, cpu, cpu_few, demo
 RESUME = True                  # go on from models/Mask2Lesion/last.pth; False starts anew
 SEED = 0                       # of the weights, the noise, the order of the pictures, their windows
 PAIRS = ''                     # folder of [mask | image] files with train/ and test/; '' = ROOT's lists
