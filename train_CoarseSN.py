@@ -1,6 +1,6 @@
 """Stage 2: train coarse-SN, the network that segments lesions roughly (paper section III-A).
 
-Reads   dataset/ISIC/{Training,Validation}_seg.txt and the pictures they list (stage 1)
+Reads   dataset/ISIC/{Training,Validation}_seg.txt and the pictures they list (stage 1); EXTRA_PAIRS
         a pretrained file of models/README.md, when there is one
 Writes  models/CoarseSN/  CoarseSN.pth (best weights), last.pth (to go on from), config.json,
         metrics.jsonl, curves.png, panel.png, tensorboard/; with CROSS_FIT=5 the same below
@@ -52,6 +52,8 @@ LEARNING_RATE = 1e-4           # Adam, decayed by (1 - step / steps) ** 0.9 (pap
 PATIENCE = 0                   # stop after this many validations without a better JA; 0 = never
 VALIDATE_EVERY = 1             # epochs between two validations (released)
 TRAIN_IMAGES = 0               # train on this many pictures only, nested subsets; 0 = all
+EXTRA_PAIRS = ''               # more pairs, such as drawn ones: folder, also below ROOT; EPOCH counts without
+EXTRA_RATIO = 1.0              # of them for each picture of the list; 0 = all that the folder holds
 
 # --- Loss
 DICE_CLASSES = 'both'          # both (released) or lesion (paper)
@@ -112,6 +114,10 @@ def train_one(cfg, process, layout, train, validation):
     hardware.seed_step(cfg.SEED, 0, 0)
     network, start = networks.coarse_for_training(cfg, train.images)
     steps, every = stages.steps(cfg, len(train.images))
+    if cfg.EXTRA_PAIRS:   # neither the start nor the number of steps depends on them
+        with hardware.main_first(process):
+            train = splits.with_extra(train, layout, cfg.EXTRA_PAIRS, cfg.CACHE_SIZE, cfg.EXTRA_RATIO,
+                                      cfg.SEED)
     task = coarse_task(cfg, process, network, train, validation, steps)
     with stages.open_run(layout, 'CoarseSN', cfg, process, train, validation, start) as run:
         trainer.fit(task, cfg, run, process, steps, every)
@@ -133,14 +139,16 @@ def train_folds(cfg, process, layout, train, validation):
 
 
 def main():
-    cfg = settings.resolve(globals(), choices=stages.SEGMENTATION_CHOICES | {
-        'PRETRAINED': networks.PRETRAINED_SN}, positive=stages.SEGMENTATION_POSITIVE)
+    choices = stages.SEGMENTATION_CHOICES | {'PRETRAINED': networks.PRETRAINED_SN}
+    cfg = settings.resolve(globals(), choices=choices, positive=stages.SEGMENTATION_POSITIVE,
+                           least={'EXTRA_RATIO': 0})
     process = hardware.start(cfg)
     stages.check_numbers(cfg, process)
     folds.check(cfg.CROSS_FIT)
-    if cfg.CROSS_FIT and cfg.INITIAL_WEIGHTS:
-        raise InputError('CROSS_FIT and INITIAL_WEIGHTS exclude each other',
-                         [f'{cfg.INITIAL_WEIGHTS}: may have seen the pictures that a fold leaves out'])
+    for name in ('INITIAL_WEIGHTS', 'EXTRA_PAIRS') if cfg.CROSS_FIT else ():
+        if source := getattr(cfg, name):
+            raise InputError(f'CROSS_FIT and {name} exclude each other',
+                             [f'{source}: may have seen the pictures that a fold leaves out'])
     layout = Layout(cfg.ROOT)
     with hardware.main_first(process):
         train = splits.segmentation(layout, 'Training', cfg.CACHE_SIZE,

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from companions.mask2lesion.networks import InstanceNorm
 from dataset import crops
 
 SIDE = 224
@@ -128,6 +129,53 @@ class Training:
         self.optimizer.step()
         self.count += 1
         return [value.detach().cpu().numpy() for value in (loss, dice, rank, logits.argmax(1), masks)]
+
+
+class UsualNorm(torch.nn.Module):
+    """What torch.nn.InstanceNorm2d does without parameters."""
+
+    def forward(self, x):
+        return F.instance_norm(x)
+
+
+def with_usual_norms(network):
+    """A network of Mask2Lesion with PyTorch's instance norms in place of ours, in training mode."""
+    for parent in list(network.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, InstanceNorm):
+                setattr(parent, name, UsualNorm())
+    return network.train()
+
+
+class GanTraining:
+    """A training of Mask2Lesion as pix2pix has it: float32, Adam, every loss fetched at once."""
+
+    def __init__(self, generator, discriminator):
+        self.networks = [with_usual_norms(network) for network in (generator, discriminator)]
+        self.optimizers = [torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999))
+                           for network in self.networks]
+
+    def step(self, mask, real):
+        """mask, real : (B, 3, S, S) float32 in [-1, 1]"""
+        generator, discriminator = self.networks
+        fake = generator(mask)
+        discriminator.requires_grad_(True)
+        self.optimizers[1].zero_grad()
+        d_fake = _gan_loss(discriminator(torch.cat([mask, fake.detach()], 1)), 0)
+        d_real = _gan_loss(discriminator(torch.cat([mask, real], 1)), 1)
+        ((d_fake + d_real) / 2).backward()
+        self.optimizers[1].step()
+        discriminator.requires_grad_(False)
+        self.optimizers[0].zero_grad()
+        fooled = _gan_loss(discriminator(torch.cat([mask, fake], 1)), 1)
+        distance = F.l1_loss(fake, real)
+        (fooled + 100 * distance).backward()
+        self.optimizers[0].step()
+        return [value.item() for value in (fooled, distance, d_real, d_fake)]
+
+
+def _gan_loss(logits, wanted):
+    return F.binary_cross_entropy(logits.sigmoid(), torch.full_like(logits, wanted))
 
 
 @torch.no_grad()

@@ -15,4 +15,5 @@ WORKS = {'extraction': works_data.Extraction, 'samples': works_data.Samples,
          'pairs': works_net.Pairs, 'rank_loss': works_net.RankLoss, 'cam': works_net.Cam,
          'coarse_step': works_net.CoarseStep, 'coarse_inference': works_net.CoarseInference,
          'mask_inference': works_net.MaskInference, 'evaluation': works_net.Evaluation,
-         'validation': works_net.Validation, 'epoch': works_net.Epoch, 'start': works_data.Start}
+         'validation': works_net.Validation, 'epoch': works_net.Epoch, 'start': works_data.Start,
+         'mask2lesion_step': works_net.Mask2LesionStep}

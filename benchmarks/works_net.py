@@ -8,6 +8,9 @@ from torch.utils.data import DataLoader
 
 from benchmarks import machine, plain, works_data
 from benchmarks.works_data import SIDE, Work, draw, quiet
+from companions.mask2lesion import networks as mask2lesion
+from companions.mask2lesion import pairs
+from companions.mask2lesion.train_Mask2Lesion import gan_task
 from dataset import crops, extraction, isic, splits
 from dataset.layout import Layout
 from engine import hardware, images, run_folder, scoring, trainer
@@ -174,6 +177,53 @@ class Epoch(CoarseStep):
         session = self.session()
         batches = iter(session.task.stream(0, works_data.STEPS))
         return lambda: session.step(next(batches))
+
+
+class Mask2LesionStep(Work):
+    """One step of Mask2Lesion's discriminator and of its generator, the pair at hand."""
+
+    title, unit, asked = 'Mask2Lesion, step of both networks, 256 px, width 64', 'pair', '1.6'
+    size = 256
+
+    def networks(self):
+        torch.manual_seed(0)
+        return mask2lesion.initialise(mask2lesion.Generator()), mask2lesion.initialise(
+            mask2lesion.Discriminator())
+
+    def pair(self):
+        photo, mask = draw((self.size, self.size), 0)
+        return photo, 255 * mask
+
+    def plain(self):
+        trained = plain.GanTraining(*(network.to(self.device) for network in self.networks()))
+        photo, mask = self.pair()
+        real = (torch.from_numpy(photo).permute(2, 0, 1)[None].float() / 127.5 - 1).contiguous()
+        given = (torch.from_numpy(mask)[None, None].float() / 127.5 - 1).repeat(1, 3, 1, 1)
+        given, real = given.to(self.device), real.to(self.device)
+        return lambda: trained.step(given, real)
+
+    def ours(self):
+        cfg = SimpleNamespace(**SETTINGS | {
+            'BATCH_SIZE': 1, 'LEARNING_RATE': 2e-4, 'INPUT_SIZE': self.size, 'LOAD_SIZE': self.size,
+            'MIRROR': True, 'MASK_FILTER': 'bicubic', 'GAN_LOSS': 'vanilla', 'L1_WEIGHT': 100.0, 'EPOCH': 200,
+            'DECAY_EPOCHS': 100, 'VALIDATION_IMAGES': 1})
+        process = hardware.Process(device=self.device, **ALONE)
+        photo, mask = self.pair()
+        data = pairs.Pairs(photo[None], mask[None], ['drawn'], 'drawn')
+        task = gan_task(cfg, process, *self.networks(), data, data, cfg.STEPS)
+        run = run_folder.Run(self.folder / 'run', 'Mask2Lesion', cfg, {}, 'random weights', process,
+                             kept=('G', 'D'))
+        session = trainer.Session(task, cfg, run, process, cfg.STEPS)
+        session.train_mode()
+        batch = {name: tensor.to(self.device) for name, tensor in next(iter(task.stream(0, 1))).items()}
+        return lambda: session.step(batch)
+
+    def floor(self):
+        """The generator forward and twice backward; the discriminator so on two pictures, and forward and
+        backward to its input on a third."""
+        one, other = (machine.flops(network.eval(), torch.zeros(1, channels, self.size, self.size))
+                      for network, channels in zip(self.networks(), (3, 6), strict=True))
+        return self.precision, 3 * one + 8 * other
 
 
 class CoarseInference(Work):

@@ -86,6 +86,27 @@ def segmentation(layout, split, size, coarse=False, limit=0, seed=0, workers=0):
                         [path.stem for path in paths], _joined(pictures, masks, drawn))
 
 
+def with_extra(data, layout, folder, size, ratio, seed=0, workers=0):
+    """A training set and, behind it, pairs from a folder that no list names: Segmentation.
+
+    data : Segmentation; folder : with Images/ and Annotation/, a path below the root or one of its own
+    ratio : extra pairs for each picture of `data`, chosen by `seed`; 0 = all
+    Raises InputError naming every file without a partner, and where there are too few.
+    """
+    folder = layout.root / folder
+    pictures, masks = isic.find_images(folder / 'Images'), isic.find_images(folder / 'Annotation', 'masks')
+    faults, wanted = isic.unpaired(folder, pictures, masks), round(ratio * len(data.names))
+    if wanted > len(pictures):
+        faults.append(f'{folder}: holds {len(pictures)} pairs, {wanted} are asked for')
+    if faults:
+        raise InputError('Extra pairs cannot be used', faults, 'complete the folder, or change EXTRA_RATIO')
+    names = subset(list(pictures), wanted, seed)
+    more, drawn = (cache.load(layout.cache, f'extra_{len(names)}_{kind}', [paths[name] for name in names],
+                              size, kind, workers) for kind, paths in (('rgb', pictures), ('mask', masks)))
+    return Segmentation(Joined(data.images, more.pixels), Joined(data.masks, drawn.pixels), None,
+                        [*data.names, *names], f'{data.fingerprint}-{_joined(more, drawn)}')
+
+
 def classification(layout, split, size, coarse=True, whole_only=False, limit=0, seed=0, workers=0):
     """Load a split's crops, and their coarse masks with `coarse`, at size x size (cached on disk).
 

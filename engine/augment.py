@@ -25,6 +25,14 @@ class Ranges:
     crop_probability: float = 0.0
 
 
+@dataclass(frozen=True)
+class Window:
+    """A window at a random whole pixel, in half of the samples mirrored: pix2pix's augmentation."""
+    picture: int           # px, side of the picture
+    side: int              # px, side of the window
+    mirror: bool = True    # left to right
+
+
 def generator(seed, position):
     """A NumPy generator that is a function of (seed, position in the training stream) only."""
     # Without the type, numbers on both sides of 2**63 would meet as floats and lose their last digits.
@@ -36,8 +44,10 @@ def draw(rng, ranges):
     """Draw one geometry: (2, 3) float64, output -> input, normalised coordinates.
 
     The picture is first cropped (with crop_probability), then zoomed, sheared and rotated about
-    its centre, shifted, and flipped. rng : numpy Generator
+    its centre, shifted, and flipped. rng : numpy Generator; ranges : Ranges, or a Window
     """
+    if isinstance(ranges, Window):
+        return _draw_window(rng, ranges)
     # Every number is drawn on every call, so that a switched-off range shifts no other draw.
     angle, shear, right, down = rng.uniform(-1, 1, 4)
     zoom, crop, whether = rng.uniform(0, 1, 3)
@@ -56,6 +66,14 @@ def draw(rng, ranges):
 
     backward = side * np.linalg.inv(forward)
     return np.column_stack([backward, -backward @ shift])
+
+
+def _draw_window(rng, window):
+    # The last pixel is never used, as in the original: offsets 0 to 29 of 286 px for 256.
+    offset, scale = rng.integers(0, max(1, window.picture - window.side), 2), window.side / window.picture
+    mirrored = rng.integers(0, 2) * window.mirror
+    middle = (2 * offset + window.side) / window.picture - 1
+    return np.column_stack([np.diag([scale * (1 - 2 * mirrored), scale]), middle])
 
 
 def warp(array, matrix, size, interpolation, outside=0):

@@ -21,7 +21,7 @@ class Pictures(Dataset):
 
     images : (N, S, S, 3); planes : dict name -> (N, S', S') uint8 class numbers (a mask's are 0 and 1),
         warped like the image; labels : (N,) class numbers, or None
-    size : side of the samples; ranges : augment.Ranges; interpolation : of the images
+    size : side of the samples; ranges : augment.Ranges or Window; interpolation : of the images
     outside : dict name -> class number outside the picture (255, to be ignored, say), 0 where not named
     An item is a dict: 'image' (3, size, size) uint8, each plane (size, size) uint8, 'label' int,
     'index' int (which picture).

@@ -98,8 +98,10 @@ def options(script, values):
 def _refuse(script, faults):
     """Raise InputError where there are faults of a script's settings."""
     if faults:
-        folder = script.resolve().parent.name
-        shown = f'{folder}/{script.name}' if folder in ('dataset', 'models') else script.name
+        folder = script.resolve().parent
+        shown = f'{folder.name}/{script.name}' if folder.name in ('dataset', 'models') else script.name
+        if folder.parent.name == 'companions':
+            shown = f'-m companions.{folder.name}.{script.stem}'
         raise InputError(f'{script.name}: settings that cannot be used', faults,
                          f'python {shown} --help lists every constant')
 

@@ -2,12 +2,15 @@
 from dataclasses import dataclass
 
 from experiments import inputs
+from experiments.toml_schema import DRAWERS
 from mbdcnn.inference import VIEWS
 
 # GFLOP of one forward pass of one picture of SIDE px; enhanced-SN's E-layer adds next to nothing.
-FORWARD = {'CoarseSN': 31.7, 'MaskCN': 10.7, 'EnhancedSN': 31.7, 'D-Net': 7.4}
+FORWARD = {'CoarseSN': 31.7, 'MaskCN': 10.7, 'EnhancedSN': 31.7, 'D-Net': 7.4,
+           'Mask2Lesion': 9.3, 'PatchGAN': 4.9}   # of width 64, generator and discriminator
 SIDE = 224
 STEP = 3       # forward passes that an optimiser step costs
+GAN_STEP = 8   # of a discriminator: two pictures to learn from, and one that it judges for the generator
 SAVES = 0.1    # checkpoints for each validation: each best score saves, and each minute
 
 
@@ -40,11 +43,18 @@ def of_training(values, pictures, validated):
 
 def of_job(job, values, layout):
     """PFLOP of a Job. values : its settings; layout : of the root whose dataset/ it reads."""
+    if job.script in DRAWERS:   # seconds
+        return 0.0
     kind = 'cls' if 'MaskCN' in job.script else 'seg'
     scale = (values.get('INPUT_SIZE', SIDE) / SIDE) ** 2 / 1e6
     if job.network:
         pictures = inputs.count(layout, kind, 'Training')
         pictures = min(values['TRAIN_IMAGES'] or pictures, pictures)
+        if job.companion:
+            steps = values['STEPS'] or pictures * values['EPOCH'] / values['BATCH_SIZE']
+            one = STEP * FORWARD['Mask2Lesion'] * values['WIDTH']**2 + (
+                GAN_STEP * FORWARD['PatchGAN'] * values['D_WIDTH']**2)
+            return scale * one / 64**2 * steps * values['BATCH_SIZE']
         if values.get('TRANSFER') == 'mdc':   # and those that get a proxy mask
             pictures = max(pictures, inputs.count(layout, 'cls', 'Training'))
         folds = values.get('CROSS_FIT', 0)    # each network leaves one of them out

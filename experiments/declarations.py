@@ -14,7 +14,7 @@ from engine import settings
 from engine.errors import InputError
 from experiments import toml_schema
 from experiments.results import COLUMNS
-from experiments.toml_schema import MOST, NETWORKS, PICTURES
+from experiments.toml_schema import DRAWERS, MOST, NETWORKS, PICTURES, SCORED
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -43,6 +43,11 @@ class Job:
     def network(self):
         """'CoarseSN', 'MaskCN', 'EnhancedSN', or None for a script that trains nothing."""
         return NETWORKS.get(self.script)
+
+    @property
+    def companion(self):
+        """True for a script of another paper's method: it runs in one process, and never in ROOT itself."""
+        return self.script not in SCORED and (self.script in NETWORKS or self.script in DRAWERS)
 
     @property
     def before(self):
@@ -266,7 +271,7 @@ class Declarations:
                 possible = COLUMNS['classification' if script == 'train_MaskCN.py' else 'segmentation']
                 self.faults += [f'{where}: {name} has no {column}' for column in columns
                                 if column not in possible]
-                if script not in NETWORKS:
+                if script not in SCORED:
                     self.faults.append(f'{where}: {name} trains no network that could be scored')
 
     def _check_figure(self, where, figure):

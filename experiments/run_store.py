@@ -19,6 +19,7 @@ from engine.contents import Contents
 from engine.errors import InputError
 from experiments import inputs
 from experiments.declarations import REPOSITORY
+from experiments.toml_schema import DRAWERS
 from mbdcnn import coarse_masks, networks, stages, transfer
 
 RECORD = 'experiment.json'
@@ -80,7 +81,10 @@ class RunStore:
         return {'script': job.script, 'settings': self.settings(job),
                 'needs': [[self.folder(need), need.script, self.identity(need)] for need in job.before],
                 'data': [job.data, self._fingerprint_of_lists(job, lists)],
-                'pretrained': self._pretrained(job), 'processes': self.processes if job.network else 1}
+                'pretrained': self._pretrained(job), 'processes': self._processes(job)}
+
+    def _processes(self, job):
+        return self.processes if job.network and not job.companion else 1
 
     def data_root(self, job):
         """Layout of the root whose dataset/ a job reads."""
@@ -163,6 +167,8 @@ class RunStore:
 
     def outputs(self, job):
         """Folders below its root that a job writes and others read."""
+        if job.script in DRAWERS:
+            return [DRAWERS[job.script][0]]
         if not job.network:
             return ['Coarse_masks'] if job.script == MASKS else ['results']
         numbers = range(1, self.values(job).get('CROSS_FIT', 0) + 1)
@@ -171,11 +177,14 @@ class RunStore:
     def written(self, job, layout=None):
         """What there must be when a job has ended, in its own folder or in another `layout`.
 
-        Returns paths: of the weights of each network, of the folder of masks, or of the csv of scores.
+        Returns paths: of the weights of each network, of the folder of masks, of the record of what a
+        companion drew, or of the csv of scores.
         """
         places = [(layout or self.layout(job)).root / place for place in self.outputs(job)]
+        if job.script in DRAWERS:
+            return [places[0] / DRAWERS[job.script][1]]
         if job.network:
-            return [place / f'{job.network}.pth' for place in places]
+            return [place / f'{"G" if job.companion else job.network}.pth' for place in places]
         values = self.values(job)
         return places if job.script == MASKS else [
             places[0] / f'{values.get("NETWORK", "MaskCN")}_{values["SPLIT"]}.csv']
@@ -186,7 +195,7 @@ class RunStore:
 
     def identity(self, job):
         """Text that changes with the output of a finished job that others need."""
-        if job.network:
+        if job.network or job.companion:
             return ' '.join(map(self.fingerprint, self.written(job)))
         records = [files.read_json(self.layout(job).coarse_for_segmentation(split) / coarse_masks.RECORD,
                                    'facts') for split in ('Training', 'Testing')]
@@ -202,7 +211,7 @@ class RunStore:
 
     def _done_in_root(self, job, made_from):
         """True when ROOT's own stage is what the job would make, from ROOT's own stages and present data."""
-        if job.data or job.start or any(self.folder(need) != HERE for need in job.needs):
+        if job.companion or job.data or job.start or any(self.folder(need) != HERE for need in job.needs):
             return False
         done = self._drawn_in_root if job.script == MASKS else \
             self._trained_in_root if job.network else self._scored_in_root
@@ -305,7 +314,7 @@ class RunStore:
 
     def arguments(self, job):
         """The words of a job's command, for subprocess."""
-        launcher = [] if not job.network or self.processes == 1 else [
+        launcher = [] if self._processes(job) == 1 else [
             '-m', 'torch.distributed.run', f'--nproc-per-node={self.processes}']
         options = {'ROOT': self.root / self.folder(job), 'RECIPE': self.recipe, **self.machine,
                    **dict(job.overrides)}

@@ -7,7 +7,11 @@ from experiments.results import COLUMNS
 
 MOST = 1000   # experiments of a loop, folds of a row
 NAME = re.compile(r'[\w+-][\w.+ -]{0,79}', re.ASCII)   # becomes part of file names
-NETWORKS = {'train_CoarseSN.py': 'CoarseSN', 'train_MaskCN.py': 'MaskCN', 'train_EnhancedSN.py': 'EnhancedSN'}
+SCORED = {'train_CoarseSN.py': 'CoarseSN', 'train_MaskCN.py': 'MaskCN', 'train_EnhancedSN.py': 'EnhancedSN'}
+NETWORKS = SCORED | {'companions/mask2lesion/train_Mask2Lesion.py': 'Mask2Lesion'}
+# Scripts of companions that train nothing: the folder that each writes, and the record in it.
+DRAWERS = {'companions/mask2lesion/draw_masks.py': ('Mask2Lesion/masks', 'masks.json'),
+           'companions/mask2lesion/draw_lesions.py': ('Mask2Lesion/lesions', 'lesions.json')}
 PICTURES = {'image': None, 'truth': None, 'contours': None,   # column of a panel: script that it is of
             'coarse mask': 'generate_Coarse_mask.py', 'CAM without mask': 'train_MaskCN.py',
             'CAM with mask': 'train_MaskCN.py', 'enhanced mask': 'train_EnhancedSN.py'}
@@ -97,7 +101,7 @@ LOOPS = (f'a table of lists of values, or of whole numbers from 1 to {MOST}',
          lambda value: _is_table(value, _is_loop))
 SPLIT, COLUMN = _one_of(SPLITS[1:]), _one_of(column for columns in COLUMNS.values() for column in columns)
 
-KEYS = {'experiment': {'script': _one_of((*NETWORKS, 'generate_Coarse_mask.py')), 'needs': TEXTS,
+KEYS = {'experiment': {'script': _one_of((*NETWORKS, *DRAWERS, 'generate_Coarse_mask.py')), 'needs': TEXTS,
                        'start': TEXT, 'data': TEXT, 'for': LOOPS},
         'table': {'title': TEXT, 'split': SPLIT, 'columns': TEXTS, 'rows': TABLES, 'compare': PAIRS,
                   'notes': TEXTS},

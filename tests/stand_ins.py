@@ -12,9 +12,11 @@ from engine import settings
 from experiments import runner
 from experiments.declarations import Declarations
 from experiments.run_store import RunStore
+from experiments.toml_schema import DRAWERS
 from mbdcnn import coarse_masks
 
 VALUES = {'FOLDS': 4, 'CROSS_FIT': 3}
+DRAWN = {Path(script).name: places for script, places in DRAWERS.items()}
 SYSTEM = """
 [experiment.coarse]
 script = 'train_CoarseSN.py'
@@ -75,7 +77,13 @@ def calls(monkeypatch):
         seen = sorted(str(path.relative_to(layout.root)) + path.read_text()
                       for path in layout.models.glob('*/*.pth'))
         content = hashlib.sha256(f'{script} {options} {seen}'.encode()).hexdigest()
-        if script == 'generate_Coarse_mask.py':
+        if 'companions' in words[1]:
+            made_by = [path.read_text() for path in sorted(layout.root.glob('Mask2Lesion/*/*.json'))]
+            content = hashlib.sha256(f'{content} {made_by}'.encode()).hexdigest()
+            place, name = ('models/Mask2Lesion', 'G.pth') if script.startswith('train') else DRAWN[script]
+            (layout.root / place).mkdir(parents=True)
+            (layout.root / place / name).write_text(content)
+        elif script == 'generate_Coarse_mask.py':
             for split in ('Training', 'Validation'):
                 for of in (layout.coarse_for_segmentation, layout.coarse_for_classification):
                     coarse_masks.finish(coarse_masks.begin(

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from benchmarks import bench, full_run, machine, plain, scaling, works, works_data, works_net
+from companions.mask2lesion import networks as mask2lesion
 from dataset import crops, synthetic
 from dataset.layout import Layout
-from engine import images, metrics
+from engine import images, metrics, trainer
 from experiments import costs
 from mbdcnn import evaluation, inference
 from mbdcnn.inference import segment_files
@@ -57,6 +58,26 @@ def test_plain_and_fast_activation_maps_agree():
     features, weight, logits = torch.rand(2, 40, 5, 5), torch.rand(3, 40) - 0.3, torch.randn(2, 3)
     ours = class_activation_map(features, weight, logits.argmax(1))
     torch.testing.assert_close(ours, plain.class_activation_maps(features, weight, logits))
+
+
+def test_a_plain_step_of_mask2lesion_is_ours(tmp_path, monkeypatch):
+    """In float32 and without dropout: the same losses, from the same weights, in the second step too."""
+    def networks(_):
+        torch.manual_seed(0)
+        return [mask2lesion.initialise(network) for network in (
+            mask2lesion.Generator(4, 5, dropout=False), mask2lesion.Discriminator(4))]
+
+    monkeypatch.setattr(works_net.Mask2LesionStep, 'networks', networks)
+    monkeypatch.setattr(works_net.Mask2LesionStep, 'size', 32)
+    monkeypatch.setitem(works_net.SETTINGS, 'AMP', 'fp32')
+    work, found = works_net.Mask2LesionStep(tmp_path, CPU), []
+    theirs, ours = work.plain(), work.ours()
+    monkeypatch.setattr(trainer.Progress, 'add', lambda _, parts: found.append(
+        [parts[name].item() for name in ('G GAN', 'G L1', 'D real', 'D fake')]))
+    for _ in range(2):
+        expected = theirs()
+        ours()
+        assert found[-1] == pytest.approx(expected, rel=1e-4)
 
 
 def test_plain_crops_are_ours(tmp_path):

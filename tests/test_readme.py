@@ -12,19 +12,23 @@ from engine import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ['README.md', 'models/README.md', 'docs/differences.md', 'docs/measurements.md',
-         'benchmarks/NOTES.md']
+         'benchmarks/NOTES.md', 'companions/README.md']
 SCRIPTS = sorted([*ROOT.glob('*.py'), *(path for folder in ('dataset', 'models')
                                         for path in (ROOT / folder).glob('*.py')
                                         if '__main__' in path.read_text(encoding='utf-8'))])
+COMPANIONS = sorted(path for path in ROOT.glob('companions/*/*.py')
+                    if '__main__' in path.read_text(encoding='utf-8'))
 # A script, then options, and files or folders (which end in an extension or a slash).
-COMMAND = re.compile(r'(?:python|torchrun --nproc-per-node=\d+) ([\w/]+\.py)'
+COMMAND = re.compile(r'(?:python|torchrun --nproc-per-node=\d+) ([\w/]+\.py|-m companions[\w.]+)'
                      r'((?: --?[\w-]+(?:=[^\s`"]+)?| [\w./-]+(?:/|\.jpg|\.png)(?!\S))*)')
 
 
 def commands():
     """Every command in the pages and in the scripts' docstrings: (where, script, options)."""
-    for path in [*(ROOT / page for page in PAGES), *SCRIPTS]:
+    for path in [*(ROOT / page for page in PAGES), *SCRIPTS, *COMPANIONS]:
         for script, options in COMMAND.findall(path.read_text(encoding='utf-8')):
+            if script.startswith('-m '):
+                script = f'{script.removeprefix("-m ").replace(".", "/")}.py'
             yield (f'{path.name}: {script}{options}', script,
                    [word for word in options.split() if word.startswith('-')])
 
@@ -55,7 +59,7 @@ def test_links_lead_to_files(page):
     assert [link for link in local if not (folder / link).exists()] == []
 
 
-@pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
+@pytest.mark.parametrize('script', SCRIPTS + COMPANIONS, ids=lambda path: path.name)
 def test_every_constant_has_a_comment_and_is_used(script):
     text = script.read_text(encoding='utf-8')
     constants = settings.read_constants(script)
@@ -96,5 +100,11 @@ def test_advice_quotes_what_has_spaces():
 def test_recipes_name_only_settings_that_exist():
     for recipe in sorted(settings.RECIPES.glob('*.toml')):
         for script, table in tomllib.loads(recipe.read_text(encoding='utf-8')).items():
-            values = settings.read_constants(ROOT / f'{script}.py')
+            path, = [path for path in (*SCRIPTS, *COMPANIONS) if path.stem == script]
+            values = settings.read_constants(path)
             assert set(table) <= set(values), f'{recipe.name}: [{script}] has unknown settings'
+
+
+def test_every_script_of_a_companion_is_in_its_readme():
+    printed = {script for name, script, _ in commands() if name.startswith('README.md')}
+    assert {str(path.relative_to(ROOT)) for path in COMPANIONS} <= printed

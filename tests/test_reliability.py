@@ -12,7 +12,8 @@ import pytest
 from tests.conftest import REPOSITORY
 
 TABLE = REPOSITORY / 'docs' / 'reliability.md'
-SOURCES = sorted((*REPOSITORY.glob('*.py'), *REPOSITORY.glob('[a-z]*/*.py')))
+SOURCES = sorted(path for places in ('*.py', '[a-z]*/*.py', 'companions/*/*.py')
+                 for path in REPOSITORY.glob(places))
 VERSIONS = REPOSITORY / '.ci' / 'versions'
 # Tests put code into pickles on purpose, and serve files on this machine.
 SHIPPED = [path for path in SOURCES if path.relative_to(REPOSITORY).parts[0] != 'tests'] + [VERSIONS]

@@ -1,0 +1,71 @@
+"""A trained generator at work: from masks to pictures."""
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from companions.mask2lesion import networks, pairs
+from engine import checkpoints, hardware, metrics
+from net.inputs import to_input
+
+SIDE = 256   # px, of weights without a record, as those of the original
+
+
+def mask_input(masks):
+    """Masks (B, S, S) uint8, 0 to 255 -> what the generator reads: (B, 3, S, S) float32 in [-1, 1]."""
+    return to_input(masks[:, None].expand(-1, 3, -1, -1), 'symmetric')
+
+
+def to_pictures(drawn):
+    """What the generator gives, (B, 3, S, S) in [-1, 1] -> (B, S, S, 3) uint8 on the host."""
+    scaled = ((drawn.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return scaled.permute(0, 2, 3, 1).cpu().numpy()
+
+
+class Painter:
+    """Draws a picture for a mask.
+
+    network : networks.Generator; side : px, of its input; mask_filter : of pairs.MASK_FILTERS
+    noise : whether its dropout stays on, as the original's does when it is tested; precision : see hardware
+    """
+
+    def __init__(self, network, side, mask_filter, noise, device, precision):
+        self.network = network.to(device, memory_format=torch.channels_last).train(noise)
+        self.side, self.mask_filter, self.noise = side, mask_filter, noise
+        self.device, self.precision = device, hardware.choose_precision(precision, device)
+
+    @torch.no_grad()
+    def __call__(self, mask, seed=0, number=0):
+        """Mask (H, W) uint8 of 0 to 255 -> picture (side, side, 3) uint8.
+
+        seed, number : what the noise is a function of
+        """
+        # One at a time, so that neither noise nor batch norms depend on what else is drawn.
+        hardware.seed_step(seed, number, 0)
+        squashed = torch.from_numpy(np.array(pairs.squash_mask(mask, self.side, self.mask_filter)))
+        with hardware.autocast(self.precision, self.device):
+            drawn = self.network(mask_input(squashed[None].to(self.device)))
+        return to_pictures(drawn)[0]
+
+
+def load(path, noise, device, precision):
+    """The Painter of a weight file, ours or latest_net_G.pth. Raises InputError, see networks.read_generator.
+
+    A config.json beside it says side, filter and norm; without one they are the original's.
+    """
+    trained = checkpoints.read_config(Path(path)).get('settings', {})
+    network = networks.load_generator(Path(path), trained.get('NORM', ''), trained.get('DROPOUT', True))
+    return Painter(network, trained.get('INPUT_SIZE', SIDE), trained.get('MASK_FILTER', 'bicubic'), noise,
+                   device, precision)
+
+
+def otsu_mask(picture):
+    """The darker part of a picture (H, W, 3) uint8 by Otsu's threshold of its grey values: (H, W) bool."""
+    grey = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY)
+    return cv2.threshold(grey, 0, 1, cv2.THRESH_BINARY_INV | cv2.THRESH_OTSU)[1] > 0
+
+
+def overlap(found, given):
+    """(JA, DI) of masks (H, W) bool, found in a picture and given to the generator."""
+    return tuple(metrics.segmentation_scores(metrics.confusion(found, given))[0, :2].tolist())

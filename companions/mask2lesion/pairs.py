@@ -1,0 +1,176 @@
+"""Pairs of mask and picture: from a root's lists, from two folders, and in pix2pix's [mask | image] files."""
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dataset import isic, splits
+from engine import cache, files, images
+from engine.contents import Contents, Record
+from engine.errors import InputError
+
+MASK_FILTERS = ('bicubic', 'nearest')
+PHASES = {'Training': 'train', 'Validation': 'test'}   # split: folder of pix2pix's layout
+NAMES = 'one mask a picture, of the same name (a suffix _segmentation is dropped) and the same size'
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """images : (N, S, S, 3) uint8; masks : (N, S, S) uint8, 0 to 255, grey where an edge was resampled
+    names : of the pictures; fingerprint : text that changes with any pixel
+    """
+    images: np.ndarray
+    masks: np.ndarray
+    names: list
+    fingerprint: str
+
+
+def load(layout, split, folder, size, mask_filter, limit=0, seed=0, workers=0):
+    """The pairs of a split, squashed to size x size, from a root's lists or a folder in pix2pix's layout.
+
+    folder : path with train/ and test/, '' for the lists; mask_filter : of MASK_FILTERS
+    limit, seed : only a subset, the one that train_CoarseSN.py takes of a root under these, see splits.subset
+    Raises InputError naming every file that cannot be used.
+    """
+    if folder:
+        return _load_combined(Path(folder) / PHASES[split], size, mask_filter, limit, seed, workers)
+    listed = splits.subset(isic.read_segmentation_list(layout, split), limit, seed)
+    paths, mask_paths = map(list, zip(*listed, strict=True))
+    name, smooth = f'{split}_pairs' + (f'_{limit}' if limit else ''), mask_filter == 'bicubic'
+    pictures = cache.load(layout.cache, f'{name}_images', paths, size, 'rgb', workers)
+    masks = cache.load(layout.cache, f'{name}_masks_{mask_filter}', mask_paths, size,
+                       'rgb' if smooth else 'mask', workers)
+    return Pairs(pictures.pixels, masks.pixels[..., 0] if smooth else 255 * masks.pixels,
+                 [path.stem for path in paths], f'{pictures.fingerprint}-{masks.fingerprint}')
+
+
+def _load_combined(folder, size, mask_filter, limit, seed, workers):
+    paths = splits.subset(combined_files(folder), limit, seed)
+
+    def read(path):
+        mask, image = read_combined(path)
+        return squash_mask(mask, size, mask_filter), images.resize_rgb(image, (size, size))
+
+    read_pairs = files.for_all(read, paths, 'reading pairs', workers, 'Pairs that cannot be read')
+    masks, pictures = map(np.stack, zip(*read_pairs, strict=True))
+    digest = hashlib.sha256(pictures.tobytes() + masks.tobytes()).hexdigest()[:16]
+    return Pairs(pictures, masks, [path.stem for path in paths], digest)
+
+
+def combined_files(folder):
+    """Sorted paths of the [mask | image] files in a folder and all below it. Raises InputError for none."""
+    found = sorted(path for path in folder.rglob('*') if path.suffix.lower() in images.EXTENSIONS
+                   and not path.name.startswith('.'))
+    if not found:
+        raise InputError('There are no pairs', [f'{folder}: holds no picture'],
+                         'python -m companions.mask2lesion.make_pairs')
+    return found
+
+
+def read_combined(path):
+    """A [mask | image] file: (mask (H, W), image (H, W, 3)) uint8. Raises InputError for an odd width."""
+    both = images.read_rgb(path)
+    middle, odd = divmod(both.shape[1], 2)
+    if odd:
+        raise InputError('A pair cannot be used', [f'{path}: has an odd width, {both.shape[1]} px'])
+    return both[:, :middle, 0], both[:, middle:]
+
+
+def combined(mask, image):
+    """[mask | image]: mask (H, W) of {0, 1} and image (H, W, 3) -> (H, 2 W, 3) uint8."""
+    return np.concatenate([np.repeat(255 * mask[..., None], 3, axis=2), image], axis=1)
+
+
+def squash_mask(mask, size, mask_filter):
+    """A mask (H, W) uint8, 0 to 255, at (size, size); bicubic as pix2pix has it gives grey edges."""
+    if mask.shape == (size, size):
+        return mask
+    if mask_filter == 'nearest':
+        return images.resize_mask(mask, (size, size))
+    return images.resize_rgb(mask, (size, size))
+
+
+def stem_of(path):
+    """A file's name without extension and, in whatever letters, without `_segmentation`."""
+    stem = path.stem
+    return stem[:-len(isic.MASK_SUFFIX)] if stem.lower().endswith(isic.MASK_SUFFIX) else stem
+
+
+def mask_files(folder):
+    """{name: path} of a folder's masks, sorted. Raises InputError where there are none, or two of a name."""
+    found, faults = _scan(Path(folder))
+    if faults:
+        raise InputError('Masks cannot be used', faults)
+    return found
+
+
+def _scan(folder):
+    if not folder.is_dir():
+        return {}, [f'{folder}: is not a folder']
+    found, faults = {}, []
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in images.EXTENSIONS and not path.name.startswith('.'):
+            if stem_of(path) in found:
+                faults.append(f'{path}: {stem_of(path)} is there twice, see {found[stem_of(path)].name}')
+            found.setdefault(stem_of(path), path)
+    return found, faults or ([] if found else [f'{folder}: holds no picture'])
+
+
+def pair_up(image_folder, mask_folder):
+    """[(name, picture, mask)] of two folders. Raises InputError with every file that has no partner, is there
+    twice, cannot be opened, or is of another size than its partner."""
+    pictures, faults = _scan(Path(image_folder))
+    masks, more = _scan(Path(mask_folder))
+    faults += more
+    if pictures and masks:
+        faults += [f'{path}: has no mask in {mask_folder}' for name, path in pictures.items()
+                   if name not in masks]
+        faults += [f'{path}: has no picture in {image_folder}' for name, path in masks.items()
+                   if name not in pictures]
+    return same_sizes([(name, path, masks[name]) for name, path in pictures.items() if name in masks], faults)
+
+
+def same_sizes(found, faults=()):
+    """`found`, [(name, picture, mask)]. Raises InputError with `faults` and with every pair of two sizes."""
+    faults = list(faults)
+    for _, *paths in found:
+        try:
+            sizes = list(map(images.image_size, paths))
+        except InputError as error:
+            faults += error.faults
+            continue
+        if sizes[0] != sizes[1]:
+            words = ['x'.join(map(str, size)) for size in sizes]
+            faults.append(f'{paths[1]}: is {words[1]} but the picture is {words[0]}')
+    if faults:
+        raise InputError('Pictures and masks do not pair up', faults, NAMES)
+    return found
+
+
+def write_combined(found, folder, grey_above=0):
+    """Write [mask | image] files of [(name, picture, mask)]; those that are there and current stay.
+
+    grey_above : masks that are not binary are lesion above this value; 0 refuses them
+    Raises InputError naming every file that cannot be decoded, or is no binary mask.
+    """
+    record, head = Record(Path(folder) / 'pairs.json', Contents(Path(folder).parent)), {'grey_above': grey_above}
+
+    def write(entry):
+        name, picture, mask_path = entry
+        target, content = f'{name}.png', ' '.join(map(record.contents.of, (picture, mask_path)))
+        if record.holds(target, content):
+            return
+        image = images.read_rgb(picture)
+        mask = (images.read_rgb(mask_path)[..., 0] > grey_above).astype(np.uint8) if grey_above else \
+            images.read_mask(mask_path)
+        images.write_png(record.folder / target, combined(mask, image))
+        record.note(target, content)
+
+    record.folder.mkdir(parents=True, exist_ok=True)
+    record.begin(head, record.head == head)
+    try:
+        files.for_all(write, found, f'writing {folder}', summary='Pairs that cannot be made',
+                      remedy='replace these files; masks with grey values: --GREY_ABOVE=127')
+    finally:
+        record.finish()
