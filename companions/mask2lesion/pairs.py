@@ -154,7 +154,8 @@ def write_combined(found, folder, grey_above=0):
     grey_above : masks that are not binary are lesion above this value; 0 refuses them
     Raises InputError naming every file that cannot be decoded, or is no binary mask.
     """
-    record, head = Record(Path(folder) / 'pairs.json', Contents(Path(folder).parent)), {'grey_above': grey_above}
+    folder, head = Path(folder), {'grey_above': grey_above}
+    record = Record(folder / 'pairs.json', Contents(folder.parent))
 
     def write(entry):
         name, picture, mask_path = entry
@@ -164,10 +165,10 @@ def write_combined(found, folder, grey_above=0):
         image = images.read_rgb(picture)
         mask = (images.read_rgb(mask_path)[..., 0] > grey_above).astype(np.uint8) if grey_above else \
             images.read_mask(mask_path)
-        images.write_png(record.folder / target, combined(mask, image))
+        images.write_png(folder / target, combined(mask, image))
         record.note(target, content)
 
-    record.folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     record.begin(head, record.head == head)
     try:
         files.for_all(write, found, f'writing {folder}', summary='Pairs that cannot be made',
