@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
-from engine import checkpoints, cli, figures, files, hardware, images
+from engine import checkpoints, cli, figures, files, hardware
 from engine.errors import InputError
 
 # A run may go on under another value of these; every other constant defines the run.
@@ -200,7 +201,8 @@ class Run:
     def _show_panel(self):
         """The panel as an image of TensorBoard's; not of every minute, since each is kept."""
         self._start_board()
-        picture = images.read_rgb(self.folder / 'panel.png')
+        with Image.open(self.folder / 'panel.png') as image:
+            picture = np.asarray(image.convert('RGB'))
         self._board.add_image('val/panel', picture, self.rows[-1]['step'], dataformats='HWC')
         self._shown = time.monotonic()
 
