@@ -471,7 +471,7 @@ def test_a_reader_that_has_gone_costs_nothing(tmp_path, predicted, monkeypatch, 
         patch.setattr(predict, 'write_pictures', leave)
         assert predicted(tmp_path / 'out', folder, '--BATCH_SIZE=1') == 128 + signal.SIGPIPE
     said = capsys.readouterr().err
-    assert 'nobody reads' in said and 'Remedy: ' in said and '0' in table(tmp_path / 'out')
+    assert 'nobody reads' in said and 'same command again' in said and '0' in table(tmp_path / 'out')
 
 
 def test_an_empty_mask_is_flagged(tmp_path, model, monkeypatch, capsys):
