@@ -29,7 +29,7 @@ def load(folder, name, paths, size, kind, workers=0):
     """Open the cache of `paths` squashed to size x size, building it where it is missing, stale or damaged.
 
     folder, name : where the cache lies, and the first part of its file names
-    kind : 'rgb' (bicubic, antialiased) or 'mask' (nearest, values {0, 1})
+    kind : 'rgb' (bicubic, antialiased), 'mask' (nearest, values {0, 1}), or 'soft mask' (bicubic, 0 to 255)
     Returns Cache. Raises InputError naming every picture that cannot be read, or that changes meanwhile.
     """
     contents, reading = Contents(folder), f'{name}: reading'
@@ -77,7 +77,7 @@ def _digest(*parts):
 
 def _build(target, paths, shape, kind, workers):
     """Decode all pictures into `target`; return the fingerprint of the pixels."""
-    read = read_rgb_square if kind == 'rgb' else read_mask_square
+    read = {'rgb': read_rgb_square, 'mask': read_mask_square, 'soft mask': read_soft_square}[kind]
     with files.replacing(target) as temporary:
         if hasattr(os, 'posix_fallocate'):   # writing to a map of a full disk would kill the process
             with open(temporary, 'rb+') as file:
@@ -92,7 +92,7 @@ def _build(target, paths, shape, kind, workers):
         digest = hashlib.sha256()
         for picture in pixels:
             # Of masks as their files hold them, {0, 255}: a training begun when caches did so too goes on.
-            digest.update((picture if kind == 'rgb' else 255 * picture).tobytes())
+            digest.update((255 * picture if kind == 'mask' else picture).tobytes())
         pixels.flush()
     return digest.hexdigest()[:16]
 
@@ -105,3 +105,8 @@ def read_rgb_square(path, size):
 def read_mask_square(path, size):
     """A mask squashed to (size, size) uint8 of {0, 1}, nearest neighbour."""
     return images.resize_mask(images.read_mask(path), (size, size))
+
+
+def read_soft_square(path, size):
+    """A mask squashed to (size, size) uint8, 0 to 255, bicubic: grey where an edge falls between pixels."""
+    return images.resize_rgb(255 * images.read_mask(path), (size, size))

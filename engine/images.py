@@ -163,7 +163,7 @@ def _photograph_faults(path, size, mode, orientation):
 def resize_rgb(image, size, box=None):
     """Bicubic, antialiased resize (Pillow), as the released code's crops.
 
-    image : (H, W, 3) uint8; size : (width, height); box : (left, top, right, bottom) in pixels,
+    image : (H, W, 3) or (H, W) uint8; size : (width, height); box : (left, top, right, bottom) in pixels,
     floats allowed, default the whole image. Returns (height, width, 3) uint8.
     """
     return np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC, box=box,

@@ -40,8 +40,8 @@ def load(layout, split, folder, size, mask_filter, limit=0, seed=0, workers=0):
     name, smooth = f'{split}_pairs' + (f'_{limit}' if limit else ''), mask_filter == 'bicubic'
     pictures = cache.load(layout.cache, f'{name}_images', paths, size, 'rgb', workers)
     masks = cache.load(layout.cache, f'{name}_masks_{mask_filter}', mask_paths, size,
-                       'rgb' if smooth else 'mask', workers)
-    return Pairs(pictures.pixels, masks.pixels[..., 0] if smooth else 255 * masks.pixels,
+                       'soft mask' if smooth else 'mask', workers)
+    return Pairs(pictures.pixels, masks.pixels if smooth else 255 * masks.pixels,
                  [path.stem for path in paths], f'{pictures.fingerprint}-{masks.fingerprint}')
 
 
@@ -66,6 +66,11 @@ def combined_files(folder):
         raise InputError('There are no pairs', [f'{folder}: holds no picture'],
                          'python -m companions.mask2lesion.make_pairs')
     return found
+
+
+def _above(path, grey):
+    with images.open_image(path) as image:
+        return (np.asarray(image.convert('L')) > grey).astype(np.uint8)
 
 
 def read_combined(path):
@@ -163,8 +168,7 @@ def write_combined(found, folder, grey_above=0):
         if record.holds(target, content):
             return
         image = images.read_rgb(picture)
-        mask = (images.read_rgb(mask_path)[..., 0] > grey_above).astype(np.uint8) if grey_above else \
-            images.read_mask(mask_path)
+        mask = _above(mask_path, grey_above) if grey_above else images.read_mask(mask_path)
         images.write_png(folder / target, combined(mask, image))
         record.note(target, content)
 
