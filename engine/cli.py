@@ -1,6 +1,5 @@
 """How every script starts and ends: exit codes, and messages instead of tracebacks."""
 import errno
-import multiprocessing
 import os
 import signal
 import sys
@@ -140,7 +139,8 @@ def _explained(error):
 
 def _end_loaders():
     """Kill loader processes: they ignore the SIGTERM by which Python would end them, and wait for them."""
-    if loaders := multiprocessing.active_children():
+    from multiprocessing import active_children  # scripts import this file first, and it should be quick
+    if loaders := active_children():
         before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)   # PyTorch's handler would raise an error
         for loader in loaders:
             loader.kill()
