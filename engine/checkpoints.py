@@ -42,7 +42,7 @@ def load(path, remedy):
     Raises InputError when the file is missing, truncated or holds anything but data.
     """
     try:
-        if path.suffix == packing.SUFFIX:
+        if str(path).endswith(packing.SUFFIX):
             return packing.read(path)
         return torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:

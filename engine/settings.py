@@ -21,7 +21,7 @@ from engine.errors import InputError
 
 RECIPES = Path(__file__).resolve().parent.parent / 'recipes'
 LIMIT = 2**63   # of whole numbers: 64 bits with a sign
-KINDS = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'text'}
+KINDS = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'text, in UTF-8'}
 
 
 class Settings(SimpleNamespace):
@@ -243,9 +243,14 @@ def _cast(name, given, default):
         return given
     if type(default) is float and number and abs(given) <= sys.float_info.max:
         return float(given)
-    if type(default) is str and type(given) is str and '\0' not in given:
+    if type(default) is str and type(given) is str and '\0' not in given and _is_utf8(given):
         return given
     raise ValueError(f'{name}={_said(given)}: must be {_kind(default)}')
+
+
+def _is_utf8(text):
+    """Whether a text (of the command line, which may hold any bytes) can be written: TensorBoard needs it."""
+    return text.encode(errors='replace').decode() == text
 
 
 def _kind(default):

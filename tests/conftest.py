@@ -15,6 +15,7 @@ import filelock
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dataset.layout import Layout
 from engine import cache
@@ -111,6 +112,12 @@ for sys.argv in json.loads(sys.argv[1]):
     results.append((code, text.getvalue()))
 print(json.dumps(results))
 """
+
+
+def figure(path):
+    """Pixels (H, W, 3) uint8 of a figure, which Matplotlib gives an alpha channel as no photograph has."""
+    with Image.open(path) as image:
+        return np.array(image.convert('RGB'))
 
 
 def start_weights(layout):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dataset.layout import Layout
 from engine import images, metrics, scoring
 from engine.errors import InputError
-from tests.conftest import run_in_turn, run_script
+from tests.conftest import figure, run_in_turn, run_script
 
 COUNT = 12
 NAMES = [f'ISIC_{number:07d}' for number in range(COUNT)]
@@ -146,7 +146,7 @@ def test_what_is_written_agrees_and_is_printed(root):
     table = stem.with_suffix('.md').read_text().splitlines()
     ja = result['methods']['good']['JA']
     assert f'{100 * ja:.1f} [' in next(line for line in table if '| good' in line)
-    assert images.read_rgb(stem.with_suffix('.png')).std() > 10
+    assert figure(stem.with_suffix('.png')).std() > 10
 
 
 def test_one_method_alone_has_no_differences_and_no_scatter(root):

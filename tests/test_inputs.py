@@ -99,6 +99,7 @@ def test_a_space_serves_as_well_as_an_equals_sign(resolve):
     (['--RECIPE=typo'], 'recipes/typo.toml: BATCHSIZE is not a setting; did you mean BATCH_SIZE?'),
     (['--BATCH_SIZE=0'], 'BATCH_SIZE=0: must be greater than zero'),
     (['--ROOT=x'], "ROOT='x': must be one of '.', '..'"),
+    (['--ROOT=\udcff'], r"ROOT='\udcff': must be text, in UTF-8"),   # a byte that is none
 ])
 def test_unusable_overrides_are_named(resolve, words, expected):
     with pytest.raises(InputError) as error:

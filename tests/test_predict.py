@@ -446,15 +446,17 @@ def test_odd_inputs_are_named_and_the_others_done(tmp_path, model, predicted, mo
         return model
 
     monkeypatch.setattr(MBDCNN, 'load', load)
-    out = folder / 'out'
-    assert predicted(out, folder) == 2   # its name is no UTF-8
+    out = tmp_path / 'out'
+    assert predicted(out, folder) == 2
     printed = capsys.readouterr()
     for name in ('gone.png: is missing', 'pipe.png: is no file', 'self.png: cannot be read'):
         assert f'{folder}/{name}'.encode(errors='backslashreplace').decode() in printed.err
     assert 'link (a link to a folder)' in printed.out and list(table(out)) == ['a', 'a.png_/x']
-    assert predicted(tmp_path / 'out', '', folder) == 2
-    assert "'': is an empty word" in capsys.readouterr().err
-    assert predicted('', folder) == 2 and 'OUT= is no folder' in capsys.readouterr().err
+    for where, words, said in ((out, ['', folder], "'': is an empty word"),
+                               ('', [folder], 'OUT= is no folder'),
+                               (folder / 'out', [folder], 'must be text, in UTF-8')):
+        assert predicted(where, *words) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_a_reader_that_has_gone_costs_nothing(tmp_path, predicted, monkeypatch, capsys):

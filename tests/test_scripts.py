@@ -18,7 +18,7 @@ from engine.errors import InputError
 from engine.trainer import poly
 from mbdcnn import coarse_masks, evaluation, networks
 from mbdcnn.inference import place
-from tests.conftest import REPOSITORY, STAGES, finish, run_in_turn, run_script, start_script, wait_for
+from tests.conftest import REPOSITORY, STAGES, figure, finish, run_in_turn, run_script, start_script, wait_for
 
 NETWORKS = {'CoarseSN': 857, 'MaskCN': 276, 'EnhancedSN': 864}   # entries of the state dict
 INPUTS = {'CoarseSN': set(), 'MaskCN': {'coarse_masks'}, 'EnhancedSN': {'coarse_masks', 'mask_cn'}}
@@ -103,7 +103,7 @@ def test_config_holds_settings_inputs_and_versions(chain, network):
 @pytest.mark.parametrize('network', NETWORKS)
 def test_a_run_draws_curves_and_a_panel(chain, network):
     for name in ('curves.png', 'panel.png'):
-        picture = images.read_rgb(chain.layout.run(network) / name)
+        picture = figure(chain.layout.run(network) / name)
         assert min(picture.shape[:2]) > 100 and picture.std() > 10
     assert list(chain.layout.run(network).glob('tensorboard/events.*'))
 
@@ -156,7 +156,7 @@ def test_segmentation_results_agree_with_each_other(chain, network):
     used = {'CoarseSN': ['CoarseSN'], 'EnhancedSN': ['EnhancedSN', 'MaskCN']}[network]
     assert result['weights'] == {
         name: files.fingerprint(chain.layout.weights(name)) for name in used}
-    assert images.read_rgb(stem.with_name(f'{stem.name}_panel.png')).std() > 10
+    assert figure(stem.with_name(f'{stem.name}_panel.png')).std() > 10
     assert '<html' in (chain.layout.results / 'report.html').read_text(encoding='utf-8')
 
 

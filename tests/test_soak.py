@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine import images
 from tests import soak
+from tests.conftest import figure
 
 CFG = SimpleNamespace(MEMORY=soak.MEMORY, HANDLES=soak.HANDLES, STEP_TIME=soak.STEP_TIME)
 COUNT = 200   # samples, 5 s apart
@@ -98,4 +98,4 @@ def test_samples_are_written_and_drawn(tmp_path):
     with open(tmp_path / 'soak.csv', newline='') as file:
         read = list(csv.DictReader(file))
     assert len(read) == COUNT and float(read[-1]['main rss']) == pytest.approx(rows[-1]['main rss'])
-    assert images.read_rgb(tmp_path / 'soak.png').std() > 10
+    assert figure(tmp_path / 'soak.png').std() > 10

@@ -16,7 +16,7 @@ from mbdcnn.inference import place
 from mbdcnn.predictor import MBDCNN
 from net import weights
 from net.models import deeplabv3plus, deeplabv3plus_d
-from tests.conftest import STAGES, made_once, run_in_turn
+from tests.conftest import STAGES, figure, made_once, run_in_turn
 from tests.test_training import ALONE, tiny_task, train
 from tests.test_weights import constants, left_alone, names, untouched
 
@@ -277,7 +277,7 @@ def test_every_transfer_is_trained_scored_and_recorded(trained, case):
     result = json.loads((layout.results / 'EnhancedSN_Validation.json').read_text())
     assert result['n'] == 6 and result['weights'] == {
         name: files.fingerprint(layout.weights(name)) for name in USED[case]}
-    panels = [images.read_rgb(path) for path in (layout.run('EnhancedSN') / 'panel.png',
+    panels = [figure(path) for path in (layout.run('EnhancedSN') / 'panel.png',
                                                  layout.results / 'EnhancedSN_Validation_panel.png')]
     assert all(panel.std() > 10 for panel in panels)
     assert 'Warning' not in ''.join(printed)
@@ -286,7 +286,7 @@ def test_every_transfer_is_trained_scored_and_recorded(trained, case):
 
 
 def test_panels_show_what_guides_the_network(trained):
-    width = {case: images.read_rgb(layout.results / 'EnhancedSN_Validation_panel.png').shape[1]
+    width = {case: figure(layout.results / 'EnhancedSN_Validation_panel.png').shape[1]
              for case, (layout, _) in trained.items() if case in READS}
     assert width['mdc'] == width['none'] < width['rgb'] < width['d-net']   # no guides, CAM, mask and CAM
 
