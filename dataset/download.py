@@ -185,7 +185,7 @@ def plan(parts, cfg):
 ISIC_ID = re.compile(r'ISIC_\d{7}')
 IDS_IN_A_SEARCH = 50      # the server takes addresses of about 4000 characters
 PAPER_EXTRA = 'nevus 822, melanoma 466, keratosis 32'
-EXTRA_COMMANDS = """Get pictures and metadata with isic-cli (pip install isic-cli), {searches} searches:
+EXTRA_COMMANDS = """Get pictures and metadata with isic-cli (of requirements-extra.txt), {searches} searches:
 
   n=0; while read -r search; do n=$((n+1)); \\
   isic image download --search "$search" {folder}/$n </dev/null; \\
