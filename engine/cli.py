@@ -53,6 +53,12 @@ def end_on_ctrl_c():
         signal.signal(signal.SIGINT, _end_at_once)
 
 
+def require(*packages):
+    """Raise InputError for missing packages of requirements-extra.txt, by the names that are imported."""
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise InputError(f'this needs {", ".join(missing)}', remedy='pip install -r requirements-extra.txt')
+
+
 def _end_at_once(number, _frame):
     os.write(2, b'\ninterrupted before anything had begun\n')
     os._exit(128 + number)   # an exception might be swallowed in the middle of an import

@@ -321,7 +321,7 @@ def test_scripts_explain_themselves():
     texts = run_in_turn(*((script, None, '--help') for script in scripts))
     for script, text in zip(scripts, texts, strict=True):
         constants = settings.read_constants(REPOSITORY / script)
-        assert script == 'compare.py' or {'DEVICE', 'AMP'} <= constants.keys()
+        assert script in ('compare.py', 'export.py') or {'DEVICE', 'AMP'} <= constants.keys()
         assert all(f'--{name}=' in text for name in constants)
         assert f'python {script}' in text and 'Reads ' in text and 'Writes ' in text
 
