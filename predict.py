@@ -39,9 +39,9 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset.isic import CLASSES
-from engine import cli, figures, files, images, run_folder, settings
+from engine import cli, files, images, run_folder, settings
 from engine.errors import InputError
-from mbdcnn import stages
+from mbdcnn import panels, stages
 from mbdcnn.prediction_folder import (
     ANOTHER,
     PAGE,
@@ -52,7 +52,7 @@ from mbdcnn.prediction_folder import (
     shown,
     wished_name,
 )
-from mbdcnn.predictor import EXTENSIONS, MBDCNN
+from mbdcnn.predictor import EXTENSIONS, MBDCNN, NOTICE
 from report.render import render
 
 # --- Folders
@@ -177,13 +177,9 @@ def write_pictures(out, name, prediction, opacity):
 def overlay(prediction, opacity):
     """Two views side by side, (h, about 2 w, 3) uint8: contours of coarse (thick) and final mask (thin);
     the positive part of the class's activation map as a heat map over the picture, opacity 0 to 1."""
-    picture = prediction.preview
-    size = picture.shape[1::-1]
-    coarse, mask = (images.resize_mask(mask.astype(np.uint8), size)
-                    for mask in (prediction.coarse_mask, prediction.mask))
-    gap = np.full((size[1], 1 + size[0] // 100, 3), 255, np.uint8)
-    return np.hstack([figures.outlined(picture, None, mask, coarse), gap,
-                      figures.warmed(picture, prediction.cam, opacity)])
+    contours, heat = panels.of_prediction(prediction, opacity)
+    gap = np.full((len(heat), 1 + heat.shape[1] // 100, 3), 255, np.uint8)
+    return np.hstack([contours, gap, heat])
 
 
 def write_page(path, rows, faults, warning=''):
@@ -196,9 +192,6 @@ def write_page(path, rows, faults, warning=''):
         'classes': [(name, f'{100 * float(row[name]):.1f}') for name in CLASSES]} for row in rows]
     files.write_text(path, render('predictions.html', cards=cards, faults=faults, notice=NOTICE,
                                   warning=warning))
-
-
-NOTICE = 'A research tool, not a medical device: do not base a diagnosis on it.'
 
 
 def made_with(model, cfg):

@@ -46,6 +46,10 @@ def main():
             faults.append(f'{layout.originals(part)}: is missing')
         else:
             notes.append(f'{part}: {layout.originals(part)} is absent')
+    if not parts:
+        raise InputError('There are no data to check', faults, (
+            f'{layout.command("dataset/download.py")} fetches ISIC-2017 (12 GB); `make demo` goes through '
+            'all stages with pictures that it draws, python dataset/make_demo_data.py draws them alone'))
     owners = {}
     for content in parts.values():
         for image_id, path in content.images.items():

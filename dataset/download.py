@@ -185,8 +185,7 @@ def plan(parts, cfg):
 ISIC_ID = re.compile(r'ISIC_\d{7}')
 IDS_IN_A_SEARCH = 50      # the server takes addresses of about 4000 characters
 PAPER_EXTRA = 'nevus 822, melanoma 466, keratosis 32'
-DIAGNOSES = 'diagnosis', *(f'diagnosis_{level}' for level in range(1, 6))   # old and new metadata
-EXTRA_COMMANDS = """Get pictures and metadata with isic-cli (pip install isic-cli), {searches} searches:
+EXTRA_COMMANDS = """Get pictures and metadata with isic-cli (of requirements-extra.txt), {searches} searches:
 
   n=0; while read -r search; do n=$((n+1)); \\
   isic image download --search "$search" {folder}/$n </dev/null; \\
@@ -255,33 +254,19 @@ def found_metadata(folder, ids):
     return rows
 
 
-def class_of(row):
-    """Class name of a row of the archive's metadata; None for what is none of the three.
-
-    Malignant melanocytic proliferations are melanomas; blue, Spitz and other named nevi stand
-    below 'Nevus' in the archive's tree of diagnoses.
-    """
-    texts = [(row.get(column) or '').strip().lower() for column in DIAGNOSES]
-    names = {'melanoma': any(text.startswith('melanoma') or text.endswith('(melanoma)') for text in texts),
-             'keratosis': any(text.startswith('seborrheic keratosis') for text in texts),
-             'nevus': 'nevus' in texts}
-    fitting = [name for name, fits in names.items() if fits]
-    return fitting[0] if len(fitting) == 1 else None
-
-
 def join_extra(layout, ids, pictures, rows):
     """Copy the pictures whose class is known and write their label csv; list what is left out."""
     target, labels, left_out = layout.originals(ADDED) / 'Images', {}, []
     for image_id in ids:
         row = rows.get(image_id, {})
-        name = class_of(row)
+        name = isic.class_of(row)
         if image_id not in pictures:
             left_out.append(f'{image_id}: no picture below {layout.data / "isic-cli"}')
         elif not row:
             left_out.append(f'{image_id}: no metadata')
         elif name is None:
             left_out.append(f'{image_id}: its diagnosis is none of {", ".join(isic.CLASSES)}: '
-                            + ' / '.join(row.get(column) or '-' for column in DIAGNOSES))
+                            + ' / '.join(row.get(column) or '-' for column in isic.DIAGNOSES))
         else:
             labels[image_id] = name
     if not labels:

@@ -15,6 +15,9 @@ TASKS = {'melanoma': 1, 'keratosis': 2}        # name: class number; each agains
 COLUMNS = ('image_id', 'melanoma', 'seborrheic_keratosis')
 FLAGS = {'0': 0, '0.0': 0, '1': 1, '1.0': 1}
 NUMBERS = {(0, 0): 0, (1, 0): 1, (0, 1): 2}   # class number by the two flags
+NEVUS = 'nevus', 'nv'        # columns that say what no flag says; other columns of flags are of other classes
+# Of the archive's old and new metadata, and of HAM10000's.
+DIAGNOSES = 'diagnosis', *(f'diagnosis_{level}' for level in range(1, 6)), 'dx'
 RECORD = 'extraction.json'   # beside what stage 1 makes of pictures: a Record
 
 
@@ -60,13 +63,15 @@ def read_labels(path):
     """{image id: class number} of a challenge csv, its columns being COLUMNS.
 
     Nevus = neither. Values are 0 or 1, also written 0.0 or 1.0. Raises InputError with every
-    missing column, unreadable value, contradiction and duplicate.
+    missing column, unreadable value, contradiction and duplicate, and with every row that another column
+    gives another class: a file of more classes, whose other rows would pass for nevi.
     """
     labels, faults = scan_labels(path)
     if faults:
         raise InputError('A label file cannot be used', faults,
                          f'the file (README, stage 0) needs the columns {", ".join(COLUMNS)}, '
-                         'with 0 or 1 in the last two')
+                         'with 0 or 1 in the last two; rows of other classes, and columns of 0 and 1 that '
+                         'are no classes, have to go')
     return labels
 
 
@@ -87,6 +92,10 @@ def scan_labels(path):
     if set(counts.values()) != {1}:
         return {}, [f'{path}: has {"several columns" if count else "no column"} {name}'
                     for name, count in counts.items() if count != 1]
+    others = {name: {(row[name] or '').strip() for _, row in rows} - {''}
+              for name in reader.fieldnames if name and name not in COLUMNS}
+    flagged = sorted((name for name, values in others.items() if values and values <= FLAGS.keys()),
+                     key=lambda name: name.lower() in NEVUS)
     labels, faults = {}, []
     for number, row in rows:
         image_id, *flags = ((row[name] or '').strip() for name in COLUMNS)
@@ -98,9 +107,42 @@ def scan_labels(path):
             faults.append(f'{where}: {image_id} is melanoma and seborrheic keratosis at once')
         elif not image_id or None in flags:
             faults.append(f'{where}: ' + ', '.join(f'{name} {row[name]!r}' for name in COLUMNS))
+        elif other := _other_class(row, flagged, NUMBERS[flags]):
+            faults.append(f'{where}: {image_id} would be {CLASSES[NUMBERS[flags]]}, but {other}')
         if image_id:
             labels[image_id] = NUMBERS.get(flags)
     return labels, faults
+
+
+def _other_class(row, flagged, number):
+    """What other columns of a label csv say against a row's class number; '' for nothing.
+
+    flagged : names of the columns that hold nothing but flags, those of nevi last
+    """
+    for name in flagged:
+        flag = (row[name] or '').strip()
+        if FLAGS.get(flag, 0) != (name.lower() in NEVUS and number == 0):
+            return f'{name} is {flag or "empty"}'
+    said = {name: text for name, text in row.items()
+            if name and name.lower() in DIAGNOSES and isinstance(text, str) and text.strip()}
+    if said and class_of({name.lower(): text for name, text in said.items()}) != CLASSES[number]:
+        return ', '.join(f'{name} is {text.strip()}' for name, text in said.items())
+    return ''
+
+
+def class_of(row):
+    """Class name of a row of metadata by its columns DIAGNOSES; None for what is none of the three.
+
+    Malignant melanocytic proliferations are melanomas; blue, Spitz and other named nevi stand
+    below 'Nevus' in the archive's tree of diagnoses.
+    """
+    texts = [(row.get(column) or '').strip().lower().replace('_', ' ') for column in DIAGNOSES]
+    names = {'melanoma': any(text == 'mel' or text.startswith('melanoma') or text.endswith('(melanoma)')
+                             for text in texts),
+             'keratosis': any(text.startswith('seborrheic keratosis') for text in texts),
+             'nevus': any(text in NEVUS for text in texts)}
+    fitting = [name for name, fits in names.items() if fits]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def write_labels(path, labels):

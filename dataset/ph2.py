@@ -145,7 +145,7 @@ def _rows(path):
         return [(f'{path}, line {number}', line.split('||'))
                 for number, line in enumerate(text.splitlines(), start=1)]
     try:
-        import openpyxl  # for this one file; not among the requirements
+        import openpyxl  # for this one file; of requirements-extra.txt
     except ImportError:
         raise ValueError(f'needs openpyxl: pip install openpyxl, or put {TABLES[0]} beside it') from None
     sheet = openpyxl.load_workbook(path, data_only=True).worksheets[0]

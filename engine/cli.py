@@ -1,8 +1,11 @@
 """How every script starts and ends: exit codes, and messages instead of tracebacks."""
 import errno
+import importlib.util
 import os
+import shlex
 import signal
 import sys
+from pathlib import Path
 
 from engine.errors import InputError
 
@@ -14,6 +17,11 @@ TOO_MANY = 'Too many open files'
 NO_MEMORY = "can't allocate memory"   # of PyTorch, for a CPU
 AGAIN = 'the same command again'
 HANG_UP = getattr(signal, 'SIGHUP', signal.SIGTERM)   # the terminal is gone; Windows has no such signal
+
+# What requirements.txt installs, by the names that are imported.
+PACKAGES = ('torch', 'numpy', 'cv2', 'PIL', 'sklearn', 'tqdm', 'matplotlib', 'tensorboard', 'filelock',
+            'jinja2', 'safetensors', 'tabulate')
+ENVIRONMENT = Path(__file__).resolve().parent.parent / '.venv'   # of the Makefile
 
 _going_on = AGAIN   # how this program goes on where it stops
 
@@ -30,9 +38,24 @@ class Interrupted(KeyboardInterrupt):
 
 
 def end_on_ctrl_c():
-    """Let Ctrl-C end the program with one line until `launch`; for scripts, before their imports."""
+    """Let Ctrl-C end the program with one line until `launch`; for scripts, before their imports.
+
+    Where packages are missing, which those imports would stumble over, the program ends here and says so.
+    """
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        print(f'error: this Python ({sys.executable}) lacks {", ".join(missing)}\n'
+              'Remedy: `make env` in the repository makes the environment, or brings it up to date; then run '
+              f'`source {shlex.quote(str(ENVIRONMENT))}/bin/activate`. In an environment of your own: '
+              '`pip install -r requirements.txt`', file=sys.stderr)
+        sys.exit(2)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:   # else the shell wants it ignored
         signal.signal(signal.SIGINT, _end_at_once)
+
+
+def require(*packages):
+    """Raise InputError for missing packages of requirements-extra.txt, by the names that are imported."""
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise InputError(f'this needs {", ".join(missing)}', remedy='pip install -r requirements-extra.txt')
 
 
 def _end_at_once(number, _frame):

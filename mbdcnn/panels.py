@@ -16,6 +16,16 @@ def spread(count, wanted):
     return np.linspace(0, count - 1, min(wanted, count)).astype(int)
 
 
+def of_prediction(prediction, opacity=figures.OPACITY):
+    """Two views of a mbdcnn.predictor.Prediction, (h, w, 3) uint8: contours of the coarse mask (thick) and
+    the final one (thin); the positive part of the class's activation map as heat, opacity 0 to 1."""
+    picture = prediction.preview
+    coarse, mask = (images.resize_mask(mask.astype(np.uint8), picture.shape[1::-1])
+                    for mask in (prediction.coarse_mask, prediction.mask))
+    return (figures.outlined(picture, None, mask, coarse),
+            figures.warmed(picture, prediction.cam, opacity))
+
+
 def segmentation(segmenter, data, device, path):
     """Panel of validation pictures: image, truth, [coarse mask,] [CAM,] lesion probability, contours."""
     chosen = spread(len(data.images), VALIDATION_IMAGES)

@@ -27,6 +27,7 @@ from net.models import STRIDE
 NETWORKS = networks.NETWORKS
 INPUT_SIZE = 224          # px, of networks without a config.json (the released code's weights)
 SCALES = 1, 8 / 7, 9 / 7  # of enhanced-SN's input side: 224, 256, 288 (released code)
+NOTICE = 'A research tool, not a medical device: do not base a diagnosis on it.'
 PREVIEW = 1024            # px, long side of the picture that a result keeps
 BATCH_SIZE = 8            # pictures or crops at a time, each in all views
 FORMATS = images.FORMATS | {'TIFF': 'tif', 'WEBP': 'webp'}   # of own pictures; data sets hold the first three

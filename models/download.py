@@ -64,7 +64,7 @@ VOC_PAGE = 'https://github.com/YudeWang/deeplabv3plus-pytorch'
 TIMM_NAME = 'xception65.tf_in1k'
 TIMM_PAGE = f'https://huggingface.co/timm/{TIMM_NAME}/resolve/main/model.safetensors'
 NO_TIMM = (f'fetch {TIMM_PAGE} with a browser, then: python models/download.py --WEIGHTS=xception65 '
-           '--SOURCE=model.safetensors (this needs: pip install safetensors)')
+           '--SOURCE=model.safetensors')
 
 
 def check(kind, path, state=None, remedy=REMEDY):
@@ -124,7 +124,7 @@ def from_timm_package():
         return timm.create_model(TIMM_NAME, pretrained=True).state_dict()
     except Exception as error:   # noqa: BLE001 - it is missing, or it or the hub raise one of many kinds
         raise InputError('timm could not fetch its weights', [f'{TIMM_NAME}: {error!r:.160}'],
-                         f'pip install timm, or {NO_TIMM}') from None
+                         f'pip install timm (requirements-extra.txt), or {NO_TIMM}') from None
 
 
 MAKERS = {'xception': ('xception-43020ad28.pth', make_xception),

@@ -80,6 +80,8 @@ def test_all_faults_of_a_bad_root_are_listed_at_once(layout):
 def test_missing_folders_and_files_are_faults(layout, tmp_path):
     text = run('check_data', tmp_path / 'nothing', code=2)
     assert 'ISIC-2017_Training_Data: is missing' in text
+    assert f'python dataset/download.py --ROOT={tmp_path / "nothing"} fetches' in text
+    assert '`make demo`' in text and 'python dataset/make_demo_data.py' in text
     shutil.rmtree(layout.originals('Training') / 'Annotation')
     layout.labels('Validation').unlink()
     text = run('check_data', layout.root, code=2)

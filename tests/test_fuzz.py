@@ -212,7 +212,7 @@ def test_spoiled_metadata_of_extra_pictures(tmp_path, data):
     ids, _ = refused(lambda: download.read_ids(path), path)
     assert ids is None or all(map(download.ISIC_ID.fullmatch, ids))
     rows, _ = refused(lambda: download.found_metadata(tmp_path, ['ISIC_0000001']), path)
-    assert not rows or download.class_of(rows['ISIC_0000001']) in (None, *isic.CLASSES)
+    assert not rows or isic.class_of(rows['ISIC_0000001']) in (None, *isic.CLASSES)
 
 
 # --- Recipes and the command line

@@ -215,6 +215,15 @@ def test_labels_are_read_by_name_not_by_position(tmp_path):
      ['a is melanoma and seborrheic keratosis at once', "line 3: image_id 'b', melanoma '2'",
       "image_id 'c'", 'd is listed twice', "image_id ''", "image_id 'e'"]),
     (b'\xff\xfe\x00', ['cannot be read']),
+    # ISIC 2018 with two columns renamed, HAM10000 with two added
+    ('image_id,melanoma,NV,BCC,seborrheic_keratosis,age\na,1.0,0.0,0.0,0.0,1\nb,0.0,1.0,0.0,0.0,50\n'
+     'c,0.0,0.0,1.0,0.0,50\nd,0.0,0.0,,0.0,50\n',
+     ['line 4: c would be nevus, but BCC is 1.0', 'line 5: d would be nevus, but NV is 0.0']),
+    ('image_id,melanoma,seborrheic_keratosis,AKIEC\na,1,0,0\nb,0,0,1\n', ['but AKIEC is 1']),
+    (HEADER.strip() + ',dx\na,0,0,nv\nb,1,0,mel\nc,0,0,bcc\nd,0,1,nv\ne,0,0,\n',
+     ['c would be nevus, but dx is bcc', 'd would be keratosis, but dx is nv']),
+    (HEADER.strip() + ',Diagnosis\na,0,1,seborrheic keratosis\nb,0,0,Basal cell carcinoma\n',
+     ['b would be nevus, but Diagnosis is Basal']),
 ])
 def test_unusable_labels_are_listed_at_once(tmp_path, text, faults):
     with pytest.raises(InputError) as error:

@@ -1,7 +1,9 @@
 """The scripts of steps 2 to 6 as processes: what they write, what they skip and what they refuse."""
 import csv
+import importlib.metadata
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -13,7 +15,7 @@ import torch
 
 from dataset import isic, splits
 from dataset.layout import SPLITS
-from engine import files, images, metrics, settings
+from engine import cli, files, images, metrics, settings
 from engine.errors import InputError
 from engine.trainer import poly
 from mbdcnn import coarse_masks, evaluation, networks
@@ -319,9 +321,26 @@ def test_scripts_explain_themselves():
     texts = run_in_turn(*((script, None, '--help') for script in scripts))
     for script, text in zip(scripts, texts, strict=True):
         constants = settings.read_constants(REPOSITORY / script)
-        assert script == 'compare.py' or {'DEVICE', 'AMP'} <= constants.keys()
+        assert script in ('compare.py', 'export.py') or {'DEVICE', 'AMP'} <= constants.keys()
         assert all(f'--{name}=' in text for name in constants)
         assert f'python {script}' in text and 'Reads ' in text and 'Writes ' in text
+
+
+ALL_SCRIPTS = [path for path in (*REPOSITORY.glob('*.py'), *REPOSITORY.glob('[a-su-z]*/*.py'))   # not tests/
+               if 'cli.launch(main)' in path.read_text()]
+
+
+def test_outside_the_environment_a_script_says_how_to_make_it():
+    for script in ALL_SCRIPTS:
+        done = subprocess.run([sys.executable, '-S', script], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2 and done.stdout == '', script
+        problem, remedy = done.stderr.splitlines()
+        assert sys.executable in problem and 'torch, numpy, cv2, PIL' in problem, script
+        assert '`make env`' in remedy and '.venv/bin/activate`' in remedy
+    names = importlib.metadata.packages_distributions()
+    required = re.findall(r'^[\w-]+', (REPOSITORY / 'requirements.txt').read_text(), re.MULTILINE)
+    assert {name.lower() for package in cli.PACKAGES for name in names[package]} >= {
+        name.lower() for name in required} and len(required) == len(cli.PACKAGES)
 
 
 def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
@@ -329,10 +348,8 @@ def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
     for name in ('numpy', 'torch', 'cv2', 'tqdm', 'filelock', 'PIL'):
         (tmp_path / f'{name}.py').write_text('import os, signal, time\n'
                                              'os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n')
-    scripts = [path for path in (*REPOSITORY.glob('*.py'), *REPOSITORY.glob('[a-su-z]*/*.py'))   # not tests/
-               if 'cli.launch(main)' in path.read_text()]
-    assert len(scripts) > 18
-    for script in scripts:
+    assert len(ALL_SCRIPTS) > 18
+    for script in ALL_SCRIPTS:
         done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60,
                               env=os.environ | {'PYTHONPATH': str(tmp_path)})
         assert done.returncode == 130 and done.stdout == '', script
