@@ -326,7 +326,8 @@ def test_scripts_explain_themselves():
         assert f'python {script}' in text and 'Reads ' in text and 'Writes ' in text
 
 
-ALL_SCRIPTS = [path for path in (*REPOSITORY.glob('*.py'), *REPOSITORY.glob('[a-su-z]*/*.py'))   # not tests/
+ALL_SCRIPTS = [path for path in (*REPOSITORY.glob('*.py'), *REPOSITORY.glob('[a-su-z]*/*.py'),   # not tests/
+                                 *REPOSITORY.glob('companions/*/*.py'))
                if 'cli.launch(main)' in path.read_text()]
 
 
