@@ -24,6 +24,11 @@ from net.weights import EXIT_FLOW
 from tests import stand_ins
 
 root, calls = stand_ins.root, stand_ins.calls   # fixtures
+# A suite that runs in the background, or by nohup, ignores these signals, and the programs that it tests would
+# inherit that; they do not inherit handlers.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, lambda *_: None)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Two threads: how a sum is split among threads decides its last bits. Passive: threads that wait
 # in a loop slow each other down tenfold when other programs use the cores too.

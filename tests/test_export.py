@@ -4,13 +4,14 @@ import pytest
 import torch
 
 import export
-from engine import cli
 from engine.errors import InputError
 from mbdcnn.inference import place
 from mbdcnn.predictor import MBDCNN
 from tests.test_predict import SIDE, drawn
 from tests.test_predict import models as models  # a fixture
 
+onnxruntime = pytest.importorskip('onnxruntime')
+pytest.importorskip('onnxscript')
 READS = {'CoarseSN': ['picture'], 'MaskCN': ['picture', 'coarse'], 'EnhancedSN': ['picture', 'coarse']}
 
 
@@ -20,8 +21,6 @@ def run(monkeypatch, models, out, *words):
 
 
 def test_the_files_compute_what_pytorch_computes(models, tmp_path, monkeypatch, capsys):
-    onnxruntime = pytest.importorskip('onnxruntime')
-    pytest.importorskip('onnxscript')
     run(monkeypatch, models, tmp_path)
     assert capsys.readouterr().out.count('largest difference to PyTorch') == 3
     model = MBDCNN.load(models, 'cpu', 'fp32')
@@ -41,8 +40,3 @@ def test_the_files_compute_what_pytorch_computes(models, tmp_path, monkeypatch, 
     with pytest.raises(InputError, match='CoarseSN.onnx would differ from PyTorch by'):
         run(monkeypatch, models, tmp_path, '--TOLERANCE=1e-12')
     assert (tmp_path / 'CoarseSN.onnx').read_bytes() == before and len(list(tmp_path.iterdir())) == 3
-
-
-def test_missing_extras_are_named():
-    with pytest.raises(InputError, match='needs no_such, nor_such\n.*install -r requirements-extra'):
-        cli.require('json', 'no_such', 'nor_such')

@@ -19,12 +19,13 @@ import pytest
 import torch
 from PIL import Image
 
+import app
 import generate_Coarse_mask
 import predict
 from dataset import crops, extraction, splits
 from dataset.isic import CLASSES
 from dataset.layout import Layout
-from engine import cache, cli, files, images, packing
+from engine import cache, cli, figures, files, images, packing
 from engine.errors import InputError
 from engine.hardware import Process
 from mbdcnn import evaluation, networks, prediction_folder
@@ -97,6 +98,16 @@ def write_config(models, name, content):
 @pytest.fixture(scope='module')
 def model(models):
     return MBDCNN.load(models, device='cpu', precision='fp32')
+
+
+def test_the_page_for_one_picture_shows_what_the_chain_finds(model, tmp_path):
+    images.write_png(tmp_path / 'picture.png', PICTURE)
+    found = model(PICTURE, tta=False)
+    contours, heat, probabilities, said = app.look_at(model, tmp_path / 'picture.png', tta=False)
+    assert probabilities == found.class_probabilities and f'The heat map is that of {found.label}.' in said
+    assert f'{100 * found.area_fraction:.1f} % of the picture' in said
+    assert np.array_equal(contours, figures.outlined(PICTURE, None, found.mask, found.coarse_mask))
+    assert np.array_equal(heat, figures.warmed(PICTURE, found.cam))
 
 
 def test_packed_networks_predict_alike(models, model, tmp_path, monkeypatch, capsys):

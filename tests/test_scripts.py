@@ -344,6 +344,11 @@ def test_outside_the_environment_a_script_says_how_to_make_it():
         name.lower() for name in required} and len(required) == len(cli.PACKAGES)
 
 
+def test_missing_extras_are_named():
+    with pytest.raises(InputError, match='needs no_such, nor_such\n.*install -r requirements-extra'):
+        cli.require('json', 'no_such', 'nor_such')
+
+
 def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
     """The first package of others that a script imports presses it."""
     for name in ('numpy', 'torch', 'cv2', 'tqdm', 'filelock', 'PIL'):

@@ -1,4 +1,5 @@
 """The notebook runs from its first to its last cell."""
+import re
 import shutil
 from pathlib import Path
 
@@ -33,6 +34,14 @@ def test_the_notebook_runs_on_the_small_root(chain, monkeypatch, tmp_path):
     assert times_of_files(tmp_path) == before
 
 
-def test_the_notebook_is_stored_without_outputs():
+def test_the_notebook_is_stored_with_its_outputs():
+    """For those who only read it: small, without a path of the machine that it ran on or a warning."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    assert all(not cell.get('outputs') and cell.get('execution_count') is None for cell in notebook.cells)
+    cells = [cell for cell in notebook.cells if cell.cell_type == 'code']
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert sum('image/png' in output.get('data', {}) for output in outputs) >= 6
+    texts = [output.text for output in outputs if output.output_type == 'stream' and output.name == 'stdout']
+    assert len(texts) + sum(output.output_type == 'display_data' for output in outputs) == len(outputs)
+    assert 'mean AUC' in ''.join(texts) and not re.search(r'/(root|home|tmp|Users)/', ''.join(texts))
+    assert NOTEBOOK.stat().st_size < 400_000
