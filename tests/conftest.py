@@ -24,7 +24,7 @@ from net.weights import EXIT_FLOW
 from tests import stand_ins
 
 root, calls = stand_ins.root, stand_ins.calls   # fixtures
-# A suite that runs in the background, or by nohup, ignores these signals, and the programs that it tests would
+# A suite that runs in the background, or by nohup, ignores these signals; the programs that it tests would
 # inherit that; they do not inherit handlers.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, lambda *_: None)):
     if signal.getsignal(number) is signal.SIG_IGN:
