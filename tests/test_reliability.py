@@ -146,11 +146,11 @@ def test_every_requirement_has_a_lower_and_an_upper_bound(versions):
 
 def test_the_oldest_set_is_read_from_the_files(versions, monkeypatch):
     """The lower bounds are written once; of a series that begins later its first version is taken."""
-    released = ['9.0', '4.12.0.88', '4.11.0.90', '4.11.0.86', '4.10.0.84', '2.11.0', '2.11.0rc1', '2.9.0']
+    released = ['9.0', '4.12.0.88', '4.11.0.90', '4.11.0.86', '4.10.0.84', '2.8.0', '2.8.0rc1', '2.7.0']
     monkeypatch.setattr(versions, 'available', lambda python, package: released)
     lines = dict(line.split('==') for line in versions.requirements('oldest', 'python').splitlines())
     text = (REPOSITORY / 'requirements.txt').read_text(encoding='utf-8')
-    assert re.search('^torch>=2.11,', text, re.M) and lines['torch'] == '2.11.0'
+    assert re.search('^torch>=2.8,', text, re.M) and lines['torch'] == '2.8.0'
     assert 'opencv-python-headless>=4.11,' in text and lines['opencv-python-headless'] == '4.11.0.86'
     assert {line.split('>=')[0] for line in text.splitlines() if '>=' in line} < lines.keys()
     assert versions.requirements('newest', 'python').count('>=') == len(lines)
