@@ -38,10 +38,10 @@ def test_a_training_begun_before_goes_on_and_others_do_not(tmp_path, stored):
         with Run(tmp_path, 'MaskCN', cfg, {'coarse_masks': made}, '', ALONE,
                  read_config=coarse_masks.read_config) as run:
             if fits:
-                run._refuse_other_settings()
+                run._refuse_other_settings(coarse_masks.read_config(run.last))
             else:
                 with pytest.raises(InputError, match='coarse_masks: .*224.* now'):
-                    run._refuse_other_settings()
+                    run._refuse_other_settings(coarse_masks.read_config(run.last))
 
 
 @pytest.mark.parametrize('stored', [MADE, 'ab12 224 6'])
