@@ -44,7 +44,8 @@ def elastic(rng, mask, alpha, sigma):
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.v2 import ElasticTransform
     except ImportError:
-        raise InputError('Elastic masks need torchvision', remedy='pip install torchvision') from None
+        raise InputError('Elastic masks need torchvision',
+                         remedy='pip install torchvision, or -r requirements-extra.txt') from None
     deform = ElasticTransform(float(alpha), float(sigma), InterpolationMode.NEAREST)
 
     def draw():
