@@ -199,7 +199,7 @@ def choose_pretrained(choice, files):
 def or_published(layout):
     """A layout, or, where none of the three networks was trained below it, the same with the networks that
     come with the repository as its models; says so."""
-    trained = any(layout.weights(name).is_file() for name in ('CoarseSN', 'MaskCN', 'EnhancedSN'))
+    trained = any(layout.weights(name).is_file() for name in NETWORKS)
     if trained or not PUBLISHED.is_dir():
         return layout
     published = copy.copy(layout)
