@@ -342,7 +342,8 @@ def test_a_root_becomes_pix2pixs_files(drawn_root):
 
 def test_a_training_starts_from_public_weights_and_reads_prepared_files(folders, tmp_path):
     out, weights = tmp_path / 'pairs', tmp_path / 'latest_net_G.pth'
-    pairs.write_combined(pairs.pair_up(*folders), out / 'train')   # no test/: it looks at training pictures
+    layout = Layout(tmp_path)   # no test/: it looks at training pictures
+    pairs.write_combined(pairs.pair_up(*folders), out / 'train', layout)
     torch.save(published('instance'), weights)
     options = [f'--ROOT={tmp_path}', f'--PAIRS={out}', f'--INITIAL_WEIGHTS={weights}', *TINY, '--STEPS=1']
     with pytest.raises(InputError, match='instance norm, not with batch norm(.|\n)*--NORM=instance'):

@@ -50,7 +50,7 @@ def main():
                                          isic.read_segmentation_list(layout, split)])
                 for split, phase in pairs.PHASES.items()}
     for phase, found in sets.items():
-        pairs.write_combined(found, out / phase, cfg.GREY_ABOVE)
+        pairs.write_combined(found, out / phase, layout, cfg.GREY_ABOVE)
         print(f'{out / phase}: {len(found)} pairs')
 
 

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset import isic, splits
+from dataset import extraction, isic, splits
 from engine import cache, files, images
-from engine.contents import Contents, Record
 from engine.errors import InputError
 
 MASK_FILTERS = ('bicubic', 'nearest')
@@ -153,29 +152,27 @@ def same_sizes(found, faults=()):
     return found
 
 
-def write_combined(found, folder, grey_above=0):
+def write_combined(found, folder, layout, grey_above=0):
     """Write [mask | image] files of [(name, picture, mask)]; those that are there and current stay.
 
+    layout : of the root that remembers what was read
     grey_above : masks that are not binary are lesion above this value; 0 refuses them
-    Raises InputError naming every file that cannot be decoded, or is no binary mask.
+    Raises InputError naming every file that cannot be decoded, is no binary mask, or changes meanwhile.
     """
-    folder, head = Path(folder), {'grey_above': grey_above}
-    record = Record(folder / 'pairs.json', Contents(folder.parent))
+    folder = Path(folder)
 
     def write(entry):
-        name, picture, mask_path = entry
-        target, content = f'{name}.png', ' '.join(map(record.contents.of, (picture, mask_path)))
-        if record.holds(target, content):
+        name, *sources = entry
+        contents = list(map(record.contents.of, sources))
+        if record.holds(f'{name}.png', ' '.join(contents)):
             return
-        image = images.read_rgb(picture)
-        mask = _above(mask_path, grey_above) if grey_above else images.read_mask(mask_path)
-        images.write_png(folder / target, combined(mask, image))
-        record.note(target, content)
+        image = images.read_rgb(sources[0])
+        mask = _above(sources[1], grey_above) if grey_above else images.read_mask(sources[1])
+        images.write_png(folder / f'{name}.png', combined(mask, image))
+        for source, content in zip(sources, contents, strict=True):
+            extraction.refuse_changed(source, content, record.contents.of(source))
+        record.note(f'{name}.png', ' '.join(contents))
 
-    folder.mkdir(parents=True, exist_ok=True)
-    record.begin(head, record.head == head)
-    try:
+    with extraction.at_work(folder, {'grey_above': grey_above}, layout) as record:
         files.for_all(write, found, f'writing {folder}', summary='Pairs that cannot be made',
                       remedy='replace these files; masks with grey values: --GREY_ABOVE=127')
-    finally:
-        record.finish()
