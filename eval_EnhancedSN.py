@@ -33,7 +33,8 @@ SPLIT = 'Validation'      # Validation or Testing
 NETWORK = 'EnhancedSN'    # EnhancedSN or CoarseSN
 
 # --- Test-time augmentation
-SCALES = 224, 256, 288    # px, input sides, multiples of 16; the first alone is "without TTA" (released)
+SCALES = 0,               # px, input sides, multiples of 16; the first alone is "without TTA"
+                          # 0: 1, 8/7 and 9/7 of the training's (224, 256, 288: released)
 TTA = True                # 6 views at every scale: identity, 3 rotations, 2 flips (released)
 BATCH_SIZE = 8            # pictures at a time, each in all views; memory and speed only
 
@@ -50,8 +51,9 @@ def main():
     cfg = settings.resolve(globals(), choices=stages.EVALUATION_CHOICES | {
         'NETWORK': ('EnhancedSN', 'CoarseSN')}, positive=('BATCH_SIZE', 'PANEL_IMAGES'))
     process = hardware.start(cfg, alone=True)
-    stages.check_sides(cfg.SCALES)
     layout = networks.or_published(Layout(cfg.ROOT))
+    scales = networks.scales_of_evaluation(layout.weights(cfg.NETWORK), cfg.SCALES)
+    stages.check_sides(scales)
     pairs = isic.read_segmentation_list(layout, cfg.SPLIT)
     pictures, truths = map(list, zip(*pairs, strict=True))
     used, coarse_paths = [layout.weights(cfg.NETWORK)], None
@@ -61,16 +63,16 @@ def main():
         if 'coarse_masks' in transfer.require(layout, kind, [folder], ('MaskCN', 'EnhancedSN')):
             coarse_paths = splits.coarse_paths(layout, folder, pictures)
         used.append(layout.weights('MaskCN'))
-    networks.warn_of_other_size(used[0], cfg.SCALES[0])
+    networks.warn_of_other_size(used[0], scales[0])
     segmenter = networks.load_segmenter(layout, cfg.NETWORK, process.device, cfg.AMP)
     masks = layout.results / f'{cfg.NETWORK}_{cfg.SPLIT}_masks'
-    found = evaluation.predict_to_disk(segmenter, pictures, coarse_paths, cfg, masks)
+    found = evaluation.predict_to_disk(segmenter, pictures, coarse_paths, scales, cfg, masks)
     scores = scoring.score_arrays(found, truths)   # each picture's masks pass by, plain and with TTA
     names = [picture.stem for picture in pictures]
-    facts = evaluation.provenance(cfg, used, files.fingerprint(*itertools.chain(*pairs)))
+    facts = evaluation.provenance(cfg, used, files.fingerprint(*itertools.chain(*pairs))) | {'scales': scales}
     evaluation.report_segmentation(layout, cfg.NETWORK, cfg.SPLIT, names, scores, facts)
     panel = layout.results / f'{cfg.NETWORK}_{cfg.SPLIT}_panel.png'
-    panels.evaluation_panel(segmenter, pairs, coarse_paths, cfg.SCALES[0],
+    panels.evaluation_panel(segmenter, pairs, coarse_paths, scales[0],
                             scores['tta' if cfg.TTA else 'plain'], evaluation.predicted_paths(masks, names),
                             cfg.PANEL_IMAGES, panel)
     print(f'predicted masks: {masks}/   panel: {panel}')

@@ -323,14 +323,14 @@ class Evaluation(Work):
         enhanced, mask_cn = map(self.placed, self.networks())
         classifier = Classifier(mask_cn, 'symmetric', self.precision)
         segmenter = Segmenter(enhanced, 'unit', self.precision, classifier)
-        cfg = SimpleNamespace(SCALES=SCALES, BATCH_SIZE=4, TTA=True)
+        cfg = SimpleNamespace(BATCH_SIZE=4, TTA=True)
         pictures, truths, coarse = zip(*self.triples, strict=True)
         target = self.folder / 'masks'
         target.mkdir(exist_ok=True)
 
         def call():
             with quiet():
-                found = evaluation.predict_to_disk(segmenter, pictures, coarse, cfg, target)
+                found = evaluation.predict_to_disk(segmenter, pictures, coarse, SCALES, cfg, target)
                 scoring.score_arrays(found, truths)
         return call
 

@@ -1,9 +1,11 @@
 """What a job costs, counted in arithmetic: enough to plan a day, not to judge a kernel."""
 from dataclasses import dataclass
 
+from engine import settings
 from experiments import inputs
 from experiments.toml_schema import DRAWERS
 from mbdcnn.inference import VIEWS
+from mbdcnn.networks import REPOSITORY, scales_of
 
 # GFLOP of one forward pass of one picture of SIDE px; enhanced-SN's E-layer adds next to nothing.
 FORWARD = {'CoarseSN': 31.7, 'MaskCN': 10.7, 'EnhancedSN': 31.7, 'D-Net': 7.4,
@@ -75,6 +77,10 @@ def of_job(job, values, layout):
         return scale * FORWARD['MaskCN'] * len(inputs.lines(layout, 'cls', values['SPLIT']))
     # With the E-layer; the other ways of TRANSFER cost less.
     one = FORWARD['CoarseSN'] + (FORWARD['MaskCN'] if values['NETWORK'] == 'EnhancedSN' else 0)
-    views, scales = (len(VIEWS), values['SCALES']) if values['TTA'] else (1, values['SCALES'][:1])
+    scales = values['SCALES']
+    if scales == (0,):
+        script = REPOSITORY / f'train_{values["NETWORK"]}.py'
+        scales = scales_of(settings.resolved(script, {'RECIPE': values['RECIPE']})['INPUT_SIZE'])
+    views, scales = (len(VIEWS), scales) if values['TTA'] else (1, scales[:1])
     return sum((side / SIDE) ** 2 for side in scales) * one * views / 1e6 * inputs.count(
         layout, 'seg', values['SPLIT'])

@@ -160,16 +160,16 @@ def require_equal_sizes(pairs):
         raise InputError('Masks and images differ in size', faults, 'python dataset/check_data.py')
 
 
-def predict_to_disk(segmenter, paths, coarse_paths, cfg, folder):
+def predict_to_disk(segmenter, paths, coarse_paths, scales, cfg, folder):
     """Write the masks of pictures (original size, png, named as the challenge wants) while they are found.
 
-    cfg : SCALES, BATCH_SIZE, TTA; coarse_paths : of the pictures, or None
+    coarse_paths : of the pictures, or None; scales : input sides in px; cfg : BATCH_SIZE, TTA
     A generator of what `inference.segment_files` yields, in order: the mask with TTA, where there is one, is
     the one that is written, and the plain one need not be, since scoring takes arrays.
     Raises InputError when another process writes to the folder.
     """
     targets = predicted_paths(folder, [path.stem for path in paths])
-    segmented = segment_files(segmenter, paths, coarse_paths, cfg.SCALES, cfg.BATCH_SIZE, cfg.TTA)
+    segmented = segment_files(segmenter, paths, coarse_paths, scales, cfg.BATCH_SIZE, cfg.TTA)
     folder.mkdir(parents=True, exist_ok=True)
     with files.lock(folder.with_name(f'.{folder.name}.lock'), InputError(
             'Two evaluations into one folder', [f'{folder}: another process writes there'],

@@ -316,6 +316,17 @@ def trained_epsilon(path):
     return checkpoints.read_config(path).get('inputs', {}).get('bn_eps', EPSILON)
 
 
+def scales_of(side):
+    """Sides in px at which a segmentation network of a trained side sees a picture, multiples of 16 near
+    1, 8/7 and 9/7 of it: 224, 256, 288 in the released code."""
+    return tuple(dict.fromkeys(round(side * factor / STRIDE) * STRIDE for factor in (1, 8 / 7, 9 / 7)))
+
+
+def scales_of_evaluation(path, scales):
+    """SCALES in px: for (0,) those of the side that the weights (path) were trained at."""
+    return scales_of(trained_settings(path).get('INPUT_SIZE', 224)) if tuple(scales) == (0,) else scales
+
+
 def warn_of_other_size(path, side):
     """Print a line when weights were trained at another input side than they are used at (px)."""
     trained = trained_settings(path).get('INPUT_SIZE', side)

@@ -22,11 +22,9 @@ from engine import checkpoints, files, hardware, images
 from engine.errors import InputError
 from mbdcnn import coarse_masks, networks
 from mbdcnn.inference import draw_coarse, enlarged_sum, mask_of, place, require_finite, segment, squashed
-from net.models import STRIDE
 
 NETWORKS = networks.NETWORKS
 INPUT_SIZE = 224          # px, of networks without a config.json (the released code's weights)
-SCALES = 1, 8 / 7, 9 / 7  # of enhanced-SN's input side: 224, 256, 288 (released code)
 NOTICE = 'A research tool, not a medical device: do not base a diagnosis on it.'
 PREVIEW = 1024            # px, long side of the picture that a result keeps
 BATCH_SIZE = 8            # pictures or crops at a time, each in all views
@@ -121,7 +119,7 @@ class MBDCNN:
         self.coarse_tta, self.warning, self.weights = coarse_tta, warning, weights or {}
         self.coarse, self.enhanced, self.classifier = coarse, enhanced, classifier or enhanced.classifier
         self.sides, self.device = sides, device
-        self.scales = scales_of(sides['EnhancedSN'])
+        self.scales = networks.scales_of(sides['EnhancedSN'])
 
     @classmethod
     def load(cls, folder='models', device='auto', precision='auto'):
@@ -243,11 +241,6 @@ class MBDCNN:
         _, cams = self.classifier(*place(squares[0], coarse[0], self.device), torch.from_numpy(classes))
         require_finite(cams.cpu(), self.classifier)
         return logits, cams.cpu().numpy()
-
-
-def scales_of(side):
-    """Enhanced-SN's input sides in px for a trained side: multiples of 16 near 1, 8/7 and 9/7 of it."""
-    return tuple(dict.fromkeys(round(side * factor / STRIDE) * STRIDE for factor in SCALES))
 
 
 def mask_confidence(views):

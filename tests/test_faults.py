@@ -337,10 +337,10 @@ def test_a_folder_of_predicted_masks_holds_those_alone(tmp_path):
 
 def evaluate(pairs, folder):
     """Score a tiny network on (picture, mask) paths: (N, 5); its masks go to the folder."""
-    cfg = SimpleNamespace(SCALES=(32,), BATCH_SIZE=3, TTA=False)
+    cfg = SimpleNamespace(BATCH_SIZE=3, TTA=False)
     paths, truths = zip(*pairs, strict=True)
     segmenter = Segmenter(PixelNetwork(), 'unit', 'fp32')
-    found = evaluation.predict_to_disk(segmenter, paths, None, cfg, folder)
+    found = evaluation.predict_to_disk(segmenter, paths, None, (32,), cfg, folder)
     return scoring.score_arrays(found, truths)['plain']
 
 

@@ -373,8 +373,8 @@ def test_full_size_maps_are_those_of_one_image_at_a_time(tmp_path, segmenter, ba
 def test_evaluation_scores_and_exports_masks_of_the_pictures_own_size(tmp_path):
     segmenter = Segmenter(PixelNetwork(), 'unit', 'fp32')
     paths, _, truths = write_pictures(tmp_path)
-    cfg = SimpleNamespace(SCALES=(32, 48), BATCH_SIZE=3, TTA=True)
-    found = evaluation.predict_to_disk(segmenter, paths, None, cfg, tmp_path / 'out')
+    cfg = SimpleNamespace(BATCH_SIZE=3, TTA=True)
+    found = evaluation.predict_to_disk(segmenter, paths, None, (32, 48), cfg, tmp_path / 'out')
     scores = scoring.score_arrays(found, truths)
     for number, (path, truth) in enumerate(zip(paths, truths, strict=True)):
         exported = images.read_mask(tmp_path / 'out' / f'{path.stem}_segmentation.png')

@@ -30,7 +30,7 @@ from engine.errors import InputError
 from engine.hardware import Process
 from mbdcnn import evaluation, networks, prediction_folder
 from mbdcnn.inference import Classifier, Segmenter, enlarged_sum, place, segment, segment_files, squashed
-from mbdcnn.predictor import MBDCNN, NETWORKS, Prediction, mask_confidence, scales_of
+from mbdcnn.predictor import MBDCNN, NETWORKS, Prediction, mask_confidence
 from net.cam import class_activation_map
 from net.inputs import to_input, to_maskcn_input
 from net.models import Xception_dilation, deeplabv3plus, deeplabv3plus_en
@@ -659,10 +659,15 @@ def test_weights_that_have_seen_drawings_say_so_first(models, record, tmp_path, 
     assert Page(body.partition('</body>')[0]).text.strip().startswith(said)
 
 
-def test_scales_follow_the_trained_side():
-    assert scales_of(224) == (224, 256, 288)
-    assert scales_of(128) == (128, 144, 160)
-    assert scales_of(32) == (32, 48)
+def test_scales_follow_the_trained_side(tmp_path):
+    assert networks.scales_of(224) == (224, 256, 288)
+    assert networks.scales_of(128) == (128, 144, 160)
+    assert networks.scales_of(32) == (32, 48)
+    weights = tmp_path / 'CoarseSN.pth'
+    assert networks.scales_of_evaluation(weights, (0,)) == (224, 256, 288)   # as released, without a record
+    (tmp_path / 'config.json').write_text('{"settings": {"INPUT_SIZE": 192}}')
+    assert networks.scales_of_evaluation(weights, (0,)) == (192, 224, 240)
+    assert networks.scales_of_evaluation(weights, (96,)) == (96,)
 
 
 def test_confidence_falls_with_doubt_and_with_contradiction():
