@@ -13,6 +13,7 @@ from PIL import Image
 
 from companions.mask2lesion.networks import InstanceNorm
 from dataset import crops
+from net import layers
 
 SIDE = 224
 HARD_PIXELS, MARGIN, RANK_WEIGHT = 30, 0.3, 0.05
@@ -110,6 +111,15 @@ def class_activation_maps(features, weight, logits):
 
 
 # --- Training and evaluation
+
+def with_usual_layers(network):
+    """A network of ours with PyTorch's own convolutions and dropout, which have the same parameters."""
+    for layer in network.modules():
+        for ours, usual in ((layers.Conv2d, torch.nn.Conv2d), (layers.Dropout, torch.nn.Dropout)):
+            if type(layer) is ours:
+                layer.__class__ = usual   # all that ours adds is how it computes
+    return network
+
 
 class Training:
     """A training of coarse-SN: float32, Adam, every loss fetched at once."""

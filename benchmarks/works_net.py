@@ -127,7 +127,7 @@ class CoarseStep(Work):
 
     def plain_training(self):
         torch.manual_seed(0)
-        return plain.Training(deeplabv3plus().to(self.device), 1e-4, 10**5)
+        return plain.Training(plain.with_usual_layers(deeplabv3plus()).to(self.device), 1e-4, 10**5)
 
     def ours(self):
         session = self.session()

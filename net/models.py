@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from net.layers import Conv2d, Dropout
 from net.xception import AlignedXception65, Block, SeparableConv
 
 STRIDE = 16   # input sides must be multiples of this; also the stride of mask-CN's feature map
@@ -24,7 +25,7 @@ class ASPP(nn.Module):
         self.branch2 = _conv_bn_relu(inputs, outputs, 3, dilation=6)
         self.branch3 = _conv_bn_relu(inputs, outputs, 3, dilation=12)
         self.branch4 = _conv_bn_relu(inputs, outputs, 3, dilation=18)
-        self.branch5_conv = nn.Conv2d(inputs, outputs, 1)
+        self.branch5_conv = Conv2d(inputs, outputs, 1)
         self.branch5_bn = nn.BatchNorm2d(outputs)
         self.conv_cat = _conv_bn_relu(5 * outputs, outputs, 1)
 
@@ -49,10 +50,10 @@ class deeplabv3plus(nn.Module):   # the released code's name
         super().__init__()
         self.backbone = AlignedXception65()
         self.aspp = ASPP(2048, 256)
-        self.dropout1 = nn.Dropout(0.5 * dropout)
+        self.dropout1 = Dropout(0.5 * dropout)
         self.shortcut_conv = _conv_bn_relu(256, 48, 1)
         self.cat_conv = _fusion(304, dropout)
-        self.cls_conv = nn.Conv2d(256, num_classes, 1)
+        self.cls_conv = Conv2d(256, num_classes, 1)
         _initialise(self, bn_eps)
         if small_start:
             _start_small(self.cls_conv)
@@ -91,7 +92,7 @@ class deeplabv3plus_d(nn.Module):
         super().__init__()
         self.cam_conv = _conv_bn_relu(1, 256, 1)
         self.cat_conv = _fusion(256, dropout)
-        self.cls_conv = nn.Conv2d(256, num_classes, 1)
+        self.cls_conv = Conv2d(256, num_classes, 1)
         _initialise(self, bn_eps)
         _start_small(self.cls_conv)
         # By fan-in, which is 1: by fan-out the outputs would have a thousandth of the variance that the
@@ -113,16 +114,16 @@ class Xception_dilation(nn.Module):   # the released code's name
 
     def __init__(self, input_channel=4, num_classes=3, relu_skip=False, bn_eps=EPSILON):
         super().__init__()
-        self.conv1 = nn.Conv2d(input_channel, 32, 3, 2, 0, bias=False)
+        self.conv1 = Conv2d(input_channel, 32, 3, 2, 0, bias=False)
         self.bn1 = nn.BatchNorm2d(32)
-        self.conv2 = nn.Conv2d(32, 64, 3, 1, 0, bias=False)
+        self.conv2 = Conv2d(32, 64, 3, 1, 0, bias=False)
         self.bn2 = nn.BatchNorm2d(64)
         self.block1 = Block(64, 128, 2, 2, leading_relu=False, relu_skip=relu_skip)
         self.block2 = Block(128, 256, 2, 2, relu_skip=relu_skip)
         self.block3 = Block(256, 728, 2, 2, relu_skip=relu_skip)
         for number in range(4, 12):
             setattr(self, f'block{number}', Block(728, 728, 3, relu_skip=relu_skip))
-        self.residual = nn.Sequential(nn.Conv2d(728, 1024, 1, bias=False), nn.BatchNorm2d(1024))
+        self.residual = nn.Sequential(Conv2d(728, 1024, 1, bias=False), nn.BatchNorm2d(1024))
         self.SepConv1 = nn.Sequential(nn.ReLU(), SeparableConv(728, 728), nn.BatchNorm2d(728))
         self.SepConv2 = nn.Sequential(nn.ReLU(inplace=True), SeparableConv(728, 1024), nn.BatchNorm2d(1024))
         self.SepConv3 = nn.Sequential(SeparableConv(1024, 1536, dilation=2), nn.BatchNorm2d(1536),
@@ -152,14 +153,14 @@ class Xception_dilation(nn.Module):   # the released code's name
 
 def _conv_bn_relu(inputs, outputs, kernel, dilation=1):
     padding = dilation if kernel == 3 else 0
-    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, 1, padding, dilation),
+    return nn.Sequential(Conv2d(inputs, outputs, kernel, 1, padding, dilation),
                          nn.BatchNorm2d(outputs), nn.ReLU())
 
 
 def _fusion(inputs, dropout):
     """The decoder's two 3x3 convolutions at stride 4, to 256 channels."""
-    return nn.Sequential(*_conv_bn_relu(inputs, 256, 3), nn.Dropout(0.5 * dropout),
-                         *_conv_bn_relu(256, 256, 3), nn.Dropout(0.1 * dropout))
+    return nn.Sequential(*_conv_bn_relu(inputs, 256, 3), Dropout(0.5 * dropout),
+                         *_conv_bn_relu(256, 256, 3), Dropout(0.1 * dropout))
 
 
 def _upsample4(x):

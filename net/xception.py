@@ -6,6 +6,8 @@ pretrained files load.
 import torch.nn.functional as F
 from torch import nn
 
+from net.layers import Conv2d
+
 
 class AlignedSeparableConv(nn.Module):
     """Depthwise 3x3 - bn - pointwise 1x1 - bn, with ReLU before (blocks) or within (exit flow)."""
@@ -13,9 +15,9 @@ class AlignedSeparableConv(nn.Module):
     def __init__(self, inputs, outputs, stride=1, relu_first=True):
         super().__init__()
         self.relu_first = relu_first
-        self.depthwise = nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False)
+        self.depthwise = Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False)
         self.bn1 = nn.BatchNorm2d(inputs)
-        self.pointwise = nn.Conv2d(inputs, outputs, 1, bias=False)
+        self.pointwise = Conv2d(inputs, outputs, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
 
     def forward(self, x):
@@ -44,7 +46,7 @@ class AlignedBlock(nn.Module):
         self.sepconv3 = AlignedSeparableConv(outputs, outputs, stride)
         self.skip = None
         if inputs != outputs or stride != 1:
-            self.skip = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.skip = Conv2d(inputs, outputs, 1, stride, bias=False)
             self.skipbn = nn.BatchNorm2d(outputs)
 
     def forward(self, x):
@@ -60,9 +62,9 @@ class AlignedXception65(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 32, 3, 2, 1, bias=False)
+        self.conv1 = Conv2d(3, 32, 3, 2, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(32)
-        self.conv2 = nn.Conv2d(32, 64, 3, 1, 1, bias=False)
+        self.conv2 = Conv2d(32, 64, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(64)
         self.block1 = AlignedBlock(64, 128, 2)
         self.block2 = AlignedBlock(128, 256, 2)
@@ -90,8 +92,8 @@ class SeparableConv(nn.Module):
 
     def __init__(self, inputs, outputs, dilation=1):
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, inputs, 3, 1, dilation, dilation, groups=inputs, bias=False)
-        self.pointwise = nn.Conv2d(inputs, outputs, 1, bias=False)
+        self.conv1 = Conv2d(inputs, inputs, 3, 1, dilation, dilation, groups=inputs, bias=False)
+        self.pointwise = Conv2d(inputs, outputs, 1, bias=False)
 
     def forward(self, x):
         return self.pointwise(self.conv1(x))
@@ -119,7 +121,7 @@ class Block(nn.Module):
         self.rep = nn.Sequential(*layers)
         self.skip = None
         if inputs != outputs or stride != 1:
-            self.skip = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.skip = Conv2d(inputs, outputs, 1, stride, bias=False)
             self.skipbn = nn.BatchNorm2d(outputs)
 
     def forward(self, x):
