@@ -134,11 +134,22 @@ class Training:
             group['lr'] = self.rate * (1 - self.count / self.total) ** 0.9
         self.optimizer.zero_grad()
         logits = self.network(images)
-        loss, dice, rank = hybrid_loss(logits, masks)
+        loss, *parts = self.losses(logits, masks)
         loss.backward()
         self.optimizer.step()
         self.count += 1
-        return [value.detach().cpu().numpy() for value in (loss, dice, rank, logits.argmax(1), masks)]
+        return [value.detach().cpu().numpy() for value in (loss, *parts, logits.argmax(1), masks)]
+
+    def losses(self, logits, masks):
+        """The loss and its parts."""
+        return hybrid_loss(logits, masks)
+
+
+class MaskTraining(Training):
+    """The same of mask-CN: images (B, 4, S, S), and labels (B,) in place of masks."""
+
+    def losses(self, logits, labels):
+        return F.cross_entropy(logits, labels),
 
 
 class UsualNorm(torch.nn.Module):

@@ -20,6 +20,7 @@ from net import loss
 from net.cam import class_activation_map
 from net.models import Xception_dilation, deeplabv3plus, deeplabv3plus_en
 from train_CoarseSN import coarse_task
+from train_MaskCN import mask_task
 
 BATCH = 16
 SCALES = (224, 256, 288)
@@ -110,6 +111,7 @@ class CoarseStep(Work):
     """One optimisation step of coarse-SN, the batch at hand."""
 
     title, unit, asked, units = 'coarse-SN, training step, 224 px, batch 16', 'image', '1.8', BATCH
+    trained = 'CoarseSN'
 
     def pictures(self):
         """Drawn training pictures and masks of 448 px as the cache holds them."""
@@ -135,22 +137,51 @@ class CoarseStep(Work):
         batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
         return lambda: session.step(batch)
 
-    def session(self, **changes):
+    def session(self):
         """A training session of the real task, with drawn pictures."""
-        cfg = SimpleNamespace(**SETTINGS | changes)
+        cfg = SimpleNamespace(**SETTINGS)
         process = hardware.Process(device=self.device, **ALONE)
-        photos, masks = self.pictures()
-        data = splits.Segmentation(photos, masks, None, list(map(str, range(len(photos)))), 'drawn')
         hardware.seed_step(0, 0, 0)
-        task = coarse_task(cfg, process, deeplabv3plus(), data, data, cfg.STEPS)
-        run = run_folder.Run(self.folder / 'run', 'CoarseSN', cfg, {}, 'random weights', process)
+        task = self.task(cfg, process)
+        run = run_folder.Run(self.folder / 'run', self.trained, cfg, {}, 'random weights', process)
         session = trainer.Session(task, cfg, run, process, cfg.STEPS)
         session.train_mode()
         return session
 
+    def task(self, cfg, process):
+        photos, masks = self.pictures()
+        data = splits.Segmentation(photos, masks, None, list(map(str, range(len(photos)))), 'drawn')
+        return coarse_task(cfg, process, deeplabv3plus(), data, data, cfg.STEPS)
+
     def floor(self):
         """Forward, and twice as much backward."""
         return self.precision, 3 * machine.flops(deeplabv3plus().eval(), torch.zeros(1, 3, SIDE, SIDE))
+
+
+class MaskStep(CoarseStep):
+    """One optimisation step of mask-CN, the batch at hand."""
+
+    title, asked, trained = 'mask-CN, training step, 224 px, batch 16', '', 'MaskCN'
+
+    def plain(self):
+        torch.manual_seed(0)
+        network = plain.with_usual_layers(Xception_dilation()).to(self.device)
+        trained = plain.MaskTraining(network, 1e-4, 10**5)
+        photos, masks = (torch.from_numpy(part[:BATCH, ::2, ::2]) for part in self.pictures())
+        planes = torch.cat([photos.permute(0, 3, 1, 2) / 127.5 - 1, masks[:, None].float()], 1)
+        planes, labels = planes.to(self.device), torch.arange(BATCH, device=self.device) % 3
+        return lambda: trained.step(planes, labels)
+
+    def task(self, cfg, process):
+        photos, masks = (part[:, ::2, ::2] for part in self.pictures())
+        numbers = np.arange(len(photos))
+        data = splits.Classification(photos, masks, numbers % 3, numbers, list(map(str, numbers)), 'drawn')
+        cfg.INPUT_CHANNEL, cfg.INPUT_SCALING = 4, 'symmetric'
+        return mask_task(cfg, process, Xception_dilation(), data, data)
+
+    def floor(self):
+        """Forward, and twice as much backward."""
+        return self.precision, 3 * machine.flops(Xception_dilation().eval(), torch.zeros(1, 4, SIDE, SIDE))
 
 
 class Epoch(CoarseStep):
