@@ -112,7 +112,7 @@ def _override(values, script, overrides, source, faults):
     Returns {name: where its value is from}.
     """
     recipe, changed = overrides.get('RECIPE', values.get('RECIPE', 'default')), {}
-    for where, layer in ((f'recipes/{recipe}.toml', _read_recipe(recipe, script.stem, faults)),
+    for where, layer in ((f'recipes/{recipe}.toml', _read_recipe(recipe, script, faults)),
                          (source, overrides)):
         for name, given in layer.items():
             try:
@@ -258,7 +258,10 @@ def _kind(default):
 
 
 def _read_recipe(recipe, script, faults):
-    """The table of `script` in a recipe file ({} where it has none; 'default' has no file)."""
+    """The table of `script` (path) in a recipe file ({} where it has none; 'default' has no file).
+
+    It is called as the script, or, where scripts of two companions are called alike, [companion.script].
+    """
     if recipe == 'default':
         return {}
     known = sorted(path.stem for path in RECIPES.glob('*.toml'))
@@ -267,12 +270,15 @@ def _read_recipe(recipe, script, faults):
         return {}
     path = RECIPES / f'{recipe}.toml'
     try:
-        table = read_toml(path).get(script, {})
+        content, folder = read_toml(path), script.resolve().parent
     except (OSError, ValueError) as error:
         faults.append(f'{path.name}: not valid TOML: {error}')
         return {}
+    if folder.parent.name == 'companions' and script.stem in content.get(folder.name, {}):
+        content = content[folder.name]
+    table = content.get(script.stem, {})
     if not isinstance(table, dict):
-        faults.append(f'{path.name}: {script} must be a table, [{script}]')
+        faults.append(f'{path.name}: {script.stem} must be a table, [{script.stem}]')
         return {}
     return table
 

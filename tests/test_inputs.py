@@ -66,6 +66,15 @@ def test_the_constants_are_the_defaults(resolve):
                          'SCALES': (224, 256), 'FLIP': True}
 
 
+def test_scripts_of_two_companions_may_be_called_alike(resolve, tmp_path):
+    (tmp_path / 'recipes/paper.toml').write_text('[a.demo]\nBATCH_SIZE = 2\n[demo]\nBATCH_SIZE = 3\n')
+    for folder, size in (('companions/a', 2), ('companions/b', 3), ('dataset', 3)):
+        script = tmp_path / folder / 'demo.py'
+        script.parent.mkdir(parents=True)
+        script.write_text(SCRIPT)
+        assert settings.resolved(script, {'RECIPE': 'paper'})['BATCH_SIZE'] == size
+
+
 def test_the_command_line_wins_over_the_recipe_over_the_constants(resolve, capsys):
     cfg = resolve('--RECIPE=paper', '--SCALES=288', '--RATE=1', '--FLIP=False')
     assert (cfg.BATCH_SIZE, cfg.SCALES, cfg.RATE, cfg.FLIP) == (8, (288,), 1.0, False)
