@@ -25,13 +25,13 @@ def extract_crops(layout, split, workers=0):
     workers : int, 0 = all cores. Prints what was done. Raises InputError with every picture that
     has no label or cannot be decoded; the crops of the others are complete then.
     """
-    pictures = isic.classification_images(layout, split)
+    pictures, classes = isic.classification_images(layout, split), layout.classes
     folder = layout.crops(split)
 
     def cut(entry):
         """Write the crops of one picture that are not up to date. Returns (written, all)."""
         image_id, source, label = entry
-        scales = crops.scales_of(label, split == 'Training')
+        scales = crops.scales_of(label, split == 'Training', classes)
         names, content = crops.crop_names(image_id, scales), record.contents.of(source)
         outdated = {name for name in names if not record.holds(name, content)}
         if outdated:
@@ -219,7 +219,7 @@ def classification_lines(layout, split):
     folder, training = layout.crops(split), split == 'Training'
     command = layout.command('dataset/extractPatch_cls_train.py') if training else layout.command(
         'dataset/extractPatch_cls_val_test.py', f'--SPLIT={split}')
-    pictures = isic.classification_images(layout, split)
+    pictures, classes = isic.classification_images(layout, split), layout.classes
     record = Record(folder / isic.RECORD, Contents(layout.cache))
     if record.head != crop_settings():
         raise InputError(f'{split}: no crops', [f'{folder}: holds no crops of these settings'],
@@ -227,7 +227,7 @@ def classification_lines(layout, split):
     lines, faults = [], []
     record.contents.of_all([source for _, source, _ in pictures], f'{split}: reading')
     for image_id, source, label in pictures:
-        names = crops.crop_names(image_id, crops.scales_of(label, training))
+        names = crops.crop_names(image_id, crops.scales_of(label, training, classes))
         faults += _not_current(source, record, names)
         lines += [f'{name} {label}' for name in names]
     record.contents.keep()

@@ -30,7 +30,7 @@ if __name__ == '__main__':
     from engine import cli
     cli.end_on_ctrl_c()   # in the imports, too, which take seconds
 
-from dataset import extraction, folds, isic, ph2
+from dataset import extraction, folds, isic, label_csv, ph2
 from dataset.layout import Layout
 from engine import cli, files, images, settings
 from engine.errors import InputError
@@ -176,7 +176,7 @@ def write_pictures(whole, cases, workers):
 
 def write_labels(layout, split, cases):
     """Write the split's label csv, where it differs."""
-    isic.write_labels(layout.labels(split), {case.image_id: ph2.CLASSES[case.diagnosis] for case in cases})
+    label_csv.write(layout.labels(split), {case.image_id: ph2.CLASSES[case.diagnosis] for case in cases})
 
 
 def make_links(layout, whole, fold, splits):

@@ -23,7 +23,7 @@ import app
 import generate_Coarse_mask
 import predict
 from dataset import crops, extraction, splits
-from dataset.isic import CLASSES
+from dataset.classes import PAPER
 from dataset.layout import Layout
 from engine import cache, cli, figures, files, images, packing
 from engine.errors import InputError
@@ -242,9 +242,9 @@ def test_every_picture_has_a_mask_of_its_size_and_an_overlay(run):
 
 def test_table_agrees_with_the_masks(run):
     for row in run.rows.values():
-        assert tuple(row) == predict.COLUMNS
-        p = [float(row[name]) for name in CLASSES]
-        assert sum(p) == pytest.approx(1, abs=1e-5) and row['predicted'] == CLASSES[np.argmax(p)]
+        assert tuple(row) == predict.columns_of(PAPER.names)
+        p = [float(row[name]) for name in PAPER.names]
+        assert sum(p) == pytest.approx(1, abs=1e-5) and row['predicted'] == PAPER.names[np.argmax(p)]
         mask = images.read_mask(run.out / 'masks' / f'{row["name"]}.png') > 0
         assert int(row['lesion_px']) == mask.sum()
         assert float(row['lesion_percent']) == pytest.approx(100 * mask.mean(), abs=1e-4)
@@ -300,7 +300,7 @@ def predicted(model, monkeypatch):
     def predict_quickly(pictures, *_):
         for picture in pictures:
             mask = np.ones(picture.size[::-1], bool)
-            yield Prediction(mask, mask, dict(zip(CLASSES, (0.5, 0.3, 0.2), strict=True)),
+            yield Prediction(mask, mask, dict(zip(PAPER.names, (0.5, 0.3, 0.2), strict=True)),
                              np.ones((2, 2), np.float32), 1.0, picture.preview, (), 1)
 
     monkeypatch.setattr(model, 'predict', predict_quickly)
@@ -431,7 +431,7 @@ def test_names_of_outputs_are_unique_short_text_and_below_the_folder(tmp_path):
     draw_pictures(tmp_path / 'names', 'a.jpg', 'a.PNG/x.png', 'a.PNG/x.jpg', 'deep/a.jpg')
     words = ['a/x.jpg', 'b/X.png', 'c/x_2.png', 'a/../a/x.jpg', os.fsdecode(b'\xff.png'), f'{"ö" * 220}.png',
              'e/..png', tmp_path / 'names', long]
-    folder = prediction_folder.PredictionFolder(tmp_path / 'out', predict.COLUMNS)
+    folder = prediction_folder.PredictionFolder(tmp_path / 'out')
     found, skipped, faults = predict.find_pictures(list(map(str, words)), folder)
     named = folder.named(found)
     assert [name for _, name in named] == [
@@ -439,10 +439,13 @@ def test_names_of_outputs_are_unique_short_text_and_below_the_folder(tmp_path):
         f'{"v" * 179}_2'] and skipped == faults == []
     assert all(len(part.encode()) < 230 for _, name in named for part in name.split('/'))
     # A record that somebody wrote does not lead out of the folder either.
-    entry = {'source': str(tmp_path / 'x.png'), 'fingerprint': '', 'row': dict.fromkeys(predict.COLUMNS, '')}
+    columns = predict.columns_of(PAPER.names)
+    entry = {'source': str(tmp_path / 'x.png'), 'fingerprint': '', 'row': dict.fromkeys(columns, '')}
     files.write_text(tmp_path / 'out' / 'predictions.json', json.dumps(
         {'pictures': {'../x': entry, str(tmp_path / 'y'): entry, 'z': entry}}))
-    folder = prediction_folder.PredictionFolder(tmp_path / 'out', predict.COLUMNS)
+    folder = prediction_folder.PredictionFolder(tmp_path / 'out')
+    with folder.lock(columns):
+        pass
     assert folder.named([(tmp_path / 'x.png', 'x')]) == [(tmp_path / 'x.png', 'z')]
 
 
@@ -524,7 +527,7 @@ def test_prediction_has_the_shapes_and_types_it_says(model):
     for mask in (result.mask, result.coarse_mask):
         assert 0.1 < mask.mean() < 0.9   # otherwise these tests see little
     assert result.area == result.mask.sum() and result.area_fraction == result.mask.mean()
-    assert tuple(result.class_probabilities) == CLASSES and result.label in CLASSES
+    assert tuple(result.class_probabilities) == PAPER.names and result.label in PAPER.names
     assert sum(result.class_probabilities.values()) == pytest.approx(1)
     assert result.cam.shape == (SIDE // 16,) * 2 and result.cam.dtype == np.float32
     assert 0 < result.mask_confidence < 1
@@ -582,7 +585,7 @@ def test_the_chain_equals_the_steps_from_disk(model, tmp_path):
     np.testing.assert_allclose(list(result.class_probabilities.values()), expected[0], atol=1e-5)
     assert (result.coarse_mask == (images.read_mask(coarse_path) > 0)).all()
     whole = cache.read_rgb_square(source, SIDE)[None], cache.read_mask_square(coarse_path, SIDE)[None]
-    cam = model.classifier(*place(*whole, process.device), torch.tensor([CLASSES.index(result.label)]))[1]
+    cam = model.classifier(*place(*whole, process.device), torch.tensor([PAPER.names.index(result.label)]))[1]
     np.testing.assert_allclose(result.cam, cam[0, 0], atol=1e-5)
     assert np.array_equal(result.mask, mask['tta'])
     quick = next(segment_files(model.enhanced, [source], [coarse_path], model.scales, 1, tta=False))
@@ -592,11 +595,11 @@ def test_the_chain_equals_the_steps_from_disk(model, tmp_path):
 def test_the_map_is_of_the_predicted_class_and_the_mask_as_it_was(model, monkeypatch):
     """The crops may be of another class than the whole picture, whose own map enhanced-SN reads."""
     found = []
-    for number in range(len(CLASSES)):
-        crops_say = np.tile(np.eye(len(CLASSES))[number], (9, 1))
+    for number in range(len(PAPER.names)):
+        crops_say = np.tile(np.eye(len(PAPER.names))[number], (9, 1))
         monkeypatch.setattr(model, '_classify', lambda *_, said=crops_say: said)
         found.append(model(PICTURE, tta=False))
-        assert found[-1].label == CLASSES[number]
+        assert found[-1].label == PAPER.names[number]
         assert np.array_equal(found[-1].mask, found[0].mask)
     coarse, = squashed([found[0].coarse_mask.astype(np.uint8)], [SIDE])
     features, _ = model.classifier._run(*place(model.prepare(PICTURE).squares[0][None], coarse, model.device))
