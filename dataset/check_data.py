@@ -83,7 +83,7 @@ def survey(layout, part, skip_unpaired, faults, notes):
     masks = {}
     if part != ADDED:   # the extra images serve classification alone
         masks, found = isic.scan_folder(folder / 'Annotation', 'masks')
-        faults += found
+        (notes if skip_unpaired and not masks else faults).extend(found)
         if pictures and masks:
             (notes if skip_unpaired else faults).extend(isic.unpaired(folder, pictures, masks))
     faults += [f'{path}: a name with spaces, or that is no UTF-8, cannot be listed'

@@ -10,6 +10,10 @@ from engine.images import EXTENSIONS
 from engine.scoring import SUFFIX as MASK_SUFFIX
 
 RECORD = 'extraction.json'   # beside what stage 1 makes of pictures: a Record
+WITHOUT_MASKS = (
+    'stages 2 and 5 and their scores need masks. Mask-CN does not: train_MaskCN.py and eval_MaskCN.py run '
+    'with coarse masks that a coarse-SN of another root draws (copy its models/CoarseSN/ here, then '
+    'generate_Coarse_mask.py), or on the pictures alone (train_MaskCN.py --INPUT_CHANNEL=3)')
 
 
 def find_images(folder, kind='pictures'):
@@ -84,13 +88,20 @@ def segmentation_images(layout, split, skip_unpaired=False):
     them; with skip_unpaired they are left out and returned as the second value (lines of text).
     """
     folder = layout.originals(split)
-    images, masks = find_images(folder / 'Images'), find_images(folder / 'Annotation', 'masks')
+    images = find_images(folder / 'Images')
+    masks = (scan_folder(folder / 'Annotation', 'masks')[0] if skip_unpaired and not has_masks(layout, split)
+             else find_images(folder / 'Annotation', 'masks'))
     left_out = unpaired(folder, images, masks)
     if left_out and not skip_unpaired:
         raise InputError(f'{split}: pictures and masks do not pair up', left_out,
                          'add what is missing, or leave these out with --SKIP_UNPAIRED=True')
     return [(image_id, images[image_id], masks[image_id])
             for image_id in images if image_id in masks], left_out
+
+
+def has_masks(layout, split):
+    """Whether there is a mask of any picture of a split."""
+    return bool(scan_folder(layout.originals(split) / 'Annotation', 'masks')[0])
 
 
 def unpaired(folder, images, masks):
@@ -149,7 +160,12 @@ def read_segmentation_list(layout, split):
             raise ValueError(f'{folder / name} is missing')
         return folder / name
 
-    pairs = read_list(layout.segmentation_list(split), folder, mask)
+    path = layout.segmentation_list(split)
+    classified = layout.classification_list(split).is_file()
+    if not path.is_file() and classified and not has_masks(layout, split):
+        raise InputError(f'{split}: no picture has a mask',
+                         [f'{layout.originals(split) / "Annotation"}: holds no masks'], WITHOUT_MASKS)
+    pairs = read_list(path, folder, mask)
     if split == 'Training':   # of the others, the originals themselves are read
         originals = layout.originals(split)
         images, _ = scan_folder(originals / 'Images', 'pictures')
