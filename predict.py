@@ -38,7 +38,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from engine import cli, files, images, run_folder, settings
+from engine import cli, files, hardware, images, run_folder, settings
 from engine.errors import InputError
 from mbdcnn import panels, stages
 from mbdcnn.prediction_folder import (
@@ -60,7 +60,7 @@ OUT = 'predictions'       # an earlier run's pictures stay in its table; no pict
 
 # --- Prediction
 TTA = True                # 6 views of each picture, and 3 scales for the final mask (released)
-BATCH_SIZE = 4            # pictures at a time, crops in between; memory and speed only
+BATCH_SIZE = 4            # pictures at a time, on a CPU one for each core at least; memory and speed only
 
 # --- Overlays
 OVERLAY_SIDE = 1024       # px, long side of each of the two views in an overlay; none is enlarged
@@ -128,8 +128,9 @@ def predict_all(model, found, folder, cfg, faults, save):
     readers = ThreadPoolExecutor(min(4, os.cpu_count() or 1))   # each may hold a decoded picture
     saved = time.monotonic()
     with readers, tqdm(total=len(found), desc='predicting', unit='picture', disable=not found) as bar:
-        for start in range(0, len(found), cfg.BATCH_SIZE):
-            batch, good = found[start:start + cfg.BATCH_SIZE], []
+        step = max(cfg.BATCH_SIZE, hardware.at_once(model.device))   # so that each core has a picture
+        for start in range(0, len(found), step):
+            batch, good = found[start:start + step], []
             for entry, (content, picture) in zip(batch, readers.map(prepare, batch), strict=True):
                 if isinstance(picture, InputError):
                     faults += picture.faults or [picture.summary]

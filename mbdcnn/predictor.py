@@ -193,26 +193,32 @@ class MBDCNN:
     def predict(self, pictures, tta=True, batch_size=BATCH_SIZE):
         """Run the chain on prepared pictures; a generator of Predictions, in order.
 
-        The pictures go through the networks together; full-size maps are made one at a time.
+        The pictures go through the networks together, on a CPU each core with one of its own; full-size maps
+        are made one at a time.
         tta : six views for each mask and three scales for the final one; False is about six times
         faster. The nine crops of the classification are always used.
         """
-        if not pictures:
-            return
-        count = len(pictures)
+        together = 1 if self.device.type == 'cpu' else max(1, len(pictures))
+        parts = [pictures[start:start + together] for start in range(0, len(pictures), together)]
+        found = hardware.on_each_core(lambda part: self._run(part, tta, batch_size), parts, self.device)
+        for part, (wholes, probabilities, logits, cams) in zip(parts, found, strict=True):
+            for number, picture in enumerate(part):
+                views = [scale[:, number] for scale in logits]   # one (views, s, s) a scale
+                yield Prediction(
+                    mask=mask_of(views, picture.size),
+                    coarse_mask=images.resize_mask(wholes[number], picture.size) > 0,
+                    class_probabilities=dict(zip(self.classes.names, probabilities[number].tolist(),
+                                                 strict=True)),
+                    cam=cams[number, 0], mask_confidence=mask_confidence(views), preview=picture.preview,
+                    logits=tuple(scale.sum(0) for scale in views), views=sum(map(len, views)))
+
+    def _run(self, pictures, tta, batch_size):
+        """The networks on pictures together: coarse masks (B, S, S), class probabilities (B, C), and what
+        `_segment` returns."""
         wholes = self._draw_coarse(np.stack([picture.whole for picture in pictures]), tta, batch_size)
         probabilities = self._classify(np.concatenate([picture.crops for picture in pictures]), tta,
-                                       batch_size).reshape(count, -1, len(self.classes)).mean(1)
-        logits, cams = self._segment(pictures, wholes, tta, probabilities.argmax(1))
-        for number, picture in enumerate(pictures):
-            views = [scale[:, number] for scale in logits]   # one (views, s, s) a scale
-            yield Prediction(
-                mask=mask_of(views, picture.size),
-                coarse_mask=images.resize_mask(wholes[number], picture.size) > 0,
-                class_probabilities=dict(zip(self.classes.names, probabilities[number].tolist(),
-                                             strict=True)),
-                cam=cams[number, 0], mask_confidence=mask_confidence(views), preview=picture.preview,
-                logits=tuple(scale.sum(0) for scale in views), views=sum(map(len, views)))
+                                       batch_size).reshape(len(pictures), -1, len(self.classes)).mean(1)
+        return wholes, probabilities, *self._segment(pictures, wholes, tta, probabilities.argmax(1))
 
     def _draw_coarse(self, squares, tta, batch_size):
         """Coarse masks of (N, S, S, 3) uint8, at coarse-SN's own resolution: (N, S, S) of {0, 1}."""

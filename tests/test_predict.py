@@ -8,6 +8,7 @@ import shutil
 import signal
 import struct
 import sys
+import threading
 import zlib
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -550,6 +551,62 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(model, tmp_path):
     grey = drawn(60, 40)[..., 0]
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / 'deep.png')
     np.testing.assert_array_equal(model.prepare(tmp_path / 'deep.png').preview, np.stack([grey] * 3, 2))
+
+
+def test_each_core_has_a_picture_of_its_own_which_changes_nothing(model, monkeypatch):
+    prepared = [model.prepare(drawn(60 + 9 * seed, 50, seed)) for seed in range(4)]
+    threads, meeting, run = torch.get_num_threads(), threading.Barrier(2, timeout=60), model._run
+    try:
+        torch.set_num_threads(1)
+        alone = list(model.predict(prepared, tta=False))
+        torch.set_num_threads(2)
+
+        def meet(pictures, *more):
+            meeting.wait()   # a lonely picture would break it
+            assert len(pictures) == torch.get_num_threads() == 1
+            return run(pictures, *more)
+
+        monkeypatch.setattr(model, '_run', meet)
+        together = list(model.predict(prepared, tta=False))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    for one, other in zip(alone, together, strict=True):
+        assert one.class_probabilities == other.class_probabilities
+        for name in ('mask', 'coarse_mask', 'cam', 'preview', 'logits'):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert len({one.mask.tobytes() for one in alone}) == 4
+
+
+def test_classes_of_ones_own_are_those_of_prediction_table_and_page(models, tmp_path, monkeypatch):
+    names = 'nv', 'mel', 'bkl', 'bcc', 'basal cells'
+    for name in ('CoarseSN', 'EnhancedSN'):
+        (tmp_path / 'models' / name).parent.mkdir(exist_ok=True)
+        (tmp_path / 'models' / name).symlink_to(models / name)
+    own = shutil.copytree(models / 'MaskCN', tmp_path / 'models' / 'MaskCN')
+    state, config = torch.load(own / 'MaskCN.pth'), json.loads((own / 'config.json').read_text())
+    for name in ('cls.weight', 'cls.bias'):
+        state[name] = torch.cat([state[name], 1.2 * state[name][:2]])
+    torch.save(state, own / 'MaskCN.pth')
+    inputs = {'classes': {'classes': names, 'scored': names[1:2]}}
+    write_config(own.parent, 'MaskCN', config | {'inputs': inputs})
+    found = MBDCNN.load(own.parent, device='cpu', precision='fp32')(PICTURE, tta=False)
+    assert tuple(found.class_probabilities) == names and found.label in names
+    assert sum(found.class_probabilities.values()) == pytest.approx(1)
+    images.write_png(tmp_path / 'one.png', PICTURE)
+    out = tmp_path / 'out'
+    monkeypatch.setattr(sys, 'argv', ['predict.py', str(tmp_path / 'one.png'), f'--MODELS={own.parent}',
+                                      f'--OUT={out}', '--TTA=False', '--AMP=fp32'])
+    predict.main()
+    row, = table(out).values()
+    assert tuple(row) == predict.columns_of(names) and row['predicted'] == found.label
+    assert {name: float(row[name]) for name in names} == pytest.approx(found.class_probabilities, abs=1e-5)
+    page = (out / 'index.html').read_text()
+    assert all(f'>{name}</th>' in page for name in names) and 'keratosis' not in page
+    monkeypatch.setattr(sys, 'argv', [*sys.argv[:2], f'--MODELS={models}', *sys.argv[3:]])
+    with pytest.raises(InputError, match='made otherwise') as error:   # other columns do not share a table
+        predict.main()
+    assert any('columns was' in line for line in error.value.faults)
 
 
 @pytest.mark.parametrize('bad', [np.zeros((40, 40), np.uint8), np.zeros((40, 40, 3)),
