@@ -94,7 +94,8 @@ def read_csv(path, classes=PAPER.names):
     known = {'segmentation': metrics.SEGMENTATION, 'classification': classes}   # columns after image_id
     kind = next((kind for kind, columns in known.items() if header == ['image_id', *columns]), None)
     if kind is None:
-        raise ValueError(f'has the columns {",".join(header)[:80]!r}, not those of an evaluation')
+        raise ValueError(f'has the columns {",".join(header)[:80]!r}, not those of an evaluation '
+                         f'(of mask-CN with {", ".join(classes)})')
     values = np.array([[float(word) for word in row[1:]] for row in rows])   # ValueError where ragged, too
     if values.shape != (len(rows), len(header) - 1) or not ((values >= 0) & (values <= 1)).all():
         raise ValueError(f'must hold rows of an id and {len(header) - 1} numbers from 0 to 1')
