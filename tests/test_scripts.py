@@ -24,7 +24,7 @@ from mbdcnn.inference import place
 from tests.conftest import REPOSITORY, STAGES, figure, finish, run_in_turn, run_script, start_script, wait_for
 
 NETWORKS = {'CoarseSN': 857, 'MaskCN': 276, 'EnhancedSN': 864}   # entries of the state dict
-INPUTS = {'CoarseSN': set(), 'MaskCN': {'coarse_masks'}, 'EnhancedSN': {'coarse_masks', 'mask_cn'}}
+INPUTS = {'CoarseSN': set(), 'MaskCN': {'coarse_masks', 'classes'}, 'EnhancedSN': {'coarse_masks', 'mask_cn'}}
 SCORES = ['image_id', 'JA', 'DI', 'pixel-AC', 'pixel-SE', 'pixel-SP']
 
 
