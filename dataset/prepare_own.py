@@ -14,7 +14,7 @@ Writes  <ROOT>/dataset/data/             links to the pictures and masks in thre
 Pictures of one lesion_id or patient_id, or of the same content, are never in two splits. A column `split`
 with train, val and test is followed. Else each split gets its share of every class and of its masks, by SEED.
 
-Costs   20 s and 0.4 GB of disk for 700 pictures of 200x150 px on two cores; see stage 1 for larger ones.
+Costs   36 s of processor time and 0.4 GB of disk for 860 pictures of 200x150 px; see stage 1 for larger ones.
 
 A later run redoes only what is missing or changed; after an interruption the same command goes on. Another
 split replaces the former one, unless networks were trained on that.
