@@ -23,6 +23,7 @@ import csv
 import io
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # for `python dataset/...`
@@ -66,9 +67,7 @@ def main():
                            least={'SEED': 0, 'TESTING_SHARE': 0})
     layout, labels = Layout(cfg.ROOT), Path(cfg.LABELS)
     refuse_foreign(layout)
-    given, scored = (own_names(text) for text in (cfg.CLASSES, cfg.SCORED))
-    there = (layout.data / classes.FILE).is_file() and not given and not scored
-    table = layout.classes if there else own.make_table(labels, given, scored)
+    table = class_table(layout, labels, own_names(cfg.CLASSES), own_names(cfg.SCORED))
     cases, columns, notes = own.read(Path(cfg.IMAGES), Path(cfg.MASKS) if cfg.MASKS else None, labels, table,
                                      cfg.RESIZE_MASKS, cfg.NUM_WORKERS)
     group_of = own.groups(cases, columns, layout.cache)
@@ -104,6 +103,20 @@ def check(cfg):
 def own_names(text):
     """('nv', 'mel') of 'nv, mel'."""
     return tuple(filter(None, (name.strip() for name in text.split(','))))
+
+
+def class_table(layout, labels, names, scored):
+    """The ClassTable of the root's classes.toml where it has one and none is named, else one that is made.
+
+    labels : path of the csv; names, scored : of the command line, tuples. Raises InputError.
+    """
+    path = layout.data / classes.FILE
+    if names or not path.is_file():
+        return own.make_table(labels, names, scored)
+    table = layout.classes
+    if odd := [f'SCORED: {name!r} is no class of {path}' for name in scored if name not in table.names]:
+        raise InputError('Classes cannot be scored', odd, f'its classes are {", ".join(table.names)}')
+    return replace(table, scored=scored or table.scored)
 
 
 def segmentation_lines(layout, split):

@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -211,14 +212,18 @@ def test_a_second_run_changes_nothing_another_split_only_before_training(copied,
     weights = layout.weights('CoarseSN')
     weights.parent.mkdir(parents=True)
     weights.write_text('trained')
-    other = words_of(mine, layout.root, '--RESIZE_MASKS=True', '--SEED=1')
+    other = words_of(mine, layout.root, '--RESIZE_MASKS=True', '--SEED=1', '--SCORED=bcc')
     with pytest.raises(InputError, match='split.csv would change') as error:
         call(monkeypatch, prepare_own, *other)
     assert str(weights) in error.value.faults[0] and state(layout.root).keys() - before.keys() == {
         'models/CoarseSN/CoarseSN.pth'}
     weights.unlink()
+    table = layout.classes
     call(monkeypatch, prepare_own, *other)
     rows = split_rows(layout)
+    assert layout.classes == replace(table, scored=('bcc',)) != table
+    with pytest.raises(InputError, match="'df' is no class of"):
+        call(monkeypatch, prepare_own, *other[:-1], '--SCORED=df')
     for split in SPLITS:
         there = {image_id for image_id, row in rows.items() if row['split'] == split}
         assert {path.stem for path in (layout.originals(split) / 'Images').iterdir()} == there
