@@ -2,11 +2,13 @@
 
 Reads   dataset/ISIC/<split>_crop9_cls.txt and its crops (stage 1), Coarse_masks/<split>_MaskCN/
         (stage 3), models/MaskCN/ (stage 4)
-Writes  results/MaskCN_<split>.csv   the three class probabilities of each image
-        results/MaskCN_<split>.json  AUC, AP, AC, SE, SP of melanoma and of keratosis against the rest,
-                                     mean AUC and 95 % intervals, balanced accuracy and the confusion
-                                     matrix, from 9 crops and from 1
-        results/MaskCN_<split>_challenge.csv  in the challenge's format
+Writes  results/MaskCN_<split>.csv   the class probabilities of each image
+        results/MaskCN_<split>.json  AUC, AP, AC, SE, SP of melanoma and of keratosis (of the scored
+                                     classes of dataset/data/classes.toml) against the rest, mean AUC
+                                     and 95 % intervals, balanced accuracy and the confusion matrix,
+                                     from 9 crops and from 1
+        results/MaskCN_<split>_challenge.csv  in the challenge's format; of other classes than the paper's in
+                                     that of 2018 and 2019, a column each
         results/MaskCN_<split>_errors.npz  of each misclassified image where mask-CN sees the class that
                                      it decided for, and where the true one
         results/report.html         all results and trainings below the root on one page
@@ -49,6 +51,7 @@ def main():
     classifier = networks.load_classifier(layout, process.device, cfg.AMP)
     if classifier.uses_masks:
         coarse_masks.require(layout, [layout.coarse_for_classification(cfg.SPLIT)], ('MaskCN',))
+    networks.require_classes(layout.weights('MaskCN'), layout.classes)
     networks.warn_of_other_size(layout.weights('MaskCN'), cfg.INPUT_SIZE)
     data = splits.classification(layout, cfg.SPLIT, cfg.INPUT_SIZE, classifier.uses_masks)
     crops = evaluation.crop_probabilities(classifier, data, cfg.BATCH_SIZE, process, 'classifying')

@@ -11,7 +11,7 @@ Writes  onnx/CoarseSN.onnx    picture -> logit
     picture        uint8 (batch, 3, S, S), RGB in 0 to 255, squashed to the network's side S; scaled inside
     coarse         uint8 (batch, S, S) of {0, 1}: coarse-SN's mask, enlarged by nearest neighbour
     logit          float32 (batch, S, S); the lesion is where it exceeds 0
-    probabilities  float32 (batch, classes): nevus, melanoma, keratosis
+    probabilities  float32 (batch, classes): nevus, melanoma, keratosis, or the classes of the training
     cam            float32 (batch, 1, S/16, S/16): activation map of the likeliest class, maximum 1
 
 The batch is free, S is in the file's metadata with all of this, the weights' fingerprints, and what they
@@ -30,7 +30,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dataset.isic import CLASSES
 from engine import cli, files, settings
 from engine.errors import InputError
 from mbdcnn.inference import place
@@ -104,7 +103,7 @@ def disagreement(path, graph, inputs):
 def facts_of(model, name):
     """What a file's metadata say of a network: {name: text}."""
     side, trained = model.sides[name], model.weights[name]
-    return {'side': str(side), 'classes': ','.join(CLASSES),
+    return {'side': str(side), 'classes': ','.join(model.classes.names),
             'picture': f'uint8 (batch, 3, {side}, {side}): RGB in 0 to 255, squashed; the graph scales it',
             'coarse': f'uint8 (batch, {side}, {side}) of 0 and 1: the mask of coarse-SN, where it is read',
             'logit': 'the lesion is where it exceeds 0',

@@ -38,8 +38,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from dataset.isic import CLASSES
-from engine import cli, files, images, run_folder, settings
+from engine import cli, files, hardware, images, run_folder, settings
 from engine.errors import InputError
 from mbdcnn import panels, stages
 from mbdcnn.prediction_folder import (
@@ -61,7 +60,7 @@ OUT = 'predictions'       # an earlier run's pictures stay in its table; no pict
 
 # --- Prediction
 TTA = True                # 6 views of each picture, and 3 scales for the final mask (released)
-BATCH_SIZE = 4            # pictures at a time, crops in between; memory and speed only
+BATCH_SIZE = 4            # pictures at a time, on a CPU one for each core at least; memory and speed only
 
 # --- Overlays
 OVERLAY_SIDE = 1024       # px, long side of each of the two views in an overlay; none is enlarged
@@ -129,8 +128,9 @@ def predict_all(model, found, folder, cfg, faults, save):
     readers = ThreadPoolExecutor(min(4, os.cpu_count() or 1))   # each may hold a decoded picture
     saved = time.monotonic()
     with readers, tqdm(total=len(found), desc='predicting', unit='picture', disable=not found) as bar:
-        for start in range(0, len(found), cfg.BATCH_SIZE):
-            batch, good = found[start:start + cfg.BATCH_SIZE], []
+        step = max(cfg.BATCH_SIZE, hardware.at_once(model.device))   # so that each core has a picture
+        for start in range(0, len(found), step):
+            batch, good = found[start:start + step], []
             for entry, (content, picture) in zip(batch, readers.map(prepare, batch), strict=True):
                 if isinstance(picture, InputError):
                     faults += picture.faults or [picture.summary]
@@ -152,17 +152,21 @@ SAVE_EVERY = 60   # seconds; what a kill may cost
 
 
 def row_of(path, name, prediction):
-    """A picture's row of predictions.csv, as text: a dict with COLUMNS as keys."""
-    box = prediction.bounding_box or ('',) * 4
-    values = (shown(path), *(f'{p:.6f}' for p in prediction.class_probabilities.values()),
+    """A picture's row of predictions.csv, as text: a dict with `columns_of` its classes as keys."""
+    box, classes = prediction.bounding_box or ('',) * 4, prediction.class_probabilities
+    values = (shown(path), *(f'{p:.6f}' for p in classes.values()),
               prediction.label, prediction.area, f'{100 * prediction.area_fraction:.4f}', *box,
               f'{prediction.mask_confidence:.4f}', *prediction.mask.shape[::-1], name,
               '' if prediction.area else EMPTY)
-    return dict(zip(COLUMNS, map(str, values), strict=True))
+    return dict(zip(columns_of(classes), map(str, values), strict=True))
 
 
-COLUMNS = ('file', *CLASSES, 'predicted', 'lesion_px', 'lesion_percent', 'left', 'top', 'right', 'bottom',
-           'mask_confidence', 'width', 'height', 'name', 'note')
+def columns_of(classes):
+    """The columns of predictions.csv. classes : names"""
+    return ('file', *classes, 'predicted', 'lesion_px', 'lesion_percent', 'left', 'top', 'right', 'bottom',
+            'mask_confidence', 'width', 'height', 'name', 'note')
+
+
 EMPTY = 'no lesion found: the mask is empty'
 
 
@@ -182,14 +186,14 @@ def overlay(prediction, opacity):
     return np.hstack([contours, gap, heat])
 
 
-def write_page(path, rows, faults, warning=''):
-    """Write a page of all predictions. rows : those of predictions.csv; faults : lines on unusable files;
-    warning : the model's"""
+def write_page(path, classes, rows, faults, warning=''):
+    """Write a page of all predictions. classes : names; rows : those of predictions.csv; faults : lines on
+    unusable files; warning : the model's"""
     cards = [row | {
         'title': Path(row['file']).name, 'overlay': f'overlays/{row["name"]}.jpg',
         'mask': f'masks/{row["name"]}.png', 'mask_confidence': f'{float(row["mask_confidence"]):.2f}',
         'lesion_percent': f'{float(row["lesion_percent"]):.1f}',
-        'classes': [(name, f'{100 * float(row[name]):.1f}') for name in CLASSES]} for row in rows]
+        'classes': [(name, f'{100 * float(row[name]):.1f}') for name in classes]} for row in rows]
     files.write_text(path, render('predictions.html', cards=cards, faults=faults, notice=NOTICE,
                                   warning=warning))
 
@@ -200,7 +204,8 @@ def made_with(model, cfg):
     return {'weights': {name: facts['fingerprint'] for name, facts in model.weights.items()},
             'precision': model.enhanced.precision, 'input sizes': model.sides, 'scales': list(scales),
             'views': 6 if cfg.TTA else 1, 'views of coarse masks': 6 if cfg.TTA and model.coarse_tta else 1,
-            'OVERLAY_SIDE': cfg.OVERLAY_SIDE, 'CAM_OPACITY': cfg.CAM_OPACITY, 'columns': list(COLUMNS)}
+            'OVERLAY_SIDE': cfg.OVERLAY_SIDE, 'CAM_OPACITY': cfg.CAM_OPACITY,
+            'columns': list(columns_of(model.classes.names))}
 
 
 def summarise(named, folder, skipped):
@@ -225,7 +230,7 @@ def main():
         raise InputError(f'OUT={cfg.OUT} is no folder', remedy='name one, which need not be there')
     if not 0 <= cfg.CAM_OPACITY <= 1:
         raise InputError(f'CAM_OPACITY={cfg.CAM_OPACITY} must be from 0 to 1')
-    folder = PredictionFolder(cfg.OUT, COLUMNS)
+    folder = PredictionFolder(cfg.OUT)
     found, skipped, faults = find_pictures(words, folder)
     if not found:
         raise InputError('There are no pictures to predict',
@@ -233,7 +238,7 @@ def main():
                          'name files or folders: python predict.py pictures/ --OUT=predictions')
     model = MBDCNN.load(cfg.MODELS, cfg.DEVICE, cfg.AMP)
     print(' '.join(filter(None, (model.warning, NOTICE))))
-    with folder.lock():
+    with folder.lock(columns_of(model.classes.names)):
         predict_into(folder, model, found, skipped, faults, cfg)
     if faults:
         raise InputError(f'{len(faults)} of {len(found)} files cannot be used; the others are predicted',
@@ -248,8 +253,8 @@ def predict_into(folder, model, found, skipped, faults, cfg):
     def save(done=False):
         rows = [entry['row'] for entry in folder.pictures.values()]
         first = [[f'# {model.warning}']] if model.warning else []
-        files.write_csv(folder.path / TABLE, [*first, COLUMNS, *(row.values() for row in rows)])
-        write_page(folder.path / PAGE, rows, faults, model.warning)
+        files.write_csv(folder.path / TABLE, [*first, folder.columns, *(row.values() for row in rows)])
+        write_page(folder.path / PAGE, model.classes.names, rows, faults, model.warning)
         folder.save(done, networks=model.weights, settings=vars(cfg), skipped=skipped, faults=faults,
                     versions=run_folder.versions(model.device))
 

@@ -1,6 +1,7 @@
 """Stage 4: train mask-CN, the classifier that sees the coarse mask as a 4th channel (section III-B).
 
 Reads   dataset/ISIC/{Training_Add,Validation_crop9}_cls.txt and the crops they list (stage 1)
+        dataset/data/classes.toml, where the classes are not the paper's three
         Coarse_masks/*_MaskCN/ (stage 3); a pretrained file of models/README.md, when there is one
 Writes  models/MaskCN/  MaskCN.pth (best weights), last.pth (to go on from), config.json,
         metrics.jsonl, curves.png, panel.png, tensorboard/
@@ -18,6 +19,7 @@ if __name__ == '__main__':
 from torch.nn.functional import cross_entropy
 
 from dataset import splits
+from dataset.classes import PAPER
 from dataset.layout import Layout
 from engine import cli, device_samples, hardware, settings, trainer
 from mbdcnn import coarse_masks, evaluation, networks, panels, stages
@@ -31,7 +33,6 @@ RESUME = True                  # go on from models/MaskCN/last.pth; False starts
 SEED = 0                       # of the weights, the order of the crops and their augmentation
 
 # --- Network
-NUM_CLASSES = 3                # nevus, melanoma, seborrheic keratosis (paper)
 INPUT_CHANNEL = 4              # 4: RGB and coarse mask (paper); 3: RGB alone (paper, Table V)
 PRETRAINED = 'auto'            # xception (paper), none; auto: xception when the file is present
 XCEPTION_WEIGHTS = 'models/xception-43020ad28.pth'   # file, see models/README.md
@@ -70,16 +71,20 @@ DETERMINISTIC = False          # bit-reproducible algorithms also on GPUs, slowe
 SYNC_BN = True                 # several GPUs: batch norm over the global batch
 
 
-def mask_task(cfg, process, network, train, validation):
-    """What the training loop needs to know of mask-CN; both data are dataset.splits.Classification."""
+def mask_task(cfg, process, network, train, validation, classes=PAPER):
+    """What the training loop needs to know of mask-CN; both data are dataset.splits.Classification.
+
+    classes : ClassTable
+    """
     planes = {'coarse': train.coarse} if cfg.INPUT_CHANNEL == 4 else {}
     pictures = stages.pictures(cfg, train.images, planes, train.labels)
-    classifier = Classifier(network, cfg.INPUT_SCALING, hardware.choose_precision(cfg.AMP, process.device))
+    classifier = Classifier(network, cfg.INPUT_SCALING, hardware.choose_precision(cfg.AMP, process.device),
+                            classes=classes)
 
     def losses(models, batch):
         """batch : 'image' (B, 3, S, S) uint8, perhaps 'coarse' (B, S, S) uint8, and 'label' (B,)"""
         logits = models['MaskCN'](to_maskcn_input(batch['image'], batch.get('coarse'), cfg.INPUT_SCALING))
-        yield 'MaskCN', cross_entropy(logits.float(), batch['label']), {}   # logits (B, 3)
+        yield 'MaskCN', cross_entropy(logits.float(), batch['label']), {}   # logits (B, C)
 
     return trainer.Task(
         networks={'MaskCN': network},
@@ -99,7 +104,7 @@ def main():
     process = hardware.start(cfg)
     stages.check_numbers(cfg, process)
     layout, masked = Layout(cfg.ROOT), cfg.INPUT_CHANNEL == 4
-    inputs = {}
+    inputs = {'classes': layout.classes.record()}
     if masked:
         inputs['coarse_masks'] = coarse_masks.require(layout, [layout.coarse_for_classification(split)
                                                                for split in ('Training', 'Validation')])
@@ -110,8 +115,8 @@ def main():
                                            whole_only=cfg.VALIDATION_CROPS == 1)
 
     hardware.seed_step(cfg.SEED, 0, 0)
-    network, start = networks.mask_for_training(cfg)
-    task = mask_task(cfg, process, network, train, validation)
+    network, start = networks.mask_for_training(cfg, layout.classes)
+    task = mask_task(cfg, process, network, train, validation, layout.classes)
     with stages.open_run(layout, 'MaskCN', cfg, process, train, validation, start, inputs) as run:
         trainer.fit(task, cfg, run, process, cfg.STEPS, cfg.VALIDATE_EVERY)
     hardware.finish()

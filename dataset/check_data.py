@@ -18,7 +18,7 @@ if __name__ == '__main__':
     from engine import cli
     cli.end_on_ctrl_c()   # in the imports, too, which take seconds
 
-from dataset import extraction, fetch, isic
+from dataset import extraction, fetch, isic, label_csv
 from dataset.layout import ADDED, SPLITS, Layout
 from engine import cli, files, settings
 from engine.errors import InputError
@@ -62,7 +62,7 @@ def main():
         faults += found
         notes += note
     notes += identical_pictures(parts)
-    print('\n'.join(table(parts)))
+    print('\n'.join(table(parts, layout.classes.names)))
     extraction.print_lines('notes', notes)
     if faults:
         raise InputError(f'{len(faults)} faults in {layout.data}', faults,
@@ -78,12 +78,12 @@ def survey(layout, part, skip_unpaired, faults, notes):
     """
     folder = layout.originals(part)
     pictures, found = isic.scan_folder(folder / 'Images', 'pictures')
-    labels, label_faults = isic.scan_labels(layout.labels(part))
+    labels, label_faults = label_csv.scan(layout.labels(part), layout.classes)
     faults += found + label_faults
     masks = {}
     if part != ADDED:   # the extra images serve classification alone
         masks, found = isic.scan_folder(folder / 'Annotation', 'masks')
-        faults += found
+        (notes if skip_unpaired and not masks else faults).extend(found)
         if pictures and masks:
             (notes if skip_unpaired else faults).extend(isic.unpaired(folder, pictures, masks))
     faults += [f'{path}: a name with spaces, or that is no UTF-8, cannot be listed'
@@ -120,16 +120,17 @@ def identical_pictures(parts):
             for group in groups.values() if len({image_id for image_id, _ in group}) > 1]
 
 
-def table(parts):
+def table(parts, names):
     """Lines of the summary: counts by split and class, smallest and largest picture in pixels."""
-    rows = [('', 'pictures', 'masks', *isic.CLASSES, 'smallest', 'largest')]
+    rows = [('', 'pictures', 'masks', *names, 'smallest', 'largest')]
     for part, content in parts.items():
         classes = [content.labels.get(image_id) for image_id in content.images]
         sizes = sorted((size for size, _ in content.inspected.values()), key=math.prod)
         ends = [f'{size[0]}x{size[1]}' for size in (sizes[0], sizes[-1])] if sizes else ['-', '-']
         rows.append((part, len(content.images), len(content.masks),
-                     *(classes.count(number) for number in range(len(isic.CLASSES))), *ends))
-    return [''.join(f'{cell!s:>{12}}' for cell in row) for row in rows]
+                     *(classes.count(number) for number in range(len(names))), *ends))
+    width = max(12, *(len(name) + 2 for name in names))
+    return [''.join(f'{cell!s:>{width}}' for cell in row) for row in rows]
 
 
 if __name__ == '__main__':

@@ -1,17 +1,19 @@
 """The classification crops: 1 + 4 + 4 for nevi and for every test image, 1 + 7 + 7 otherwise.
 
 The whole image, then centre crops that keep the image's proportions, then square centre crops;
-all are resized to 224 x 224. Training melanomas and keratoses get more of them, which balances
-the classes (released code; the paper names no balancing).
+all are resized to 224 x 224. Training melanomas and keratoses (the rare classes of a class table) get more of
+them, which balances the classes (released code; the paper names no balancing).
 """
+from dataset.classes import PAPER
+
 SIDE = 224                                                # pixels
 SCALES_9 = (0.8, 0.6, 0.4, 0.2)
 SCALES_15 = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 
 
-def scales_of(label, training):
-    """Crop scales of an image of class number `label` (0 = nevus)."""
-    return SCALES_15 if training and label != 0 else SCALES_9
+def scales_of(label, training, classes=PAPER):
+    """Crop scales of an image of class number `label`. classes : ClassTable"""
+    return SCALES_15 if training and classes.is_rare(label) else SCALES_9
 
 
 def crop_names(image_id, scales):

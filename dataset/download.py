@@ -29,7 +29,8 @@ if __name__ == '__main__':
 
 import filelock
 
-from dataset import extraction, fetch, isic
+from dataset import extraction, fetch, isic, label_csv
+from dataset.classes import PAPER
 from dataset.layout import ADDED, Layout
 from engine import cli, files, settings
 from engine.errors import InputError
@@ -147,7 +148,7 @@ def fetch_challenge(layout, cfg):
     for part in to_do:
         # Some servers answer with a page instead of the labels.
         found = fetch.download(part.url, part.path, cfg.TIMEOUT, cfg.RETRIES, record.sha256(part.path),
-                               None if part.target else isic.read_labels)
+                               None if part.target else label_csv.read)
         if part.target:
             members = fetch.unpack(part.path, part.wanted, part.target, cfg.NUM_WORKERS)
             record.note(part.path, part.url, found, members=members)
@@ -156,7 +157,7 @@ def fetch_challenge(layout, cfg):
         else:
             record.note(part.path, part.url, found)
     for split, (pictures, masks, labels) in parts.items():
-        found = len(isic.read_labels(labels.path))
+        found = len(label_csv.read(labels.path))
         print(f'{split}: {pictures.count()} pictures, {masks.count()} masks, {found} labels '
               f'(the challenge has {PICTURES[split]}) in {layout.originals(split)}')
     print(PH2.format(folder=layout.data / 'PH2Dataset'))
@@ -259,14 +260,14 @@ def join_extra(layout, ids, pictures, rows):
     target, labels, left_out = layout.originals(ADDED) / 'Images', {}, []
     for image_id in ids:
         row = rows.get(image_id, {})
-        name = isic.class_of(row)
+        name = label_csv.class_of(row)
         if image_id not in pictures:
             left_out.append(f'{image_id}: no picture below {layout.data / "isic-cli"}')
         elif not row:
             left_out.append(f'{image_id}: no metadata')
         elif name is None:
-            left_out.append(f'{image_id}: its diagnosis is none of {", ".join(isic.CLASSES)}: '
-                            + ' / '.join(row.get(column) or '-' for column in isic.DIAGNOSES))
+            left_out.append(f'{image_id}: its diagnosis is none of {", ".join(PAPER.names)}: '
+                            + ' / '.join(row.get(column) or '-' for column in label_csv.DIAGNOSES))
         else:
             labels[image_id] = name
     if not labels:
@@ -275,11 +276,11 @@ def join_extra(layout, ids, pictures, rows):
     files.for_all(lambda pair: files.write_bytes(pair[1], pair[0].read_bytes()),
                   [pair for pair in copies if fetch.file_size(pair[0]) != fetch.file_size(pair[1])],
                   'extra pictures')
-    isic.write_labels(layout.labels(ADDED), {i: isic.CLASSES.index(name) for i, name in labels.items()})
+    label_csv.write(layout.labels(ADDED), {i: PAPER.names.index(name) for i, name in labels.items()})
     extraction.print_lines('left out', left_out)
     counts = Counter(labels.values())
     print(f'{len(labels)} of {len(ids)} joined in {target.parent}: '
-          + ', '.join(f'{name} {counts[name]}' for name in isic.CLASSES) + f' (the paper: {PAPER_EXTRA})')
+          + ', '.join(f'{name} {counts[name]}' for name in PAPER.names) + f' (the paper: {PAPER_EXTRA})')
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@ run therefore redoes what is missing or was changed, what has another source, an
 differ; a kill at any moment costs the files in work.
 """
 import contextlib
+import os
 
 from dataset import crops, isic
 from dataset.layout import SPLITS
@@ -25,13 +26,13 @@ def extract_crops(layout, split, workers=0):
     workers : int, 0 = all cores. Prints what was done. Raises InputError with every picture that
     has no label or cannot be decoded; the crops of the others are complete then.
     """
-    pictures = isic.classification_images(layout, split)
+    pictures, classes = isic.classification_images(layout, split), layout.classes
     folder = layout.crops(split)
 
     def cut(entry):
         """Write the crops of one picture that are not up to date. Returns (written, all)."""
         image_id, source, label = entry
-        scales = crops.scales_of(label, split == 'Training')
+        scales = crops.scales_of(label, split == 'Training', classes)
         names, content = crops.crop_names(image_id, scales), record.contents.of(source)
         outdated = {name for name in names if not record.holds(name, content)}
         if outdated:
@@ -71,6 +72,8 @@ def prepare_segmentation(layout, max_side, skip_unpaired=False, workers=0):
     """
     pairs, left_out = isic.segmentation_images(layout, 'Training', skip_unpaired)
     print_lines('left out', left_out)
+    if not pairs:
+        raise InputError('Training: no picture has a mask', left_out, isic.WITHOUT_MASKS)
     sizes = files.for_all(_common_size, pairs, 'Training sizes', workers,
                           'Pictures and masks cannot be used', 'replace or remove these pairs')
     folder = layout.segmentation('Training')
@@ -154,6 +157,16 @@ def prepared_names(image, mask, resized):
     return f'Images/{image.name}', f'Annotation/{mask.name}'
 
 
+def link(path, target):
+    """Make `path` a relative link to a file or folder, so that what holds both may be moved."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Resolved, since a folder on the way may be a link itself.
+    leads_to = os.path.relpath(target.resolve(), path.parent.resolve())
+    if not path.is_symlink() or os.readlink(path) != leads_to:
+        path.unlink(missing_ok=True)
+        path.symlink_to(leads_to)
+
+
 # Up to date or not
 
 def crop_settings():
@@ -219,7 +232,7 @@ def classification_lines(layout, split):
     folder, training = layout.crops(split), split == 'Training'
     command = layout.command('dataset/extractPatch_cls_train.py') if training else layout.command(
         'dataset/extractPatch_cls_val_test.py', f'--SPLIT={split}')
-    pictures = isic.classification_images(layout, split)
+    pictures, classes = isic.classification_images(layout, split), layout.classes
     record = Record(folder / isic.RECORD, Contents(layout.cache))
     if record.head != crop_settings():
         raise InputError(f'{split}: no crops', [f'{folder}: holds no crops of these settings'],
@@ -227,7 +240,7 @@ def classification_lines(layout, split):
     lines, faults = [], []
     record.contents.of_all([source for _, source, _ in pictures], f'{split}: reading')
     for image_id, source, label in pictures:
-        names = crops.crop_names(image_id, crops.scales_of(label, training))
+        names = crops.crop_names(image_id, crops.scales_of(label, training, classes))
         faults += _not_current(source, record, names)
         lines += [f'{name} {label}' for name in names]
     record.contents.keep()
@@ -243,6 +256,13 @@ def segmentation_lines(layout, split, skip_unpaired=False):
     """
     pairs, left_out = isic.segmentation_images(layout, split, skip_unpaired)
     print_lines(f'{split}, left out', left_out)
+    return lines_of_pairs(layout, split, pairs)
+
+
+def lines_of_pairs(layout, split, pairs):
+    """`segmentation_lines` of pairs (image id, picture, mask)."""
+    if not pairs:
+        return []
     if split != 'Training':
         return [f'Images/{image.name} Annotation/{mask.name}' for _, image, mask in pairs]
     folder, command = layout.segmentation(split), layout.command('dataset/extractPatch_seg_train.py')
@@ -273,10 +293,11 @@ def _not_current(source, record, names):
     return [f'{record.folder / outdated[0]}{more}: missing, or not made from the present {source}']
 
 
-def write_lists(layout, lines_of, path_of):
+def write_lists(layout, lines_of, path_of, may_lack=False):
     """Rewrite the list of every split on disk, or none when one has faults; drop those of absent splits.
 
     lines_of : function of (layout, split) -> list of str; path_of : of the split -> path of the list
+    may_lack : a split without anything to list is no fault, and has no list
     Raises one InputError with the faults of all splits.
     """
     texts, absent, faults, remedies = {}, [], [], []
@@ -295,7 +316,12 @@ def write_lists(layout, lines_of, path_of):
                for line in lines if line.count(' ') != 1 or not all(map(isic.can_be_listed, line.split(' ')))]
         faults += odd
         remedies += ['rename these files'] if odd else []
-        faults += [] if lines else [f'{split}: no picture is left to list']
+        if not lines and may_lack:
+            print(f'{split}: no picture has a mask, no list is written')
+            del texts[path_of(split)]
+            absent.append(split)
+        elif not lines:
+            faults.append(f'{split}: no picture is left to list')
     if faults:
         raise InputError('No list was written', faults,
                          '; '.join(dict.fromkeys(filter(None, remedies))))

@@ -1,5 +1,6 @@
 """Folds of the training pictures: a network that never saw a picture draws its mask (cross-fitting)."""
 import hashlib
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -29,6 +30,35 @@ def assign(ids, k, seed, strata=None):
     groups = [groups[stratum] for stratum in (sorted(groups) if strata else groups)]
     dealt = [group[place] for group in groups for place in rng.permutation(len(group))]
     return {image_id: 1 + place % k for place, image_id in enumerate(dealt)}
+
+
+
+def share_out(group_of, strata_of, shares, seed):
+    """{id: part}: every part gets its share of each stratum, as nearly as whole groups allow.
+
+    group_of : {id: group}, whose members stay together; strata_of : {id: its strata, a tuple each}
+    shares : {part: share}, sum 1. Rare strata are dealt first, each group to the part that lacks most of what
+    is in it; a stratum of as many groups as there are parts is therefore in all of them. The result is a
+    function of the arguments.
+    """
+    members, rng = {}, np.random.default_rng([seed, STREAM])
+    for image_id in sorted(group_of):
+        members.setdefault(group_of[image_id], []).append(image_id)
+    total = Counter(stratum for strata in strata_of.values() for stratum in strata)
+    had, part_of = Counter(), {}
+    within = {group: [stratum for image_id in ids for stratum in strata_of[image_id]]
+              for group, ids in members.items()}
+
+    def lacks(part, group):
+        return sum(1 - had[part, stratum] / (shares[part] * total[stratum]) for stratum in within[group])
+
+    shuffled = [sorted(members)[place] for place in rng.permutation(len(members))]
+    order = sorted(shuffled, key=lambda group: (min(map(total.get, within[group])), -len(members[group])))
+    for group in order:
+        part = max(shares, key=lambda part: lacks(part, group))   # the first of equals
+        had.update((part, stratum) for stratum in within[group])
+        part_of |= dict.fromkeys(members[group], part)
+    return part_of
 
 
 class Rows:

@@ -1,24 +1,19 @@
 """ISIC-2017 as downloaded: which images, masks and labels a split has, joined by image id."""
-import csv
 import os
 from pathlib import Path
 
+from dataset import label_csv
 from dataset.layout import ADDED, Layout
-from engine import files
 from engine.contents import Contents, Record
 from engine.errors import InputError
 from engine.images import EXTENSIONS
 from engine.scoring import SUFFIX as MASK_SUFFIX
 
-CLASSES = ('nevus', 'melanoma', 'keratosis')   # index = class number of mask-CN
-TASKS = {'melanoma': 1, 'keratosis': 2}        # name: class number; each against the rest
-COLUMNS = ('image_id', 'melanoma', 'seborrheic_keratosis')
-FLAGS = {'0': 0, '0.0': 0, '1': 1, '1.0': 1}
-NUMBERS = {(0, 0): 0, (1, 0): 1, (0, 1): 2}   # class number by the two flags
-NEVUS = 'nevus', 'nv'        # columns that say what no flag says; other columns of flags are of other classes
-# Of the archive's old and new metadata, and of HAM10000's.
-DIAGNOSES = 'diagnosis', *(f'diagnosis_{level}' for level in range(1, 6)), 'dx'
 RECORD = 'extraction.json'   # beside what stage 1 makes of pictures: a Record
+WITHOUT_MASKS = (
+    'stages 2 and 5 and their scores need masks. Mask-CN does not: train_MaskCN.py and eval_MaskCN.py run '
+    'with coarse masks that a coarse-SN of another root draws (copy its models/CoarseSN/ here, then '
+    'generate_Coarse_mask.py), or on the pictures alone (train_MaskCN.py --INPUT_CHANNEL=3)')
 
 
 def find_images(folder, kind='pictures'):
@@ -59,98 +54,6 @@ def scan_folder(folder, kind):
     return dict(sorted(found.items())), faults
 
 
-def read_labels(path):
-    """{image id: class number} of a challenge csv, its columns being COLUMNS.
-
-    Nevus = neither. Values are 0 or 1, also written 0.0 or 1.0. Raises InputError with every
-    missing column, unreadable value, contradiction and duplicate, and with every row that another column
-    gives another class: a file of more classes, whose other rows would pass for nevi.
-    """
-    labels, faults = scan_labels(path)
-    if faults:
-        raise InputError('A label file cannot be used', faults,
-                         f'the file (README, stage 0) needs the columns {", ".join(COLUMNS)}, '
-                         'with 0 or 1 in the last two; rows of other classes, and columns of 0 and 1 that '
-                         'are no classes, have to go')
-    return labels
-
-
-def scan_labels(path):
-    """({image id: class number}, list of faults) of a label csv; an unusable row has None."""
-    try:
-        with open(path, encoding='utf-8-sig', newline='') as file:
-            # Strict: a quote that is never closed would swallow the rows behind it.
-            reader = csv.DictReader(file, skipinitialspace=True, strict=True)
-            rows = [(reader.line_num, row) for row in reader]
-    except FileNotFoundError:
-        return {}, [f'{path}: is missing']
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
-        return {}, [f'{path}: cannot be read: {error}']
-    if not rows:
-        return {}, [f'{path}: has no rows']
-    counts = {name: reader.fieldnames.count(name) for name in COLUMNS}
-    if set(counts.values()) != {1}:
-        return {}, [f'{path}: has {"several columns" if count else "no column"} {name}'
-                    for name, count in counts.items() if count != 1]
-    others = {name: {(row[name] or '').strip() for _, row in rows} - {''}
-              for name in reader.fieldnames if name and name not in COLUMNS}
-    flagged = sorted((name for name, values in others.items() if values and values <= FLAGS.keys()),
-                     key=lambda name: name.lower() in NEVUS)
-    labels, faults = {}, []
-    for number, row in rows:
-        image_id, *flags = ((row[name] or '').strip() for name in COLUMNS)
-        flags = tuple(FLAGS.get(flag) for flag in flags)
-        where = f'{path}, line {number}'
-        if image_id in labels:
-            faults.append(f'{where}: {image_id} is listed twice')
-        elif flags == (1, 1):
-            faults.append(f'{where}: {image_id} is melanoma and seborrheic keratosis at once')
-        elif not image_id or None in flags:
-            faults.append(f'{where}: ' + ', '.join(f'{name} {row[name]!r}' for name in COLUMNS))
-        elif other := _other_class(row, flagged, NUMBERS[flags]):
-            faults.append(f'{where}: {image_id} would be {CLASSES[NUMBERS[flags]]}, but {other}')
-        if image_id:
-            labels[image_id] = NUMBERS.get(flags)
-    return labels, faults
-
-
-def _other_class(row, flagged, number):
-    """What other columns of a label csv say against a row's class number; '' for nothing.
-
-    flagged : names of the columns that hold nothing but flags, those of nevi last
-    """
-    for name in flagged:
-        flag = (row[name] or '').strip()
-        if FLAGS.get(flag, 0) != (name.lower() in NEVUS and number == 0):
-            return f'{name} is {flag or "empty"}'
-    said = {name: text for name, text in row.items()
-            if name and name.lower() in DIAGNOSES and isinstance(text, str) and text.strip()}
-    if said and class_of({name.lower(): text for name, text in said.items()}) != CLASSES[number]:
-        return ', '.join(f'{name} is {text.strip()}' for name, text in said.items())
-    return ''
-
-
-def class_of(row):
-    """Class name of a row of metadata by its columns DIAGNOSES; None for what is none of the three.
-
-    Malignant melanocytic proliferations are melanomas; blue, Spitz and other named nevi stand
-    below 'Nevus' in the archive's tree of diagnoses.
-    """
-    texts = [(row.get(column) or '').strip().lower().replace('_', ' ') for column in DIAGNOSES]
-    names = {'melanoma': any(text == 'mel' or text.startswith('melanoma') or text.endswith('(melanoma)')
-                             for text in texts),
-             'keratosis': any(text.startswith('seborrheic keratosis') for text in texts),
-             'nevus': any(text in NEVUS for text in texts)}
-    fitting = [name for name, fits in names.items() if fits]
-    return fitting[0] if len(fitting) == 1 else None
-
-
-def write_labels(path, labels):
-    """Write {image id: class number} as a label csv, where it differs from the file that is there."""
-    rows = [f'{image_id},{float(label == 1)},{float(label == 2)}' for image_id, label in labels.items()]
-    files.write_changed(path, '\n'.join([','.join(COLUMNS), *rows]) + '\n')
-
-
 def classification_images(layout, split):
     """Pictures and classes of a split, joined by id: sorted list of (image id, path, class number).
 
@@ -159,7 +62,7 @@ def classification_images(layout, split):
     """
     pairs, faults = {}, []
     for part in (split, ADDED) if split == 'Training' and layout.originals(ADDED).is_dir() else (split,):
-        labels = read_labels(layout.labels(part))
+        labels = label_csv.read(layout.labels(part), layout.classes)
         for image_id, path in find_images(layout.originals(part) / 'Images').items():
             if image_id in pairs:
                 faults.append(f'{image_id}: in {pairs[image_id][0].parent} and in {path.parent}')
@@ -185,13 +88,20 @@ def segmentation_images(layout, split, skip_unpaired=False):
     them; with skip_unpaired they are left out and returned as the second value (lines of text).
     """
     folder = layout.originals(split)
-    images, masks = find_images(folder / 'Images'), find_images(folder / 'Annotation', 'masks')
+    images = find_images(folder / 'Images')
+    masks = (scan_folder(folder / 'Annotation', 'masks')[0] if skip_unpaired and not has_masks(layout, split)
+             else find_images(folder / 'Annotation', 'masks'))
     left_out = unpaired(folder, images, masks)
     if left_out and not skip_unpaired:
         raise InputError(f'{split}: pictures and masks do not pair up', left_out,
                          'add what is missing, or leave these out with --SKIP_UNPAIRED=True')
     return [(image_id, images[image_id], masks[image_id])
             for image_id in images if image_id in masks], left_out
+
+
+def has_masks(layout, split):
+    """Whether there is a mask of any picture of a split."""
+    return bool(scan_folder(layout.originals(split) / 'Annotation', 'masks')[0])
 
 
 def unpaired(folder, images, masks):
@@ -250,7 +160,12 @@ def read_segmentation_list(layout, split):
             raise ValueError(f'{folder / name} is missing')
         return folder / name
 
-    pairs = read_list(layout.segmentation_list(split), folder, mask)
+    path = layout.segmentation_list(split)
+    classified = layout.classification_list(split).is_file()
+    if not path.is_file() and classified and not has_masks(layout, split):
+        raise InputError(f'{split}: no picture has a mask',
+                         [f'{layout.originals(split) / "Annotation"}: holds no masks'], WITHOUT_MASKS)
+    pairs = read_list(path, folder, mask)
     if split == 'Training':   # of the others, the originals themselves are read
         originals = layout.originals(split)
         images, _ = scan_folder(originals / 'Images', 'pictures')
@@ -266,25 +181,28 @@ def read_segmentation_list(layout, split):
 def read_classification_list(layout, split):
     """[(crop path, class number)] of a split's classification list.
 
-    Raises InputError also for classes that are not those of the label file, and for crops that were not made
-    from the originals, as these are now, where they are there.
+    Raises InputError also for classes that are not those of the label file or of the class table, and for
+    crops that were not made from the originals, as these are now, where they are there.
     """
     def number(label):
-        if label not in ('0', '1', '2'):
-            raise ValueError(f'the class {label!r} must be 0, 1 or 2')
+        if label not in numbers:
+            raise ValueError(f'the class {label!r} must be from 0 to {len(classes) - 1}')
         return int(label)
 
+    classes = layout.classes
+    numbers = set(map(str, range(len(classes))))
     folder, labels, sources = layout.crops(split), {}, {}
     entries = read_list(layout.classification_list(split), folder, number)
     for part in (split, ADDED) if split == 'Training' else (split,):
         sources |= scan_folder(layout.originals(part) / 'Images', 'pictures')[0]
-        labels |= scan_labels(layout.labels(part))[0] if layout.labels(part).is_file() else {}
+        if layout.labels(part).is_file():
+            labels |= label_csv.scan(layout.labels(part), classes)[0]
     faults = {}
     for path, label in entries:
         image_id = image_id_of(path)
         if labels.get(image_id) not in (None, label):
             faults[image_id] = (f'{layout.classification_list(split)}: {image_id} is listed as '
-                                f'{CLASSES[label]}, its label says {CLASSES[labels[image_id]]}')
+                                f'{classes.names[label]}, its label says {classes.names[labels[image_id]]}')
     script = ('dataset/extractPatch_cls_train.py',) if split == 'Training' else (
         'dataset/extractPatch_cls_val_test.py', f'--SPLIT={split}')
     _refuse_outdated(layout, folder, [(sources.get(image_id_of(path)), path) for path, _ in entries],

@@ -4,6 +4,8 @@ import os
 import shlex
 from pathlib import Path
 
+from dataset import classes
+
 SPLITS = ('Training', 'Validation', 'Testing')
 ADDED = 'Training_Add'   # the paper's 1320 extra classification images; optional
 DRAWN = 'demo_data.json'   # dataset/make_demo_data.py leaves it with the pictures that it draws
@@ -40,6 +42,16 @@ class Layout:
     def drawn(self):
         """True when the pictures were drawn by dataset/make_demo_data.py."""
         return os.path.exists(self.data / DRAWN)   # Path.exists raises on overlong names
+
+    @property
+    def classes(self):
+        """The ClassTable of dataset/data/classes.toml, else the paper's; InputError for a damaged one."""
+        return classes.read(self.data)
+
+    @property
+    def of_paper(self):
+        """True where the pictures may be the paper's: neither drawn nor with a class table of their own."""
+        return not self.drawn and not os.path.exists(self.data / classes.FILE)
 
     def command(self, script, *options):
         """The command that a reader should type for this root: python <script> [--ROOT=...] <options>."""

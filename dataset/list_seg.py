@@ -35,7 +35,7 @@ def main():
     cfg = settings.resolve(globals())
     layout = Layout(cfg.ROOT)
     lines_of = partial(extraction.segmentation_lines, skip_unpaired=cfg.SKIP_UNPAIRED)
-    extraction.write_lists(layout, lines_of, layout.segmentation_list)
+    extraction.write_lists(layout, lines_of, layout.segmentation_list, cfg.SKIP_UNPAIRED)
 
 
 if __name__ == '__main__':

@@ -28,7 +28,8 @@ if __name__ == '__main__':
 import cv2
 import numpy as np
 
-from dataset import isic, synthetic
+from dataset import isic, label_csv, synthetic
+from dataset.classes import PAPER
 from dataset.layout import ADDED, DRAWN, LABEL_FILES, Layout
 from engine import cli, files, images, settings
 from engine.errors import InputError
@@ -65,7 +66,7 @@ def main():
     labels = [label for part in PARTS for _, _, label in entries(record, part)]
     drawn = sum(paths[0].suffix == '.jpg' for paths in jobs)
     print(f'{layout.data}: {len(labels)} pictures ({drawn} drawn now): '
-          + ', '.join(f'{labels.count(number)} {name}' for number, name in enumerate(isic.CLASSES)))
+          + ', '.join(f'{labels.count(number)} {name}' for number, name in enumerate(PAPER.names)))
 
 
 # Below main(), where settings.resolve does not look: these are fixed, not settings.
@@ -129,7 +130,7 @@ def everything(layout, record):
         if pictures:
             path = layout.data / LABEL_FILES[part][0]
             labels = {image_id: label for image_id, _, label in pictures}
-            jobs[path,] = partial(isic.write_labels, path, labels)
+            jobs[path,] = partial(label_csv.write, path, labels)
     folder, pictures = layout.originals('Training') / 'Images', entries(record, 'Training')
     for image_id, number, _ in pictures[:SUPERPIXELS]:
         path = folder / f'{image_id}_superpixels.png'

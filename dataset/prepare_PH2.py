@@ -19,7 +19,6 @@ Costs   90 s of processor time for 200 pictures of 768x560 px (2 minutes on two 
 A later run redoes only what is missing or changed; after an interruption the same command goes on.
 Folds of another FOLDS or SEED replace the former ones, unless networks were trained on those.
 """
-import os
 import re
 import shutil
 import sys
@@ -30,7 +29,7 @@ if __name__ == '__main__':
     from engine import cli
     cli.end_on_ctrl_c()   # in the imports, too, which take seconds
 
-from dataset import extraction, folds, isic, ph2
+from dataset import extraction, folds, isic, label_csv, ph2
 from dataset.layout import Layout
 from engine import cli, files, images, settings
 from engine.errors import InputError
@@ -176,7 +175,7 @@ def write_pictures(whole, cases, workers):
 
 def write_labels(layout, split, cases):
     """Write the split's label csv, where it differs."""
-    isic.write_labels(layout.labels(split), {case.image_id: ph2.CLASSES[case.diagnosis] for case in cases})
+    label_csv.write(layout.labels(split), {case.image_id: ph2.CLASSES[case.diagnosis] for case in cases})
 
 
 def make_links(layout, whole, fold, splits):
@@ -189,12 +188,7 @@ def make_links(layout, whole, fold, splits):
             links.update(zip(picture_paths(fold, split, case.image_id),
                              picture_paths(whole, 'Testing', case.image_id), strict=True))
     for path, target in links.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Relative, so that ROOT may be moved; resolved, since a folder on the way may be a link itself.
-        leads_to = os.path.relpath(target.resolve(), path.parent.resolve())
-        if not path.is_symlink() or os.readlink(path) != leads_to:
-            path.unlink(missing_ok=True)
-            path.symlink_to(leads_to)
+        extraction.link(path, target)
 
 
 def stage_1(layout, splits, cfg):

@@ -101,6 +101,11 @@ def autocast(precision, device):
     return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
+def at_once(device):
+    """How many items `on_each_core` has under way if there are as many."""
+    return min(torch.get_num_threads(), MOST_AT_ONCE) if device.type == 'cpu' else 1
+
+
 def on_each_core(function, items, device):
     """function(item) of a list of items, in order; a generator. It must not compute gradients.
 
@@ -108,8 +113,8 @@ def on_each_core(function, items, device):
     layer: an eighth faster on two cores. Other devices take one item after the other.
     """
     cores = torch.get_num_threads()
-    threads = min(cores, len(items), MOST_AT_ONCE)
-    if device.type != 'cpu' or threads < 2:
+    threads = min(at_once(device), len(items))
+    if threads < 2:
         yield from map(function, items)
         return
     waiting = deque()

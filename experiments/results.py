@@ -4,16 +4,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dataset.isic import CLASSES, TASKS
+from dataset.classes import PAPER
 from engine import bootstrap, metrics
 from engine.errors import InputError
 
 COLUMNS = {
     'segmentation': metrics.SEGMENTATION,
-    'classification': ('mean AUC', *(f'{task} {name}' for task in TASKS
+    'classification': ('mean AUC', *(f'{task} {name}' for task in PAPER.tasks
                                      for name in metrics.CLASSIFICATION)),
 }
-IN_FILE = {'segmentation': metrics.SEGMENTATION, 'classification': CLASSES}   # columns after image_id
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,13 +84,18 @@ def read(paths, labels=None):
     return Result(kinds.pop(), tuple(parts))
 
 
-def read_csv(path):
-    """(kind, image ids, (N, 5) or (N, 3) values) of an evaluation's csv. Raises OSError or ValueError."""
+def read_csv(path, classes=PAPER.names):
+    """(kind, image ids, (N, 5) or (N, C) values) of an evaluation's csv. Raises OSError or ValueError.
+
+    classes : names of mask-CN's; the tables of the paper have the paper's
+    """
     with open(path, encoding='utf-8-sig', newline='') as file:
         header, *rows = list(csv.reader(file)) or [[]]
-    kind = next((kind for kind, columns in IN_FILE.items() if header == ['image_id', *columns]), None)
+    known = {'segmentation': metrics.SEGMENTATION, 'classification': classes}   # columns after image_id
+    kind = next((kind for kind, columns in known.items() if header == ['image_id', *columns]), None)
     if kind is None:
-        raise ValueError(f'has the columns {",".join(header)[:80]!r}, not those of an evaluation')
+        raise ValueError(f'has the columns {",".join(header)[:80]!r}, not those of an evaluation '
+                         f'(of mask-CN with {", ".join(classes)})')
     values = np.array([[float(word) for word in row[1:]] for row in rows])   # ValueError where ragged, too
     if values.shape != (len(rows), len(header) - 1) or not ((values >= 0) & (values <= 1)).all():
         raise ValueError(f'must hold rows of an id and {len(header) - 1} numbers from 0 to 1')
@@ -136,7 +140,7 @@ def paired_difference(a, b, column, seed=0):
 def _resampled(groups, column, seed, chunk=0):
     """Mean score of each group of aligned results in each resample: (groups, R); they share the draws."""
     result = groups[0][0]
-    tasks = TASKS.values() if result.kind == 'classification' else ()
+    tasks = PAPER.tasks.values() if result.kind == 'classification' else ()
     weights = bootstrap.draw([(len(part.names), [part.labels == number for number in tasks])
                               for part in result.parts], seed, chunk)
     if not len(weights[0]):
@@ -148,7 +152,7 @@ def _resampled(groups, column, seed, chunk=0):
 def _tasks(column):
     """Class numbers of the tasks that a classification column is made of."""
     task = column.split()[0]
-    return [number for name, number in TASKS.items() if task in (name, 'mean')]
+    return [number for name, number in PAPER.tasks.items() if task in (name, 'mean')]
 
 
 def _task_score(part, number, name, weights):

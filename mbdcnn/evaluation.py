@@ -9,7 +9,8 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from dataset.isic import CLASSES, MASK_SUFFIX, TASKS
+from dataset.classes import PAPER
+from dataset.isic import MASK_SUFFIX
 from dataset.layout import Layout
 from engine import bootstrap, checkpoints, files, hardware, images, metrics, scoring
 from engine.errors import InputError
@@ -45,13 +46,15 @@ def quick_segmentation(segmenter, data, batch_size, process):
 def quick_classification(classifier, data, batch_size, process):
     """Scores of the images of a split: {'mean AUC': ..., ..., 'accuracy': ...}; shared by all processes.
 
-    data : dataset.splits.Classification. An AUC is NaN where a class is absent.
+    classifier : Classifier, whose ClassTable says what is scored; data : dataset.splits.Classification
+    An AUC is NaN where a class is absent.
     Raises FloatingPointError when an output is not finite.
     """
     crops = _finite(crop_probabilities(classifier, data, batch_size, process))
     probabilities, labels = image_probabilities(crops, data)
-    scores = metrics.classification_scores(probabilities, labels, TASKS)
-    areas = {'mean AUC': scores['mean AUC']} | {f'{task} AUC': scores[task]['AUC'] for task in TASKS}
+    tasks = classifier.classes.tasks
+    scores = metrics.classification_scores(probabilities, labels, tasks)
+    areas = {'mean AUC': scores['mean AUC']} | {f'{task} AUC': scores[task]['AUC'] for task in tasks}
     return {name: float('nan') if area is None else area for name, area in areas.items()} | {
         'accuracy': float((probabilities.argmax(1) == labels).mean())}
 
@@ -65,7 +68,7 @@ def _finite(rows):
 
 
 def crop_probabilities(classifier, data, batch_size, process, description=''):
-    """Class probabilities of every crop of a split: (N, 3) float64; shared by all processes.
+    """Class probabilities of every crop of a split: (N, C) float64; shared by all processes.
 
     data : dataset.splits.Classification; description : of the progress bar, none without
     batch_size : crops at a time; on a CPU no more than CROPS_ON_A_CORE for each core
@@ -92,7 +95,7 @@ def _all_rows(work, count, batch_size, on_a_core, process, description=''):
 
 
 def image_probabilities(crops, data):
-    """Mean over each image's crops: crops (N, 3) -> (images, 3), and the images' labels (images,)."""
+    """Mean over each image's crops: crops (N, C) -> (images, C), and the images' labels (images,)."""
     count = np.bincount(data.owners)
     mean = np.stack([np.bincount(data.owners, crops[:, k]) for k in range(crops.shape[1])], 1)
     labels = np.zeros(len(count), int)
@@ -101,7 +104,7 @@ def image_probabilities(crops, data):
 
 
 def whole_image_probabilities(crops, data):
-    """Probabilities from each image's first crop alone, the whole image: (images, 3)."""
+    """Probabilities from each image's first crop alone, the whole image: (images, C)."""
     return crops[np.unique(data.owners, return_index=True)[1]]
 
 
@@ -209,24 +212,28 @@ def report_segmentation(layout, network, split, names, scores, facts):
 def report_classification(layout, split, names, results, labels, facts):
     """Write results/MaskCN_<split>.{csv,json}, the challenge's csv, and print the table.
 
-    results : {'9-crop': (N, 3) probabilities, '1-crop': (N, 3)}; labels : (N,) class numbers
+    results : {'9-crop': (N, C) probabilities, '1-crop': (N, C)}; labels : (N,) class numbers
     """
+    classes, tasks = layout.classes, layout.classes.tasks
     rows = [(name, *(f'{value:.8f}' for value in row))
             for name, row in zip(names, results['9-crop'], strict=True)]
     challenge = layout.results / f'MaskCN_{split}_challenge.csv'
-    files.write_csv(challenge, [('image', 'melanoma', 'seborrheic_keratosis'),
-                                *((row[0], *row[2:]) for row in rows)])
-    scored = {kind: {**metrics.classification_scores(p, labels, TASKS),
-                     'ci95': bootstrap.intervals_of_areas(p, labels, TASKS)} for kind, p in results.items()}
-    flat = {kind: {f'{task} {name}': scores[task][name] for task in TASKS for name in metrics.CLASSIFICATION}
+    if classes.names == PAPER.names:   # of 2017, which leaves the nevi out; else of 2018 and 2019
+        submitted = [('image', 'melanoma', 'seborrheic_keratosis'), *((row[0], *row[2:]) for row in rows)]
+    else:
+        submitted = [('image', *classes.names), *rows]
+    files.write_csv(challenge, submitted)
+    scored = {kind: {**metrics.classification_scores(p, labels, tasks),
+                     'ci95': bootstrap.intervals_of_areas(p, labels, tasks)} for kind, p in results.items()}
+    flat = {kind: {f'{task} {name}': scores[task][name] for task in tasks for name in metrics.CLASSIFICATION}
             | {name: scores[name] for name in ('mean AUC', 'balanced accuracy', 'ci95')}
             for kind, scores in scored.items()}
     printed = paper_scores.CLASSIFICATION.get(split, {})
     paper = {name if name == 'mean AUC' else f'{name} AUC': area for name, area in printed.items()}
-    summary = _report(layout, 'MaskCN', split, [('image_id', *CLASSES), *rows],
+    summary = _report(layout, 'MaskCN', split, [('image_id', *classes.names), *rows],
                       {**scored['9-crop'], **scored, **facts},
                       [name for name in flat['9-crop'] if name != 'ci95'], paper, flat, f', {challenge}')
-    absent = [task for task in TASKS if scored['9-crop'][task]['AUC'] is None]
+    absent = [task for task in tasks if scored['9-crop'][task]['AUC'] is None]
     if absent:
         print(f'AUC and AP of {" and ".join(absent)} are undefined: the split holds one class only')
     return summary
@@ -256,7 +263,7 @@ def _report(layout, network, split, rows, content, shown, paper, kinds, more='')
     columns = {title: [cell(scores, name) for name in shown] for title, scores in kinds.items()}
     if summary.get('drawn_pictures'):
         print(DRAWN_PICTURES)
-    else:
+    elif layout.of_paper:
         columns = {'paper': [paper.get(name, '-') for name in shown], **columns}
     print(tabulate({'': shown, **columns}, 'keys', 'plain', disable_numparse=True,
                    colalign=('left', *['right'] * len(columns))))

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import torch
 
+from dataset.classes import PAPER
 from engine import cache, hardware, images
 from engine.errors import InputError
 from engine.samples import to_device
@@ -61,11 +62,13 @@ class Classifier(Trained):
     """Mask-CN ready to use; `uses_masks` says whether it reads coarse masks, 4 channels, or RGB alone.
 
     network : Xception_dilation; cam_relu : drop the negative evidence from localisation maps
+    classes : the ClassTable of its outputs
     """
 
-    def __init__(self, network, scaling, precision, cam_relu=False, weights=None):
+    def __init__(self, network, scaling, precision, cam_relu=False, weights=None, classes=PAPER):
         super().__init__(network, scaling, precision, weights)
         self.cam_relu, self.uses_masks = cam_relu, network.conv1.in_channels == 4
+        self.classes = classes
 
     @torch.no_grad()
     def __call__(self, images, coarse, classes=None):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dataset.isic import CLASSES
+from dataset import classes
 from engine import checkpoints, files, hardware
 from engine.errors import InputError
 from engine.images import resize_rgb
@@ -56,14 +56,16 @@ def coarse_for_training(cfg, images):
                          *given, _calibration_inputs(images, cfg), unit))})
 
 
-def mask_for_training(cfg):
+def mask_for_training(cfg, table=classes.PAPER):
     """A new mask-CN from the ImageNet Xception when it is present, or from trained weights.
 
     cfg : INITIAL_WEIGHTS, PRETRAINED, XCEPTION_WEIGHTS, PRETRAINED_EXIT_FLOW, RELU_SKIP, INPUT_SCALING,
-        INPUT_CHANNEL, NUM_CLASSES, BN_EPS
+        INPUT_CHANNEL, BN_EPS; table : ClassTable, of which weights to fine-tune must be, too
     Returns (network, what it starts from); also prints the latter.
     """
-    network = Xception_dilation(cfg.INPUT_CHANNEL, cfg.NUM_CLASSES, cfg.RELU_SKIP, epsilon(cfg))
+    if cfg.INITIAL_WEIGHTS:
+        require_classes(_found(cfg.INITIAL_WEIGHTS), table)
+    network = Xception_dilation(cfg.INPUT_CHANNEL, len(table), cfg.RELU_SKIP, epsilon(cfg))
     return network, _start('mask-CN', network, cfg, {'xception': (
         'the ImageNet Xception',
         lambda *given: weights.load_imagenet_xception(*given, cfg.PRETRAINED_EXIT_FLOW))})
@@ -230,11 +232,12 @@ def load_classifier(layout, device, precision, cam_relu=False):
     """The trained mask-CN below a root, ready to use; channels are read from the weights."""
     precision = hardware.choose_precision(precision, device)
     path, make, state, settings = _trained(layout, 'MaskCN', INPUT_SCALING='symmetric', RELU_SKIP=False)
-    rows = _rows(state, 'cls.weight', path, (len(CLASSES),))
+    table = trained_classes(path)
+    rows = _rows(state, 'cls.weight', path, (len(table),))
     network = Xception_dilation(_channels(state), rows, settings['RELU_SKIP'], trained_epsilon(path))
     checkpoints.apply(checkpoints.load_parameters, network, state, path, make)
     network = placed(network, device, precision)
-    return Classifier(network, settings['INPUT_SCALING'], precision, cam_relu, path)
+    return Classifier(network, settings['INPUT_SCALING'], precision, cam_relu, path, table)
 
 
 def _trained(layout, name, **assumed):
@@ -304,6 +307,22 @@ def trained_settings(path, **assumed):
             raise InputError('A run folder is damaged', [
                 f'{path.parent / "config.json"}: {name} is {settings[name]!r}'], f'must be one of {words}')
     return settings
+
+
+def trained_classes(path):
+    """The ClassTable that weights of mask-CN were trained with: config.json's, without one the paper's."""
+    record = checkpoints.read_config(path).get('inputs', {}).get('classes')
+    return classes.of_record(record, path.parent / 'config.json')
+
+
+def require_classes(path, table):
+    """Raise InputError for weights of mask-CN (path) whose classes are not those of a ClassTable."""
+    trained = trained_classes(path)
+    if trained.names != table.names:
+        raise InputError('These weights tell other classes apart', [
+            f'{path}: {", ".join(trained.names)}', f'the class table here: {", ".join(table.names)}'],
+            f'the {classes.FILE} that the weights were trained with, or weights that were trained with '
+            'this one')
 
 
 def trained_transfer(layout):

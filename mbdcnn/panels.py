@@ -3,7 +3,6 @@ import cv2
 import numpy as np
 import torch
 
-from dataset.isic import CLASSES
 from engine import figures, images, metrics
 from mbdcnn.inference import maps_of_files, place
 
@@ -51,9 +50,9 @@ def classification(classifier, data, device, path):
     classifier.network.eval()
     probabilities, cams = (found.cpu().numpy() for found in classifier(
         *place(data.images, data.coarse, device, chosen)))
-    decided, labels = probabilities.argmax(1), data.labels[chosen]
-    captions = [f'{data.names[data.owners[number]]}\n{100 * row[found]:.0f} % {CLASSES[found]}\n'
-                f'true: {CLASSES[label]}'
+    decided, labels, names = probabilities.argmax(1), data.labels[chosen], classifier.classes.names
+    captions = [f'{data.names[data.owners[number]]}\n{100 * row[found]:.0f} % {names[found]}\n'
+                f'true: {names[label]}'
                 for number, row, found, label in zip(chosen, probabilities, decided, labels, strict=True)]
     _draw(captions, {'image': data.images[chosen],
                      'coarse mask': None if data.coarse is None else data.coarse[chosen],

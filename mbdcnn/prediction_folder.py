@@ -16,14 +16,14 @@ ANOTHER = 'name another folder (--OUT=...), or move away what lies there'
 class PredictionFolder:
     """What earlier runs wrote to a folder, as its predictions.json says, and what the present one writes.
 
-    path : of the folder; columns : of the table
+    path : of the folder; columns : of the table, which `lock` is told: before, there are no pictures
     pictures : {name: {'source': path without links, 'fingerprint': of its content, 'row': {column: text}}}
     written : {path below the folder: fingerprint of what was written there, '' while that is in work}
     made_with : what decides predictions besides the pictures, a dict as json holds it; None: there are none
     """
 
-    def __init__(self, path, columns):
-        self.path, self.columns, self.claimed = Path(path), tuple(columns), set()
+    def __init__(self, path):
+        self.path, self.columns, self.claimed = Path(path), (), set()
         self._read()
 
     def _read(self):
@@ -36,15 +36,17 @@ class PredictionFolder:
         if record:
             self.written[RECORD] = ''
 
-    def lock(self):
+    def lock(self, columns):
         """Make the folder and keep other processes out until the returned context ends.
 
+        columns : of the table, names
         Raises InputError when one is there.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         lock = files.lock(self.path / '.lock', InputError(
             'Two predictions into one folder', [f'{self.path}: another process writes there'],
             'wait for it, or name another folder: --OUT=...'))
+        self.columns = tuple(columns)
         self._read()   # what others have written until now
         return lock
 

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 from dataset import crops, extraction
-from dataset.isic import CLASSES
 from dataset.layout import Layout
 from engine import checkpoints, files, hardware, images
 from engine.errors import InputError
@@ -55,7 +54,8 @@ class Prediction:
 
     mask : (H, W) bool, the lesion as enhanced-SN sees it
     coarse_mask : (H, W) bool, the lesion as coarse-SN sees it
-    class_probabilities : {'nevus': p, 'melanoma': p, 'keratosis': p}, mean softmax of nine crops, sum 1
+    class_probabilities : {'nevus': p, 'melanoma': p, 'keratosis': p}, or the classes of mask-CN's
+        training; mean softmax of nine crops, sum 1
     cam : (s / 16, s / 16) float32, mask-CN's class activation map of `label` over the whole picture, maximum
         1; values below zero speak against the class. (The map that enhanced-SN reads is the paper's, of
         mask-CN's decision from the whole picture alone, which may be another class.)
@@ -75,7 +75,7 @@ class Prediction:
 
     @property
     def label(self):
-        """The most probable class: 'nevus', 'melanoma' or 'keratosis'."""
+        """The most probable class: 'nevus', 'melanoma', 'keratosis', or one of mask-CN's own."""
         return max(self.class_probabilities, key=self.class_probabilities.get)
 
     @property
@@ -120,6 +120,11 @@ class MBDCNN:
         self.coarse, self.enhanced, self.classifier = coarse, enhanced, classifier or enhanced.classifier
         self.sides, self.device = sides, device
         self.scales = networks.scales_of(sides['EnhancedSN'])
+
+    @property
+    def classes(self):
+        """The ClassTable that mask-CN was trained with."""
+        return self.classifier.classes
 
     @classmethod
     def load(cls, folder='models', device='auto', precision='auto'):
@@ -186,25 +191,32 @@ class MBDCNN:
     def predict(self, pictures, tta=True, batch_size=BATCH_SIZE):
         """Run the chain on prepared pictures; a generator of Predictions, in order.
 
-        The pictures go through the networks together; full-size maps are made one at a time.
+        The pictures go through the networks together, on a CPU each core with one of its own; full-size maps
+        are made one at a time.
         tta : six views for each mask and three scales for the final one; False is about six times
         faster. The nine crops of the classification are always used.
         """
-        if not pictures:
-            return
-        count = len(pictures)
+        together = 1 if self.device.type == 'cpu' else max(1, len(pictures))
+        parts = [pictures[start:start + together] for start in range(0, len(pictures), together)]
+        found = hardware.on_each_core(lambda part: self._run(part, tta, batch_size), parts, self.device)
+        for part, (wholes, probabilities, logits, cams) in zip(parts, found, strict=True):
+            for number, picture in enumerate(part):
+                views = [scale[:, number] for scale in logits]   # one (views, s, s) a scale
+                yield Prediction(
+                    mask=mask_of(views, picture.size),
+                    coarse_mask=images.resize_mask(wholes[number], picture.size) > 0,
+                    class_probabilities=dict(zip(self.classes.names, probabilities[number].tolist(),
+                                                 strict=True)),
+                    cam=cams[number, 0], mask_confidence=mask_confidence(views), preview=picture.preview,
+                    logits=tuple(scale.sum(0) for scale in views), views=sum(map(len, views)))
+
+    def _run(self, pictures, tta, batch_size):
+        """The networks on pictures together: coarse masks (B, S, S), class probabilities (B, C), and what
+        `_segment` returns."""
         wholes = self._draw_coarse(np.stack([picture.whole for picture in pictures]), tta, batch_size)
         probabilities = self._classify(np.concatenate([picture.crops for picture in pictures]), tta,
-                                       batch_size).reshape(count, -1, len(CLASSES)).mean(1)
-        logits, cams = self._segment(pictures, wholes, tta, probabilities.argmax(1))
-        for number, picture in enumerate(pictures):
-            views = [scale[:, number] for scale in logits]   # one (views, s, s) a scale
-            yield Prediction(
-                mask=mask_of(views, picture.size),
-                coarse_mask=images.resize_mask(wholes[number], picture.size) > 0,
-                class_probabilities=dict(zip(CLASSES, probabilities[number].tolist(), strict=True)),
-                cam=cams[number, 0], mask_confidence=mask_confidence(views), preview=picture.preview,
-                logits=tuple(scale.sum(0) for scale in views), views=sum(map(len, views)))
+                                       batch_size).reshape(len(pictures), -1, len(self.classes)).mean(1)
+        return wholes, probabilities, *self._segment(pictures, wholes, tta, probabilities.argmax(1))
 
     def _draw_coarse(self, squares, tta, batch_size):
         """Coarse masks of (N, S, S, 3) uint8, at coarse-SN's own resolution: (N, S, S) of {0, 1}."""
@@ -214,7 +226,7 @@ class MBDCNN:
 
     def _classify(self, cut, tta, batch_size):
         """Class probabilities of crops (N, 224, 224, 3), each with the coarse mask drawn from the crop
-        itself, which stage 3 stores at the crop's size: (N, 3) float64."""
+        itself, which stage 3 stores at the crop's size: (N, C) float64."""
         side, coarse, rows = self.sides['MaskCN'], None, []
         if self.classifier.uses_masks:
             seen, = squashed(cut, [self.sides['CoarseSN']])

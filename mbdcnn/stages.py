@@ -1,5 +1,5 @@
 """What the training scripts share: what their constants may be, their samples, steps and run folders."""
-from dataset.isic import CLASSES
+from dataset.classes import PAPER
 from engine import hardware
 from engine.augment import INTERPOLATIONS, Ranges
 from engine.errors import InputError
@@ -9,7 +9,8 @@ from mbdcnn import coarse_masks, networks
 from net.inputs import SCALINGS
 from net.models import STRIDE
 
-BEFORE = {'E_LAYER_START': 'random', 'bn_eps': 1e-5}   # of runs without record, where that is no file top's
+# Of runs without record, where that is no file top's.
+BEFORE = {'E_LAYER_START': 'random', 'bn_eps': 1e-5, 'classes': PAPER.record()}
 MACHINE_CHOICES = {'DEVICE': hardware.DEVICES, 'AMP': hardware.PRECISIONS}
 TRAINING_CHOICES = MACHINE_CHOICES | {'PICTURES_ON': ('auto', 'device', 'host'),
                                       'COMPILE': ('off', *hardware.COMPILATIONS)}
@@ -20,8 +21,8 @@ SEGMENTATION_CHOICES = TRAINING_CHOICES | {
 SEGMENTATION_POSITIVE = ('EPOCH', 'BATCH_SIZE', 'LEARNING_RATE', 'INPUT_SIZE', 'CACHE_SIZE',
                          'HARD_PIXELS', 'VALIDATE_EVERY')
 CLASSIFICATION_CHOICES = TRAINING_CHOICES | {
-    'PRETRAINED': networks.PRETRAINED_CN, 'INPUT_CHANNEL': (3, 4), 'NUM_CLASSES': (len(CLASSES),),
-    'VALIDATION_CROPS': (1, 9), 'INPUT_SCALING': SCALINGS, 'AFFINE_FILTER': tuple(INTERPOLATIONS)}
+    'PRETRAINED': networks.PRETRAINED_CN, 'INPUT_CHANNEL': (3, 4), 'VALIDATION_CROPS': (1, 9),
+    'INPUT_SCALING': SCALINGS, 'AFFINE_FILTER': tuple(INTERPOLATIONS)}
 CLASSIFICATION_POSITIVE = ('STEPS', 'BATCH_SIZE', 'LEARNING_RATE', 'INPUT_SIZE', 'VALIDATE_EVERY')
 
 

@@ -9,10 +9,9 @@ import cv2
 import numpy as np
 from markupsafe import Markup, escape
 
-from dataset.isic import CLASSES, TASKS
 from engine import figures, metrics
 from mbdcnn import panels
-from report.render import class_colour
+from report.render import CLASS_COLOURS, class_colour
 
 CHART = 4.4, 3.1    # inches; about a phone's width, so that the lettering keeps its size there
 SIDE = 340          # px, long side of the pictures; fine enough that both contours can be told apart
@@ -21,13 +20,11 @@ BINS = 10           # of the reliability diagrams, over [0, 1]
 HISTOGRAM_BINS = 20
 LINES = 4           # of a chart, at most; more go into a chart of their own
 MONITORED = {'CoarseSN': 'JA', 'MaskCN': 'mean AUC', 'EnhancedSN': 'JA'}   # the score that chose the weights
-SCORES = {'CoarseSN': ('JA', 'DI'), 'EnhancedSN': ('JA', 'DI'),           # of metrics.jsonl
-          'MaskCN': ('mean AUC', *(f'{task} AUC' for task in TASKS))}
 STYLES = tuple({'linestyle': line, 'marker': marker, 'markersize': 4.5}
                for line, marker in zip(('-', '--', ':', '-.'), 'os^D', strict=True))
 # Matplotlib knows no CSS variables: it draws in these colours, which stand for one each. What is no class is
 # drawn in ink, so that a colour has one meaning.
-INK, CLASS = '#010101', [f'#0102{number:02x}' for number in range(len(CLASSES))]
+INK, CLASS = '#010101', [f'#0102{number:02x}' for number in range(len(CLASS_COLOURS))]
 VARIABLES = {INK: 'currentColor'} | {colour: class_colour(number) for number, colour in enumerate(CLASS)}
 DRAWING = {'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.size': 10, 'hatch.linewidth': 0.6,
            'text.color': INK, 'axes.edgecolor': INK, 'axes.labelcolor': INK, 'xtick.color': INK,
@@ -106,21 +103,22 @@ def _inline(svg, label):
     return svg.replace('xlink:href', 'href').strip()
 
 
-def style(number, task=None):
-    """Line style of a chart's line; in its class's colour where it is of a task."""
-    return STYLES[number % LINES] | {'color': INK if task is None else CLASS[TASKS[task]]}
+def style(number, label=None):
+    """Line style of a chart's line; in its class's colour where it is of a class number."""
+    return STYLES[number % LINES] | {'color': INK if label is None else CLASS[label % len(CLASS)]}
 
 
-def curve_charts(network, rows):
+def curve_charts(network, rows, tasks):
     """Charts of every training loss, each on a scale of its own, and of validation scores.
 
-    rows : list of dicts as in metrics.jsonl
+    rows : list of dicts as in metrics.jsonl; tasks : {name: class number} of mask-CN's
     """
     charts, losses = [], figures.losses(rows, MONITORED[network])
     if losses:
         charts.append(_loss_chart(network, rows, losses))
-    names = [name for name in SCORES[network] if name in rows[-1]]   # the first row may be that of the start
-    return charts + [_score_chart(network, rows, names[start:start + LINES], MONITORED[network])
+    scores = ('mean AUC', *(f'{task} AUC' for task in tasks)) if network == 'MaskCN' else ('JA', 'DI')
+    names = [name for name in scores if name in rows[-1]]   # the first row may be that of the start
+    return charts + [_score_chart(network, rows, names[start:start + LINES], MONITORED[network], tasks)
                      for start in range(0, len(names), LINES)]
 
 
@@ -138,7 +136,7 @@ def _loss_chart(network, rows, names):
     return chart(draw, f'Line charts. {caption}', caption, (CHART[0], 1 + 1.05 * len(names)))
 
 
-def _score_chart(network, rows, names, monitor):
+def _score_chart(network, rows, names, monitor, tasks):
     """Lines over training steps; the best of the monitored score, which chose the weights, is marked."""
     steps = [row['step'] for row in rows]
     series = {name: [row.get(name, np.nan) for row in rows] for name in names}
@@ -150,9 +148,8 @@ def _score_chart(network, rows, names, monitor):
     def draw(figure):
         axes = figure.subplots()
         for number, (name, values) in enumerate(series.items()):
-            task = name.removesuffix(' AUC')
             axes.plot(steps, values, label=name, markevery=_some(steps),
-                      **style(number, task if task in TASKS else None))
+                      **style(number, tasks.get(name.removesuffix(' AUC'))))
         if place is not None:
             axes.plot(steps[place], series[monitor][place], 'o', color=INK, fillstyle='none', markersize=11,
                       label='best')
@@ -168,25 +165,26 @@ def _some(points):
     return max(1, len(points) // 15)
 
 
-def roc_charts(split, probabilities, labels):
+def roc_charts(split, probabilities, labels, tasks):
     """ROC curves of the tasks, LINES in a chart, with the points that the arg-max decision reaches. Without
-    any, the {text} that says why."""
-    scores = metrics.classification_scores(probabilities, labels, TASKS)
-    areas = {task: scores[task]['AUC'] for task in TASKS if scores[task]['AUC'] is not None}
+    any, the {text} that says why. tasks : {name: class number}"""
+    scores = metrics.classification_scores(probabilities, labels, tasks)
+    areas = {task: scores[task]['AUC'] for task in tasks if scores[task]['AUC'] is not None}
     if not areas:
         return [{'text': f'{split}: no ROC curve, because the split holds one class only.'}]
-    return [_roc_chart(split, probabilities, labels, scores, dict(list(areas.items())[start:start + LINES]))
+    parts = list(areas.items())
+    return [_roc_chart(split, probabilities, labels, scores, dict(parts[start:start + LINES]), tasks)
             for start in range(0, len(areas), LINES)]
 
 
-def _roc_chart(split, probabilities, labels, scores, areas):
+def _roc_chart(split, probabilities, labels, scores, areas, tasks):
     from sklearn.metrics import roc_curve
 
     def draw(figure):
         axes = figure.subplots()
         for number, (task, area) in enumerate(areas.items()):
-            false, true, _ = roc_curve(labels == TASKS[task], probabilities[:, TASKS[task]])
-            look = style(number, task)
+            false, true, _ = roc_curve(labels == tasks[task], probabilities[:, tasks[task]])
+            look = style(number, tasks[task])
             axes.plot(false, true, label=f'{task}, AUC {100 * area:.1f} %', markevery=_some(false), **look)
             axes.plot(1 - scores[task]['SP'], scores[task]['SE'], linestyle='', marker=look['marker'],
                       color=INK, fillstyle='none', markersize=10, label=f'{task}, as decided')
@@ -223,13 +221,13 @@ def reliability_chart(split, name, number, probabilities, labels):
     def draw(figure):
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.2))
         top.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (1, 4)), label='perfect')
-        top.vlines(predicted[held], low, high, color=CLASS[number], linewidth=1, alpha=0.6)
-        top.plot(predicted[held], share[held], label=name, color=CLASS[number], **STYLES[0])
+        top.vlines(predicted[held], low, high, color=CLASS[number % len(CLASS)], linewidth=1, alpha=0.6)
+        top.plot(predicted[held], share[held], label=name, color=CLASS[number % len(CLASS)], **STYLES[0])
         top.set(ylabel='observed share', ylim=(-0.04, 1.04), xlim=(0, 1))
         top.legend(loc='upper left')
         top.grid(alpha=0.2)
         bars = bottom.bar((np.arange(BINS) + 0.5) / BINS, counts, 0.8 / BINS, facecolor='none', hatch='////',
-                          edgecolor=CLASS[number])
+                          edgecolor=CLASS[number % len(CLASS)])
         bottom.bar_label(bars, fontsize=8, padding=1)
         bottom.set(xlabel=f'predicted probability of {name}', ylabel='images', ylim=(0, 1.3 * counts.max()))
     caption = f'{split}, {name}: expected calibration error {100 * error:.1f} % (n = {len(labels)}).'

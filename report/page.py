@@ -3,11 +3,12 @@ import csv
 import itertools
 import shlex
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from dataset import isic
+from dataset import isic, label_csv
 from engine import bootstrap, files, metrics, run_folder, scoring
 from engine.errors import InputError
 from experiments.results import read_csv
@@ -52,23 +53,25 @@ def page(layout, moment):
     classified = [(split, item) for (_, split), item in evaluations.items() if item['labels'] is not None]
     segmented = [(network, split, evaluations[network, split]) for split in splits for network in SEGMENTERS
                  if evaluations.get((network, split), {}).get('values') is not None]
+    classes = layout.classes
     drawn = layout.drawn or any(item['summary'].get('drawn_pictures') for item in evaluations.values())
-    seen = '' if drawn else networks.of_drawn_pictures(configs)
+    seen, beside_paper = '' if drawn else networks.of_drawn_pictures(configs), layout.of_paper and not drawn
     return render(
         'report.html', title=f'MB-DCNN: report of {layout.root.resolve().name or layout.root}', moment=moment,
         recipes=sorted(filter(None, recipes)), drawn=evaluation.DRAWN_PICTURES if drawn else seen,
         warnings=[*damaged, *_outdated(layout, evaluations)], splits=splits, evaluations=evaluations,
         root='' if layout.root == Path('.') else f' --ROOT={shlex.quote(str(layout.root))}',
-        segmentation=segmentation_scores(evaluations, not drawn), differences=differences(evaluations),
-        classification=classification_scores(evaluations, not drawn),
-        confusion=[confusion(split, item) for split, item in classified], threshold=scoring.THRESHOLD,
-        training={network: rows[network] and charts.curve_charts(network, rows[network])
+        segmentation=segmentation_scores(evaluations, beside_paper), differences=differences(evaluations),
+        classification=classification_scores(evaluations, classes.tasks, beside_paper),
+        confusion=[confusion(split, item, classes.names) for split, item in classified],
+        beside_paper=beside_paper, threshold=scoring.THRESHOLD,
+        training={network: rows[network] and charts.curve_charts(network, rows[network], classes.tasks)
                   for network in NETWORKS},
         roc=[chart for split, item in classified
-             for chart in charts.roc_charts(split, item['values'], item['labels'])],
+             for chart in charts.roc_charts(split, item['values'], item['labels'], classes.tasks)],
         bins=charts.BINS, reliability=[
             charts.reliability_chart(split, name, number, item['values'], item['labels'])
-            for split, item in classified for number, name in enumerate(isic.CLASSES)],
+            for split, item in classified for number, name in enumerate(classes.names)],
         overlap=[charts.overlap_chart(network, split, item['values'][:, 0])
                  for network, split, item in segmented],
         pictures=pictures(layout, segmented),
@@ -79,18 +82,19 @@ def page(layout, moment):
 def evaluations_below(layout, damaged):
     """{(network, split): dict} of the evaluations in results/.
 
-    summary : dict, the json; names : image ids; values : (N, 5) scores or (N, 3) probabilities of the csv;
+    summary : dict, the json; names : image ids; values : (N, 5) scores or (N, C) probabilities of the csv;
     labels : (N,) class numbers of mask-CN's images. The last three are None where `faults` (text) says why.
     damaged : list that lines about unusable files are added to
     """
-    found = {}
+    found, classes = {}, layout.classes
+    read = partial(read_csv, classes=classes.names)
     for network, split in itertools.product(NETWORKS, SPLITS):
         path = layout.results / f'{network}_{split}.json'
         summary = _read(path, _summary, damaged)
         if summary is None:
             continue
         faults, item = [], dict.fromkeys(('names', 'values', 'labels'))
-        rows = _read(path.with_suffix('.csv'), read_csv, faults)
+        rows = _read(path.with_suffix('.csv'), read, faults)
         if rows is None:
             faults = faults or [f'{path.stem}.csv is missing']
         elif len(rows[1]) != summary['n']:
@@ -98,7 +102,7 @@ def evaluations_below(layout, damaged):
         else:
             _, item['names'], item['values'] = rows
             if network == 'MaskCN':
-                item['labels'] = _labels(layout.labels(split), item['names'], faults)
+                item['labels'] = _labels(layout.labels(split), classes, item['names'], faults)
         found[network, split] = item | {'summary': summary, 'faults': ''.join(faults)}
     return found
 
@@ -125,10 +129,10 @@ def _summary(path):
     return summary
 
 
-def _labels(path, names, faults):
+def _labels(path, classes, names, faults):
     """(N,) class numbers, or None and a line more in `faults`."""
     try:
-        known = isic.read_labels(path)
+        known = label_csv.read(path, classes)
         return np.array([known[name] for name in names])
     except InputError as error:
         faults.append(f'the labels cannot be read: {error.faults[0]}')
@@ -201,9 +205,9 @@ def _difference_table(split, coarse, enhanced):
             'header': ['score', 'points', 'test'], 'rows': rows}
 
 
-def classification_scores(evaluations, with_paper=True):
+def classification_scores(evaluations, tasks, with_paper=True):
     """{split: table of mask-CN, beside the paper's column where that is wanted, and whether an AUC in it is
-    undefined}."""
+    undefined}. tasks : {name: class number}"""
     tables = {}
     for (network, split), item in evaluations.items():
         if network != 'MaskCN':
@@ -217,7 +221,7 @@ def classification_scores(evaluations, with_paper=True):
 
         rows = [row(f'{task} {name}', task if name == 'AUC' else None, [
             _score({**scores.get(task, {}), 'ci95': scores.get('ci95')}, name, f'{task} {name}')
-            for scores in kinds.values()]) for task in isic.TASKS for name in metrics.CLASSIFICATION]
+            for scores in kinds.values()]) for task in tasks for name in metrics.CLASSIFICATION]
         rows += [row(name, name, [_score(scores, name) for scores in kinds.values()])
                  for name in ('mean AUC', 'balanced accuracy')]
         tables[split] = {
@@ -227,13 +231,16 @@ def classification_scores(evaluations, with_paper=True):
     return tables
 
 
-def confusion(split, item):
-    """Which classes were taken for which: {split, classes, rows: [(class, images, [(count, share)])]}."""
+def confusion(split, item, classes):
+    """Which classes were taken for which: {split, classes, rows: [(class, images, [(count, share)])]}.
+
+    classes : names
+    """
     from sklearn.metrics import confusion_matrix
-    counts = confusion_matrix(item['labels'], item['values'].argmax(1), labels=range(len(isic.CLASSES)))
-    return {'split': split, 'classes': isic.CLASSES, 'rows': [
+    counts = confusion_matrix(item['labels'], item['values'].argmax(1), labels=range(len(classes)))
+    return {'split': split, 'classes': classes, 'rows': [
         (name, int(row.sum()), [(int(count), count / max(1, row.sum())) for count in row])
-        for name, row in zip(isic.CLASSES, counts, strict=True)]}
+        for name, row in zip(classes, counts, strict=True)]}
 
 
 def _score(scores, name, interval=None):
@@ -276,6 +283,7 @@ def errors(layout, split, item):
     """Misclassified pictures, the most confident first: {split, count, of, cases, why}, see `pictures`."""
     decided, labels, names = item['values'].argmax(1), item['labels'], item['names']
     wrong = sorted(np.flatnonzero(decided != labels), key=lambda number: -item['values'][number].max())
+    classes = layout.classes.names
     found = {'split': split, 'count': len(wrong), 'of': len(names), 'cases': [], 'why': ''}
     path, faults = evaluation.error_maps_path(layout, split), []
     maps = _read(path, evaluation.read_error_maps, faults)
@@ -284,15 +292,15 @@ def errors(layout, split, item):
     originals, _ = isic.scan_folder(layout.originals(split) / 'Images', 'pictures')
 
     def case(number):
-        name, classes = names[number], (int(decided[number]), int(labels[number]))
+        name, pair = names[number], (int(decided[number]), int(labels[number]))
         of, drawn = maps.get(name, (None, None))
         shown = {'name': name, 'caption': f'{name}: {charts.percent(item["values"][number].max())} % '
-                                          f'{isic.CLASSES[classes[0]]}, true: {isic.CLASSES[classes[1]]}'}
+                                          f'{classes[pair[0]]}, true: {classes[pair[1]]}'}
         if name not in originals:
             return shown | {'why': f'not in {layout.originals(split) / "Images"}'}
-        if of != classes:
+        if of != pair:
             return shown | {'why': f'{path.name} is of another evaluation'}
-        titles = [f'found: {isic.CLASSES[classes[0]]}', f'true: {isic.CLASSES[classes[1]]}']
+        titles = [f'found: {classes[pair[0]]}', f'true: {classes[pair[1]]}']
         try:
             seen = dict(zip(titles, drawn, strict=True))
             return shown | {'pictures': charts.draw_error(originals[name], seen)}

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from dataset.isic import TASKS
+from dataset.classes import PAPER
 from engine import bootstrap, metrics
 from tests.test_metrics import predictions
 
@@ -73,7 +73,7 @@ def test_intervals_of_areas_are_those_of_a_loop(count, monkeypatch):
     p, labels = predictions(8, count)
     weights, = bootstrap.draw([(count, [labels == 1, labels == 2])])
     assert (len(weights) < 200) == (count == 12)
-    found = bootstrap.intervals_of_areas(p, labels, TASKS)
+    found = bootstrap.intervals_of_areas(p, labels, PAPER.tasks)
     slow = slow_intervals_of_areas(p, labels, 0)
     assert found.keys() == slow.keys()
     for name, bounds in found.items():
@@ -104,13 +104,13 @@ def test_bootstrap_intervals_of_areas(monkeypatch):
     p, labels = predictions(3, 400)
     widths = []
     for count in (60, 400):
-        bounds = bootstrap.intervals_of_areas(p[:count], labels[:count], TASKS)
-        scores = metrics.classification_scores(p[:count], labels[:count], TASKS)
+        bounds = bootstrap.intervals_of_areas(p[:count], labels[:count], PAPER.tasks)
+        scores = metrics.classification_scores(p[:count], labels[:count], PAPER.tasks)
         points = {'mean AUC': scores['mean AUC'],
-                  **{f'{task} AUC': scores[task]['AUC'] for task in TASKS}}
+                  **{f'{task} AUC': scores[task]['AUC'] for task in PAPER.tasks}}
         assert bounds.keys() == points.keys()
         assert all(low < points[name] < high for name, (low, high) in bounds.items())
-        assert bounds == bootstrap.intervals_of_areas(p[:count], labels[:count], TASKS)
+        assert bounds == bootstrap.intervals_of_areas(p[:count], labels[:count], PAPER.tasks)
         widths.append(bounds['mean AUC'][1] - bounds['mean AUC'][0])
     assert widths[0] > 1.5 * widths[1]
 

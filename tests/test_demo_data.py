@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dataset import isic, make_demo_data, synthetic
+from dataset import isic, label_csv, make_demo_data, synthetic
 from dataset.layout import ADDED, SPLITS, Layout
 from engine import images
 
@@ -62,7 +62,7 @@ def test_the_extra_pictures_are_others_and_have_no_masks(demo):
     folder = layout.originals(ADDED)
     assert [path.name for path in folder.iterdir()] == ['Images']
     added = isic.find_images(folder / 'Images')
-    assert isic.read_labels(layout.labels(ADDED)) == dict(zip(added, (0, 1, 2, 0), strict=True))
+    assert label_csv.read(layout.labels(ADDED)) == dict(zip(added, (0, 1, 2, 0), strict=True))
     assert not any(images.inspect_image(path)[1] for path in added.values())
     pictures = [path.read_bytes() for path in demo.rglob('*.jpg')]
     assert len(set(pictures)) == len(pictures) == sum(COUNTS.values()) + EXTRA

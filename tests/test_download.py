@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import download, fetch, isic
+from dataset import download, fetch, label_csv
 from dataset.layout import Layout
 from engine import checkpoints, settings
 from engine.errors import InputError
@@ -247,7 +247,7 @@ def test_what_isic_cli_brought_is_joined(server, run):
     ({'diagnosis_3': 'Melanoma Invasive', 'diagnosis_4': 'Melanoma Invasive, Associated with a nevus'},
      'melanoma'), ({'diagnosis_3': 'Nevus', 'diagnosis': 'melanoma'}, None)])
 def test_diagnoses_of_the_archive_become_classes(row, name):
-    assert isic.class_of(row) == name
+    assert label_csv.class_of(row) == name
 
 
 @pytest.mark.parametrize('content', [b'', b'ISIC_9000000\n../../etc\n', b'<html>404</html>'])

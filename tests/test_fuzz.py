@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dataset import download, isic, ph2
+from dataset import download, isic, label_csv, ph2
+from dataset.classes import PAPER
 from dataset.layout import Layout
 from engine import metrics, settings
 from experiments import line_charts, results, tables
@@ -88,33 +89,35 @@ ROWS = st.dictionaries(NAMES, st.sampled_from([(0, 0), (1, 0), (0, 1)]), min_siz
 
 
 @fuzz(60)
-@given(ROWS, st.permutations(isic.COLUMNS), NEWLINES, MARKS, st.booleans(), st.sampled_from([int, float]))
+@given(ROWS, st.permutations(label_csv.COLUMNS), NEWLINES, MARKS, st.booleans(),
+       st.sampled_from([int, float]))
 def test_labels_are_read_as_written(tmp_path, rows, columns, newline, mark, quoted, kind):
     text = io.StringIO()
     writer = csv.DictWriter(text, [*columns, 'age'], lineterminator=newline,
                             quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL)
     writer.writeheader()
     for name, flags in rows.items():
-        writer.writerow(dict(zip(isic.COLUMNS, (name, *map(kind, flags)), strict=True)) | {'age': '"45"'})
+        row = dict(zip(label_csv.COLUMNS, (name, *map(kind, flags)), strict=True))
+        writer.writerow(row | {'age': '"45"'})
     path = tmp_path / 'labels.csv'
     path.write_bytes((mark + text.getvalue()).encode())
-    assert isic.read_labels(path) == {name: flags[0] + 2 * flags[1] for name, flags in rows.items()}
+    assert label_csv.read(path) == {name: flags[0] + 2 * flags[1] for name, flags in rows.items()}
 
 
 @fuzz(150)
-@given(spoiled_rows(','.join(isic.COLUMNS), ['a,0,0', 'b,1.0,0', 'c,0,1']) | JUNK)
+@given(spoiled_rows(','.join(label_csv.COLUMNS), ['a,0,0', 'b,1.0,0', 'c,0,1']) | JUNK)
 @example(b'image_id,melanoma,melanoma,seborrheic_keratosis\na,0,1,0\n')
 @example(b'image_id,melanoma,seborrheic_keratosis\na,0,0,"\nb,1,0\n')
 @example(b'image_id,melanoma,seborrheic_keratosis\n\n\na,0,9\n')
 def test_spoiled_labels(tmp_path, data):
     path = tmp_path / 'labels.csv'
     path.write_bytes(data)
-    labels, error = refused(lambda: isic.read_labels(path), path)
+    labels, error = refused(lambda: label_csv.read(path), path)
     if error is None:
         header, *lines = data.decode('utf-8-sig').splitlines()
-        assert set(labels.values()) <= {0, 1, 2} and all(map(header.count, isic.COLUMNS))
+        assert set(labels.values()) <= {0, 1, 2} and all(map(header.count, label_csv.COLUMNS))
         assert len(labels) >= data.count(b'\n') - data.count(b'\n\n') - 1 or b'"' not in data
-        assert max(map(header.split(',').count, isic.COLUMNS)) <= 1
+        assert max(map(header.split(',').count, label_csv.COLUMNS)) <= 1
     elif b'\n\n\na,0,9' in data:
         assert 'line 4' in str(error)
 
@@ -191,7 +194,7 @@ def test_results_are_read_as_written(tmp_path, rows, newline, mark):
 
 
 @fuzz(100)
-@given(spoiled_rows(','.join(['image_id', *isic.CLASSES]), ['a,0.1,0.2,0.7', 'b,1,0,0']) | JUNK)
+@given(spoiled_rows(','.join(['image_id', *PAPER.names]), ['a,0.1,0.2,0.7', 'b,1,0,0']) | JUNK)
 @example(b'image_id,nevus,melanoma,keratosis\na,1,0,0\nb,1,0,"0\n')
 def test_spoiled_results(tmp_path, data):
     path = tmp_path / 'r.csv'
@@ -212,7 +215,7 @@ def test_spoiled_metadata_of_extra_pictures(tmp_path, data):
     ids, _ = refused(lambda: download.read_ids(path), path)
     assert ids is None or all(map(download.ISIC_ID.fullmatch, ids))
     rows, _ = refused(lambda: download.found_metadata(tmp_path, ['ISIC_0000001']), path)
-    assert not rows or isic.class_of(rows['ISIC_0000001']) in (None, *isic.CLASSES)
+    assert not rows or label_csv.class_of(rows['ISIC_0000001']) in (None, *PAPER.names)
 
 
 # --- Recipes and the command line

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import reproduce_tables
-from dataset import extraction, fetch, folds, isic, make_demo_data, splits
+from dataset import extraction, fetch, folds, isic, label_csv, make_demo_data, splits
 from dataset.layout import DRAWN, Layout
 from engine import bootstrap, checkpoints, files, run_folder, settings
 from experiments import inputs
@@ -73,7 +73,7 @@ def root(tmp_path_factory):
     layout = Layout(tmp_path_factory.mktemp('fuzz') / 'root')
     rng = np.random.default_rng(0)
     for split in ('Training', 'Validation'):
-        folder, rows = layout.originals(split), [','.join(isic.COLUMNS)]
+        folder, rows = layout.originals(split), [','.join(label_csv.COLUMNS)]
         for number in range(6):
             name = f'{split}{number}'
             mask = np.eye(20, 24, dtype=np.uint8) * 255
@@ -311,7 +311,7 @@ def reported(tmp_path_factory):
             'plain': rng.random((6, 5)), 'tta': rng.random((6, 5))}, facts)
         evaluation.report_classification(layout, 'Testing', names, {'9-crop': p, '1-crop': p}, labels, facts)
     rows = [f'{name},{int(label == 1)},{int(label == 2)}' for name, label in zip(names, labels, strict=True)]
-    write(layout.labels('Testing'), '\n'.join([','.join(isic.COLUMNS), *rows]).encode())
+    write(layout.labels('Testing'), '\n'.join([','.join(label_csv.COLUMNS), *rows]).encode())
     write_json(layout.run('CoarseSN') / 'config.json', {'settings': {'RECIPE': 'demo'}, 'start': 'x'})
     write(layout.run('CoarseSN') / 'metrics.jsonl',
           b'{"step": 4, "loss": 0.5, "JA": 0.5}\n{"step": 8, "loss": 0.4, "JA": null}\n')

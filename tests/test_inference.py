@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dataset.isic import CLASSES
+from dataset.classes import PAPER
 from dataset.splits import Classification, Segmentation
 from engine import cache, figures, images, metrics, scoring
 from engine.errors import InputError
@@ -259,8 +259,9 @@ def test_the_panel_of_mask_cn_names_classes_and_marks_errors(tmp_path, monkeypat
     assert [one.get_title() for one in axes[0]] == ['image', 'coarse mask', 'map of found class']
     for number, line in enumerate(axes):
         found, label = int(p[number].argmax()), line[0].yaxis.get_label()
-        assert label.get_text().endswith(f'{"abc"[number]}\n{100 * p[number, found]:.0f} % {CLASSES[found]}\n'
-                                         f'true: {CLASSES[data.labels[whole[number]]]}')
+        true = PAPER.names[data.labels[whole[number]]]
+        assert label.get_text().endswith(f'{"abc"[number]}\n{100 * p[number, found]:.0f} % '
+                                         f'{PAPER.names[found]}\ntrue: {true}')
         assert label.get_text().startswith('\u2717') == (number == 1)
         assert (label.get_color() == figures.ERROR) == (number == 1)
         np.testing.assert_array_equal(line[2].images[0].get_array(), figures.warmed(

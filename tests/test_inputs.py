@@ -15,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from dataset import crops, extraction, isic
+from dataset import crops, extraction, isic, label_csv
 from dataset.layout import Layout
 from engine import cli, files, images, settings
 from engine.errors import InputError
@@ -209,7 +209,7 @@ def smooth_picture(width, height, seed=0):
 def labels_of(tmp_path, text):
     path = tmp_path / 'labels.csv'
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return isic.read_labels(path)
+    return label_csv.read(path)
 
 
 def test_labels_are_read_by_name_not_by_position(tmp_path):

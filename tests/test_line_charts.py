@@ -127,5 +127,5 @@ def test_a_start_that_was_scored_has_a_place_on_the_curves(monkeypatch, tmp_path
     *losses, right = (axes for axes in figure[0].axes if axes.get_title())
     assert [axes.get_title() for axes in losses] == ['loss', 'dice'] * bool(trained)
     assert right.lines[0].get_xdata().tolist() == [row['step'] for row in rows]
-    drawn = [chart['caption'] for chart in charts.curve_charts('CoarseSN', rows)]
+    drawn = [chart['caption'] for chart in charts.curve_charts('CoarseSN', rows, {})]
     assert any('training loss, dice' in caption for caption in drawn) == bool(trained)

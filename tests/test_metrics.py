@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset.isic import TASKS
+from dataset.classes import PAPER
 from dataset.layout import Layout
 from engine import bootstrap, images, metrics
 from mbdcnn import evaluation
@@ -107,7 +107,7 @@ def slow_area(p, truth):
 @pytest.mark.parametrize('seed', range(5))
 def test_classification_scores_are_those_of_single_images(seed):
     p, labels = predictions(seed)
-    scores = metrics.classification_scores(p, labels, TASKS)
+    scores = metrics.classification_scores(p, labels, PAPER.tasks)
     for task, number in (('melanoma', 1), ('keratosis', 2)):
         truth = labels == number
         assert scores[task]['AUC'] == pytest.approx(slow_area(p[:, number], truth))
@@ -125,8 +125,8 @@ def test_classification_scores_are_those_of_single_images(seed):
 def test_any_predictions_and_labels_give_scores_within_bounds(seed, count):
     rng = np.random.default_rng(seed)
     p, labels = rng.dirichlet([1, 1, 1], count), rng.integers(0, 3, count)
-    scores = metrics.classification_scores(p, labels, TASKS)
-    for task in TASKS:
+    scores = metrics.classification_scores(p, labels, PAPER.tasks)
+    for task in PAPER.tasks:
         assert set(metrics.CLASSIFICATION) <= set(scores[task])
         assert all(value is None or 0 <= value <= 1 for value in scores[task].values())
     json.dumps(scores)   # plain numbers
@@ -148,8 +148,8 @@ def test_classification_agrees_with_the_challenges_scorer(tmp_path):
     truth = pd.DataFrame({name: (labels == k + 1).astype(float) for k, name in enumerate(columns)}, names)
     ones = pd.DataFrame({'score_weight': 1.0, 'validation_weight': 1.0}, names)
     theirs = scoring.ClassificationScore(truth, found, ones, scoring.ClassificationMetric.AUC)
-    ours = metrics.classification_scores(p, labels, TASKS)
-    for task, column in zip(TASKS, columns, strict=True):
+    ours = metrics.classification_scores(p, labels, PAPER.tasks)
+    for task, column in zip(PAPER.tasks, columns, strict=True):
         row = theirs.per_category.loc[column]
         for name, their_name in (('AUC', 'auc'), ('AP', 'ap'), ('AC at 0.5', 'accuracy'),
                                  ('SE at 0.5', 'sensitivity'), ('SP at 0.5', 'specificity')):
@@ -162,12 +162,12 @@ def test_classification_agrees_with_the_challenges_scorer(tmp_path):
     ([0, 1, 0, 1], ['keratosis'])])
 def test_one_class_alone_gives_none_and_no_crash(tmp_path, capsys, labels, undefined):
     p = np.random.default_rng(0).dirichlet([1, 1, 1], len(labels))
-    scores = metrics.classification_scores(p, labels, TASKS)
-    for task in TASKS:
+    scores = metrics.classification_scores(p, labels, PAPER.tasks)
+    for task in PAPER.tasks:
         missing = task in undefined
         assert (scores[task]['AUC'] is None) is (scores[task]['AP'] is None) is missing
     assert scores['mean AUC'] is None
-    bounds = bootstrap.intervals_of_areas(p, np.array(labels), TASKS)
+    bounds = bootstrap.intervals_of_areas(p, np.array(labels), PAPER.tasks)
     assert {name for name, pair in bounds.items() if pair is None} == {
         'mean AUC', *(f'{task} AUC' for task in undefined)}
     names = [f'ISIC_{number:07d}' for number in range(len(labels))]

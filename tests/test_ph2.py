@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset import crops, isic, ph2, prepare_PH2
+from dataset import crops, isic, label_csv, ph2, prepare_PH2
 from dataset.layout import Layout
 from engine import images
 from engine.errors import InputError
@@ -257,7 +257,7 @@ def check_fold(root, number, labels=LABELS):
         ids = sorted(i for i, (_, own) in table.items() if (own != str(number)) == training)
         pictures = isic.classification_images(fold, split)
         assert [(i, label) for i, _, label in pictures] == [(i, int(labels[i] == 2)) for i in ids]
-        assert list(isic.read_labels(fold.labels(split))) == ids
+        assert list(label_csv.read(fold.labels(split))) == ids
         assert [i for i, _, _ in isic.segmentation_images(fold, split)[0]] == ids
         lines = [(name, label) for i, _, label in pictures
                  for name in crops.crop_names(i, crops.scales_of(label, training))]

@@ -8,6 +8,7 @@ import shutil
 import signal
 import struct
 import sys
+import threading
 import zlib
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ import app
 import generate_Coarse_mask
 import predict
 from dataset import crops, extraction, splits
-from dataset.isic import CLASSES
+from dataset.classes import PAPER
 from dataset.layout import Layout
 from engine import cache, cli, figures, files, images, packing
 from engine.errors import InputError
@@ -242,9 +243,9 @@ def test_every_picture_has_a_mask_of_its_size_and_an_overlay(run):
 
 def test_table_agrees_with_the_masks(run):
     for row in run.rows.values():
-        assert tuple(row) == predict.COLUMNS
-        p = [float(row[name]) for name in CLASSES]
-        assert sum(p) == pytest.approx(1, abs=1e-5) and row['predicted'] == CLASSES[np.argmax(p)]
+        assert tuple(row) == predict.columns_of(PAPER.names)
+        p = [float(row[name]) for name in PAPER.names]
+        assert sum(p) == pytest.approx(1, abs=1e-5) and row['predicted'] == PAPER.names[np.argmax(p)]
         mask = images.read_mask(run.out / 'masks' / f'{row["name"]}.png') > 0
         assert int(row['lesion_px']) == mask.sum()
         assert float(row['lesion_percent']) == pytest.approx(100 * mask.mean(), abs=1e-4)
@@ -300,7 +301,7 @@ def predicted(model, monkeypatch):
     def predict_quickly(pictures, *_):
         for picture in pictures:
             mask = np.ones(picture.size[::-1], bool)
-            yield Prediction(mask, mask, dict(zip(CLASSES, (0.5, 0.3, 0.2), strict=True)),
+            yield Prediction(mask, mask, dict(zip(PAPER.names, (0.5, 0.3, 0.2), strict=True)),
                              np.ones((2, 2), np.float32), 1.0, picture.preview, (), 1)
 
     monkeypatch.setattr(model, 'predict', predict_quickly)
@@ -431,7 +432,7 @@ def test_names_of_outputs_are_unique_short_text_and_below_the_folder(tmp_path):
     draw_pictures(tmp_path / 'names', 'a.jpg', 'a.PNG/x.png', 'a.PNG/x.jpg', 'deep/a.jpg')
     words = ['a/x.jpg', 'b/X.png', 'c/x_2.png', 'a/../a/x.jpg', os.fsdecode(b'\xff.png'), f'{"ö" * 220}.png',
              'e/..png', tmp_path / 'names', long]
-    folder = prediction_folder.PredictionFolder(tmp_path / 'out', predict.COLUMNS)
+    folder = prediction_folder.PredictionFolder(tmp_path / 'out')
     found, skipped, faults = predict.find_pictures(list(map(str, words)), folder)
     named = folder.named(found)
     assert [name for _, name in named] == [
@@ -439,10 +440,13 @@ def test_names_of_outputs_are_unique_short_text_and_below_the_folder(tmp_path):
         f'{"v" * 179}_2'] and skipped == faults == []
     assert all(len(part.encode()) < 230 for _, name in named for part in name.split('/'))
     # A record that somebody wrote does not lead out of the folder either.
-    entry = {'source': str(tmp_path / 'x.png'), 'fingerprint': '', 'row': dict.fromkeys(predict.COLUMNS, '')}
+    columns = predict.columns_of(PAPER.names)
+    entry = {'source': str(tmp_path / 'x.png'), 'fingerprint': '', 'row': dict.fromkeys(columns, '')}
     files.write_text(tmp_path / 'out' / 'predictions.json', json.dumps(
         {'pictures': {'../x': entry, str(tmp_path / 'y'): entry, 'z': entry}}))
-    folder = prediction_folder.PredictionFolder(tmp_path / 'out', predict.COLUMNS)
+    folder = prediction_folder.PredictionFolder(tmp_path / 'out')
+    with folder.lock(columns):
+        pass
     assert folder.named([(tmp_path / 'x.png', 'x')]) == [(tmp_path / 'x.png', 'z')]
 
 
@@ -524,7 +528,7 @@ def test_prediction_has_the_shapes_and_types_it_says(model):
     for mask in (result.mask, result.coarse_mask):
         assert 0.1 < mask.mean() < 0.9   # otherwise these tests see little
     assert result.area == result.mask.sum() and result.area_fraction == result.mask.mean()
-    assert tuple(result.class_probabilities) == CLASSES and result.label in CLASSES
+    assert tuple(result.class_probabilities) == PAPER.names and result.label in PAPER.names
     assert sum(result.class_probabilities.values()) == pytest.approx(1)
     assert result.cam.shape == (SIDE // 16,) * 2 and result.cam.dtype == np.float32
     assert 0 < result.mask_confidence < 1
@@ -547,6 +551,62 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(model, tmp_path):
     grey = drawn(60, 40)[..., 0]
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / 'deep.png')
     np.testing.assert_array_equal(model.prepare(tmp_path / 'deep.png').preview, np.stack([grey] * 3, 2))
+
+
+def test_each_core_has_a_picture_of_its_own_which_changes_nothing(model, monkeypatch):
+    prepared = [model.prepare(drawn(60 + 9 * seed, 50, seed)) for seed in range(4)]
+    threads, meeting, run = torch.get_num_threads(), threading.Barrier(2, timeout=60), model._run
+    try:
+        torch.set_num_threads(1)
+        alone = list(model.predict(prepared, tta=False))
+        torch.set_num_threads(2)
+
+        def meet(pictures, *more):
+            meeting.wait()   # a lonely picture would break it
+            assert len(pictures) == torch.get_num_threads() == 1
+            return run(pictures, *more)
+
+        monkeypatch.setattr(model, '_run', meet)
+        together = list(model.predict(prepared, tta=False))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    for one, other in zip(alone, together, strict=True):
+        assert one.class_probabilities == other.class_probabilities
+        for name in ('mask', 'coarse_mask', 'cam', 'preview', 'logits'):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert len({one.mask.tobytes() for one in alone}) == 4
+
+
+def test_classes_of_ones_own_are_those_of_prediction_table_and_page(models, tmp_path, monkeypatch):
+    names = 'nv', 'mel', 'bkl', 'bcc', 'basal cells'
+    for name in ('CoarseSN', 'EnhancedSN'):
+        (tmp_path / 'models' / name).parent.mkdir(exist_ok=True)
+        (tmp_path / 'models' / name).symlink_to(models / name)
+    own = shutil.copytree(models / 'MaskCN', tmp_path / 'models' / 'MaskCN')
+    state, config = torch.load(own / 'MaskCN.pth'), json.loads((own / 'config.json').read_text())
+    for name in ('cls.weight', 'cls.bias'):
+        state[name] = torch.cat([state[name], 1.2 * state[name][:2]])
+    torch.save(state, own / 'MaskCN.pth')
+    inputs = {'classes': {'classes': names, 'scored': names[1:2]}}
+    write_config(own.parent, 'MaskCN', config | {'inputs': inputs})
+    found = MBDCNN.load(own.parent, device='cpu', precision='fp32')(PICTURE, tta=False)
+    assert tuple(found.class_probabilities) == names and found.label in names
+    assert sum(found.class_probabilities.values()) == pytest.approx(1)
+    images.write_png(tmp_path / 'one.png', PICTURE)
+    out = tmp_path / 'out'
+    monkeypatch.setattr(sys, 'argv', ['predict.py', str(tmp_path / 'one.png'), f'--MODELS={own.parent}',
+                                      f'--OUT={out}', '--TTA=False', '--AMP=fp32'])
+    predict.main()
+    row, = table(out).values()
+    assert tuple(row) == predict.columns_of(names) and row['predicted'] == found.label
+    assert {name: float(row[name]) for name in names} == pytest.approx(found.class_probabilities, abs=1e-5)
+    page = (out / 'index.html').read_text()
+    assert all(f'>{name}</th>' in page for name in names) and 'keratosis' not in page
+    monkeypatch.setattr(sys, 'argv', [*sys.argv[:2], f'--MODELS={models}', *sys.argv[3:]])
+    with pytest.raises(InputError, match='made otherwise') as error:   # other columns do not share a table
+        predict.main()
+    assert any('columns was' in line for line in error.value.faults)
 
 
 @pytest.mark.parametrize('bad', [np.zeros((40, 40), np.uint8), np.zeros((40, 40, 3)),
@@ -582,7 +642,7 @@ def test_the_chain_equals_the_steps_from_disk(model, tmp_path):
     np.testing.assert_allclose(list(result.class_probabilities.values()), expected[0], atol=1e-5)
     assert (result.coarse_mask == (images.read_mask(coarse_path) > 0)).all()
     whole = cache.read_rgb_square(source, SIDE)[None], cache.read_mask_square(coarse_path, SIDE)[None]
-    cam = model.classifier(*place(*whole, process.device), torch.tensor([CLASSES.index(result.label)]))[1]
+    cam = model.classifier(*place(*whole, process.device), torch.tensor([PAPER.names.index(result.label)]))[1]
     np.testing.assert_allclose(result.cam, cam[0, 0], atol=1e-5)
     assert np.array_equal(result.mask, mask['tta'])
     quick = next(segment_files(model.enhanced, [source], [coarse_path], model.scales, 1, tta=False))
@@ -592,11 +652,11 @@ def test_the_chain_equals_the_steps_from_disk(model, tmp_path):
 def test_the_map_is_of_the_predicted_class_and_the_mask_as_it_was(model, monkeypatch):
     """The crops may be of another class than the whole picture, whose own map enhanced-SN reads."""
     found = []
-    for number in range(len(CLASSES)):
-        crops_say = np.tile(np.eye(len(CLASSES))[number], (9, 1))
+    for number in range(len(PAPER.names)):
+        crops_say = np.tile(np.eye(len(PAPER.names))[number], (9, 1))
         monkeypatch.setattr(model, '_classify', lambda *_, said=crops_say: said)
         found.append(model(PICTURE, tta=False))
-        assert found[-1].label == CLASSES[number]
+        assert found[-1].label == PAPER.names[number]
         assert np.array_equal(found[-1].mask, found[0].mask)
     coarse, = squashed([found[0].coarse_mask.astype(np.uint8)], [SIDE])
     features, _ = model.classifier._run(*place(model.prepare(PICTURE).squares[0][None], coarse, model.device))

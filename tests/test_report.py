@@ -16,7 +16,7 @@ import torch
 from markupsafe import escape
 from PIL import Image
 
-from dataset.isic import CLASSES
+from dataset.classes import PAPER
 from dataset.layout import Layout
 from dataset.splits import Classification
 from engine import bootstrap, checkpoints, images, scoring
@@ -207,7 +207,7 @@ def test_the_confusion_matrix_counts_image_by_image(full):
     assert summaries['MaskCN']['confusion'] == counts and 0 < np.trace(counts) < len(NAMES)
     matrix = Reader(re.search(r'<table class="matrix">.*?</table>', page, re.S)[0])
     shown = ' '.join(f'{name} ' + ' '.join(f'{n} {100 * n / sum(row):.0f} %' for n in row) + f' {sum(row)}'
-                     for name, row in zip(CLASSES, counts, strict=True))
+                     for name, row in zip(PAPER.names, counts, strict=True))
     assert matrix.text.split('images ')[-1].strip() == shown
     assert summaries['MaskCN']['balanced accuracy'] == pytest.approx(
         np.mean([row[number] / sum(row) for number, row in enumerate(counts)]))
@@ -219,9 +219,9 @@ def test_misclassified_pictures_stand_with_both_maps(full):
     wrong = sorted(np.flatnonzero(p.argmax(1) != LABELS), key=lambda number: -p[number].max())
     text = Reader(page.partition('id="errors"')[2].partition('</section>')[0]).text
     captions = re.findall(r'found: (\w+) +true: (\w+) +(\S.*?): ([\d.]+) % (\w+), true: (\w+)', text)
-    assert captions == [(CLASSES[p[number].argmax()], CLASSES[LABELS[number]], names[number],
-                         f'{100 * p[number].max():.1f}', CLASSES[p[number].argmax()],
-                         CLASSES[LABELS[number]]) for number in wrong]
+    assert captions == [(PAPER.names[p[number].argmax()], PAPER.names[LABELS[number]], names[number],
+                         f'{100 * p[number].max():.1f}', PAPER.names[p[number].argmax()],
+                         PAPER.names[LABELS[number]]) for number in wrong]
     assert f'{len(wrong)} of {len(names)} images' in text
     image, first, second = (
         cv2.imdecode(np.frombuffer(base64.b64decode(picture['data'].partition(',')[2]), np.uint8), 1)

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from dataset.isic import TASKS
+from dataset.classes import PAPER
 from dataset.layout import Layout
 from engine import bootstrap, metrics
 from engine.errors import InputError
@@ -64,7 +64,7 @@ def test_what_the_evaluations_write_is_read_back(tmp_path, monkeypatch):
     labels = dict(zip(part.names, part.labels.tolist(), strict=True)) | {'another': 1}
     found = results.read([layout.results / 'MaskCN_Testing.csv'], labels)
     assert found.kind == 'classification' and found.parts[0].labels.tolist() == part.labels.tolist()
-    for task in TASKS:
+    for task in PAPER.tasks:
         for name in metrics.CLASSIFICATION:
             assert results.score(found, f'{task} {name}') == pytest.approx(summary[task][name])
     for column in ('mean AUC', 'melanoma AUC', 'keratosis AUC'):
@@ -99,12 +99,12 @@ def test_every_bad_file_and_missing_label_is_named(tmp_path):
 @pytest.mark.parametrize('seed', range(3))
 def test_scores_are_those_of_metrics_and_folds_are_averaged(seed):
     parts = classified(seed), classified(seed + 10, 80, 200, lean=0.2)
-    columns = [f'{task} {name}' for task in TASKS for name in metrics.CLASSIFICATION] + ['mean AUC']
+    columns = [f'{task} {name}' for task in PAPER.tasks for name in metrics.CLASSIFICATION] + ['mean AUC']
     assert set(columns) == set(results.COLUMNS['classification'])
     for column in columns:
         each = []
         for part in parts:
-            expected = metrics.classification_scores(part.values, part.labels, TASKS)
+            expected = metrics.classification_scores(part.values, part.labels, PAPER.tasks)
             task, name = column.split()
             each.append(expected[column] if column == 'mean AUC' else expected[task][name])
             assert results.score(classification(part), column) == pytest.approx(each[-1], abs=1e-9)

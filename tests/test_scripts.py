@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from dataset import isic, splits
+from dataset.classes import PAPER
 from dataset.layout import SPLITS
 from engine import cli, files, images, metrics, settings
 from engine.errors import InputError
@@ -23,7 +24,7 @@ from mbdcnn.inference import place
 from tests.conftest import REPOSITORY, STAGES, figure, finish, run_in_turn, run_script, start_script, wait_for
 
 NETWORKS = {'CoarseSN': 857, 'MaskCN': 276, 'EnhancedSN': 864}   # entries of the state dict
-INPUTS = {'CoarseSN': set(), 'MaskCN': {'coarse_masks'}, 'EnhancedSN': {'coarse_masks', 'mask_cn'}}
+INPUTS = {'CoarseSN': set(), 'MaskCN': {'coarse_masks', 'classes'}, 'EnhancedSN': {'coarse_masks', 'mask_cn'}}
 SCORES = ['image_id', 'JA', 'DI', 'pixel-AC', 'pixel-SE', 'pixel-SP']
 
 
@@ -181,11 +182,11 @@ def test_predicted_masks_are_those_that_were_scored(chain, network):
 def test_classification_results_agree_with_each_other(chain):
     stem = chain.layout.results / 'MaskCN_Validation'
     rows, result = read_csv(f'{stem}.csv'), json.loads(stem.with_suffix('.json').read_text())
-    assert list(rows[0]) == ['image_id', *isic.CLASSES] and len(rows) == 6
-    p = np.array([[float(row[name]) for name in isic.CLASSES] for row in rows])
+    assert list(rows[0]) == ['image_id', *PAPER.names] and len(rows) == 6
+    p = np.array([[float(row[name]) for name in PAPER.names] for row in rows])
     np.testing.assert_allclose(p.sum(1), 1, atol=1e-6)
     truth = {image_id: label for image_id, _, label in isic.classification_images(chain.layout, 'Validation')}
-    expected = metrics.classification_scores(p, [truth[row['image_id']] for row in rows], isic.TASKS)
+    expected = metrics.classification_scores(p, [truth[row['image_id']] for row in rows], PAPER.tasks)
     for crops in ('9-crop', '1-crop'):
         for task in ('melanoma', 'keratosis'):
             assert {'AUC', 'AP', 'AC', 'SE', 'SP'} <= result[crops][task].keys()
@@ -224,7 +225,7 @@ def test_challenge_file_has_its_columns_and_the_same_probabilities(chain):
     challenge, rows = read_csv(f'{stem}_challenge.csv'), read_csv(f'{stem}.csv')
     assert list(challenge[0]) == ['image', 'melanoma', 'seborrheic_keratosis']
     assert [list(row.values()) for row in challenge] == [
-        [row['image_id'], row[isic.CLASSES[1]], row[isic.CLASSES[2]]] for row in rows]
+        [row['image_id'], row[PAPER.names[1]], row[PAPER.names[2]]] for row in rows]
 
 
 # Running again
