@@ -53,7 +53,7 @@ def end_on_ctrl_c():
 
 
 def require(*packages, where='requirements-extra.txt'):
-    """Raise InputError for missing packages, by the names that are imported. where : the file that lists them"""
+    """Raise InputError for missing packages, by the names that are imported. where : file that lists them"""
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
         raise InputError(f'this needs {", ".join(missing)}', remedy=f'pip install -r {where}')
 

@@ -90,7 +90,8 @@ def _of_weak_labels(job, values, layout):
         return 0.0
     height, width = values['INPUT_SIZE']
     one = WEAK.get(values['ENCODER'], WEAK['resnet101']) * height * width / SIDE**2 / 1e6
-    train, validated = (inputs.lesion_count(layout, values['DATA'], split) for split in ('Training', 'Validation'))
+    train, validated = (inputs.lesion_count(layout, values['DATA'], split)
+                        for split in ('Training', 'Validation'))
     train = min(values['TRAIN_IMAGES'] or train, train)
     steps = 2 if values['METHOD'] == 'acoseg' else 1   # of each lesion in an epoch
-    return one * (STEP * steps * train * values['EPOCH'] + validated * values['EPOCH'] / values['VALIDATE_EVERY'])
+    return one * values['EPOCH'] * (STEP * steps * train + validated / values['VALIDATE_EVERY'])

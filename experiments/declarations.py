@@ -159,7 +159,8 @@ class Declarations:
             given = settings.resolved(REPOSITORY / job.script, {'RECIPE': self.recipe, **dict(job.overrides)})
             overrides |= {name: given[name] for name in ('METHOD', 'DATA')}
         if job.script == WEAK_EVALUATION:   # what needs no network
-            return Job(f'scores_{job.name}-{split}', script, self._effective(script, overrides), (), None, job.data)
+            overrides = self._effective(script, overrides)
+            return Job(f'scores_{job.name}-{split}', script, overrides, (), None, job.data)
         where = '' if masks is None else f'-{masks}'
         return Job(f'scores_{job.name}-{split}{where}', script, self._effective(script, overrides),
                    needs, None, needs[-1].data)

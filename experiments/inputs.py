@@ -1,4 +1,4 @@
-"""The lists of stage 1, and the lesions, that a script reads: what is missing, how much there is, what is in it."""
+"""The lists that a script reads, of stage 1 or of lesions: what is missing, how much there is, what it is."""
 import contextlib
 import hashlib
 import json
@@ -37,7 +37,7 @@ def path_of(layout, kind, split):
 
 
 def count(layout, kind, split):
-    """Number of images in a list (crops of one image count once), 0 without a list; of lesions those to train on."""
+    """Number of images in a list, 0 without one; crops of one image count once, of lesions the training's."""
     if kind == 'weak':
         return lesion_count(layout, split, 'Training')
     found = [layout.root / line.split()[0] for line in lines(layout, kind, split)]

@@ -54,7 +54,8 @@ class Reproduction:
         found, why = {}, ''
         for seed in self.seeds:
             jobs = self.declarations.scorings(row, split, seed)
-            why = why or next(filter(None, (self.store.too_few(next(iter(job.needs), job)) for job in jobs)), '')
+            trained = [next(iter(job.needs), job) for job in jobs]
+            why = why or next(filter(None, map(self.store.too_few, trained)), '')
             unfinished = [job for job in jobs if not self.store.finished(job)]
             if unfinished:
                 why = why or self.failed.get(unfinished[0], 'not run yet')
@@ -178,6 +179,7 @@ def _compared(first, second, scored, column):
                                       [scored[first][seed] for seed in seeds], column) if seeds else None
     if found is None:
         return []
-    mean, low, high = (f'{results.scale(column) * value:+.1f}' for value in (found.mean, found.low, found.high))
+    scale = results.scale(column)
+    mean, low, high = (f'{scale * value:+.1f}' for value in (found.mean, found.low, found.high))
     return [f'{column}, "{second}" minus "{first}", paired over images: {mean} [{low}, {high}], '
             f'{bootstrap.p_in_words(found)}.']

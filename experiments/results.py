@@ -110,7 +110,7 @@ def scale(column):
 
 
 def score(result, column):
-    """A column of COLUMNS, in [0, 1] or pixels; None where it is not defined. AC, SE and SP are at the arg-max."""
+    """A column of COLUMNS, in [0, 1] or pixels; None if not defined. AC, SE and SP are at the arg-max."""
     if not result.defined(column):
         return None
     return float(result.under(column, [np.ones((1, len(part.names))) for part in result.parts])[0])

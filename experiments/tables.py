@@ -115,7 +115,8 @@ def _pieces(cell, printed, marks):
     scale = cell.scale
     return (_scaled(cell.paper, scale), '' if alone else '/', '' if alone else _scaled(cell.mean, scale),
             '' if cell.spread is None else f'± {scale * cell.spread:.1f}',
-            '' if cell.difference is None else f'({round(scale * cell.difference, 1) + 0.0:+.1f})',   # no -0.0
+            # + 0.0: no -0.0
+            '' if cell.difference is None else f'({round(scale * cell.difference, 1) + 0.0:+.1f})',
             f'[{", ".join(_scaled(end, scale) for end in cell.interval)}]' if cell.interval else '',
             marks.get(_line(cell.note), ''))
 
@@ -164,7 +165,7 @@ def _markdown(text):
 
 
 def to_csv(table):
-    """The table with one line for each cell, columns FIELDS: percents with four digits, '' = unknown; pixels as they are."""
+    """The table with one line for each cell, columns FIELDS: percents with four digits, '' = unknown."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator='\n')
     lines.writerow(FIELDS)

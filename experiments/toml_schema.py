@@ -11,7 +11,8 @@ WEAK_TRAINING, WEAK_EVALUATION = (f'companions/weak_labels/{name}_WeakSN.py' for
 SCORED = {'train_CoarseSN.py': 'CoarseSN', 'train_MaskCN.py': 'MaskCN', 'train_EnhancedSN.py': 'EnhancedSN',
           WEAK_TRAINING: 'WeakSN'}
 # What scores a network, where not eval_EnhancedSN.py; what needs no network is scored as it is declared.
-SCORERS = {'train_MaskCN.py': 'eval_MaskCN.py', WEAK_TRAINING: WEAK_EVALUATION, WEAK_EVALUATION: WEAK_EVALUATION}
+SCORERS = {'train_MaskCN.py': 'eval_MaskCN.py', WEAK_TRAINING: WEAK_EVALUATION,
+           WEAK_EVALUATION: WEAK_EVALUATION}
 KINDS = {'train_MaskCN.py': 'classification', WEAK_TRAINING: 'weak', WEAK_EVALUATION: 'weak'}   # of results
 NETWORKS = SCORED | {'companions/mask2lesion/train_Mask2Lesion.py': 'Mask2Lesion'}
 # Scripts of companions that train nothing: the folder that each writes, and the record in it.

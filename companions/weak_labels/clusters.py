@@ -3,6 +3,7 @@ import numpy as np
 
 from engine import figures
 from engine.errors import InputError
+from mbdcnn.panels import spread
 
 ANGLES = 'wrapped', 'degrees'
 FROM = 'Training', 'all'
@@ -14,9 +15,9 @@ YELLOW = (255, 220, 0)
 def features(parameters, angle):
     """What is clustered: (N, 5) ellipses (x, y, short, long, angle) -> (N, 5 or 6), in pixels.
 
-    angle : 'degrees' leaves them as they are (released), so that 0 and 180 are far apart and the angle outweighs
-    all; 'wrapped' has (long - short) times the cosine and the sine of twice the angle in its place: turned by 180
-    degrees an ellipse is the same, and a circle has no angle
+    angle : 'degrees' leaves them as they are (released), so that 0 and 180 are far apart and the angle
+    outweighs all; 'wrapped' has (long - short) times the cosine and the sine of twice the angle in its place:
+    turned by 180 degrees an ellipse is the same, and a circle has no angle
     """
     parameters = np.asarray(parameters, dtype=np.float64)
     if angle == 'degrees':
@@ -43,7 +44,8 @@ def labels(training, validation, others, count, angle, where):
     training, validation, others : ellipses (., 5), others those of the test split
     where : 'Training' fits the clusters to the training lesions alone; 'all' to all of them (released)
     """
-    fitted = fit(training if where == 'Training' else np.concatenate([training, validation, others]), count, angle)
+    seen = training if where == 'Training' else np.concatenate([training, validation, others])
+    fitted = fit(seen, count, angle)
     return tuple(fitted.predict(features(some, angle)).astype(np.int64) for some in (training, validation))
 
 
@@ -54,11 +56,12 @@ def draw(data, found, path):
     """
     present, sizes = np.unique(found, return_counts=True)
     rows, blank = [], np.full_like(data.images[0], 255)
-    for place in np.linspace(0, len(present) - 1, min(ROWS, len(present))).astype(int):
+    for place in spread(len(present), ROWS):
         members = np.flatnonzero(found == present[place])
-        chosen = members[np.linspace(0, len(members) - 1, min(COLUMNS, len(members))).astype(int)]
+        chosen = members[spread(len(members), COLUMNS)]
         shown = [outlined(np.array(data.images[number]), data.ellipses[number]) for number in chosen]
-        rows.append((f'cluster {present[place]}\n{sizes[place]} lesions', shown + [blank] * (COLUMNS - len(shown))))
+        shown += [blank] * (COLUMNS - len(shown))
+        rows.append((f'cluster {present[place]}\n{sizes[place]} lesions', shown))
     figures.panel(rows, [''] * COLUMNS, path)
 
 

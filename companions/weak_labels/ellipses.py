@@ -1,7 +1,7 @@
 """Ellipses from masks and from two diameters, and masks from ellipses.
 
-An ellipse is (x, y, short, long, angle): its centre, its two diameters, all in pixels, and the direction of the
-short one in degrees, 0 to 180, from +x towards +y. That is what cv2.fitEllipse gives.
+An ellipse is (x, y, short, long, angle): its centre, its two diameters, all in pixels, and the direction of
+the short one in degrees, 0 to 180, from +x towards +y. That is what cv2.fitEllipse gives.
 """
 import cv2
 import numpy as np

@@ -1,7 +1,7 @@
 """Weak labels: score a method's masks against the true ones, in pixels of the patch.
 
-Reads   WeakLabels/<DATA>/ (prepare_...), models/WeakSN_<METHOD>/ (train_WeakSN); for METHOD=ellipse no network:
-        the ellipses themselves, which is what the labels are worth
+Reads   WeakLabels/<DATA>/ (prepare_...), models/WeakSN_<METHOD>/ (train_WeakSN); for METHOD=ellipse no
+        network: the ellipses themselves, which is what the labels are worth
 Writes  results/WeakSN_<METHOD>_<SPLIT>.csv   scores of each lesion
         results/WeakSN_<METHOD>_<SPLIT>.json  means with 95 % intervals, and those of the ellipses
         results/WeakSN_<METHOD>_<SPLIT>_masks/  masks at the size of the true ones, <name>_segmentation.png
@@ -110,7 +110,7 @@ def check_data(cfg, layout, data, config):
 
 
 def write_masks(cfg, trained, data, folder):
-    """Find and write the masks of all lesions, at the size of what each patch shows: (N, P, P) bool, of patches.
+    """Find the masks of all lesions, (N, P, P) bool, and write them at the size of what each patch shows.
 
     trained : Predictor, None for the ellipses
     """
@@ -131,8 +131,8 @@ def write_masks(cfg, trained, data, folder):
 
         device = torch.device('cpu') if trained is None else trained.device
         found_logits = hardware.on_each_core(segment, batches, device)
-        for numbers, logits in zip(batches, tqdm(found_logits, total=len(batches), desc='segmenting', unit='batch'),
-                                   strict=True):
+        shown = tqdm(found_logits, total=len(batches), desc='segmenting', unit='batch')
+        for numbers, logits in zip(batches, shown, strict=True):
             found[numbers] = logits >= 0
             for number, logit in zip(numbers, logits, strict=True):
                 full = found[number] if data.sizes[number] == logit.shape else (
@@ -149,7 +149,7 @@ def summary(scores):
 
 
 def draw_panel(cfg, layout, data, found, scores, path):
-    """The paper's figure: picture, truth, approximate target, and what each method found whose masks are here."""
+    """The paper's figure: picture, truth, approximate target, and the masks of all methods that are here."""
     shown = {TITLES[cfg.METHOD]: found} if cfg.METHOD != ELLIPSE else {}
     chosen = spread(len(data.names), cfg.PANEL_IMAGES).tolist()
     for method, title in TITLES.items():
@@ -173,15 +173,16 @@ def show(cfg, layout, facts):
     def cell(value, bounds, scale):
         return f'{scale * value:.1f} [{scale * bounds[0]:.1f}, {scale * bounds[1]:.1f}]'
 
-    rows = [[label, *(cell(part[name], part['ci95'][name], 100 if name in FRACTIONS else 1) for name in COLUMNS)]
+    rows = [[label, *(cell(part[name], part['ci95'][name], 100 if name in FRACTIONS else 1)
+                      for name in COLUMNS)]
             for label, part in ((cfg.METHOD, facts), ('the ellipse itself', facts['ellipse']))]
     printed = paper.row(layout, cfg.DATA, cfg.METHOD)
     if printed:
         rows.append(['paper', *(f'{printed[name]:.1f}' if name in printed else '' for name in COLUMNS)])
-    print(f'\n{cfg.DATA}, {cfg.SPLIT} (n = {facts["n"]}): percent, then pixels of the patch [95 % interval]')
+    print(f'\n{cfg.DATA}, {cfg.SPLIT} (n = {facts["n"]}): percent, pixels of the patch [95 % interval]')
     print(tabulate(list(zip(['', *COLUMNS], *rows, strict=True)), 'firstrow', 'plain', disable_numparse=True))
     if facts['empty masks']:
-        print(f'{facts["empty masks"]} masks are empty; their distances count as the largest among the others')
+        print(f'{facts["empty masks"]} masks are empty; their distances count as the largest of the others')
     if facts['drawn_pictures']:
         print(evaluation.DRAWN_PICTURES)
 

@@ -32,8 +32,8 @@ class Lesions:
     """Lesions of a split. N of them, patches of side P.
 
     names : list of text; images : (N, P, P, 3) uint8; ellipses, masks : (N, P, P) uint8 of {0, 1}, masks None
-    where true ones are missing; parameters : (N, 5) float, see ELLIPSE; sizes : [(width, height)] in px of what
-    each patch shows; fingerprint : text that changes with any pixel
+    where true ones are missing; parameters : (N, 5) float, see ELLIPSE; sizes : [(width, height)] in px of
+    what each patch shows; fingerprint : text that changes with any pixel
     """
     names: list
     images: np.ndarray
@@ -163,7 +163,7 @@ def load(layout, data, split, limit=0, seed=0, workers=0):
 
 
 def mask_names(folder, names):
-    """Where masks found in lesions' pictures are written: <name>_segmentation.png, as the challenge names them."""
+    """Where the masks that are found are written: <name>_segmentation.png, as the challenge names them."""
     return [folder / f'{name}{MASK_SUFFIX}.png' for name in names]
 
 

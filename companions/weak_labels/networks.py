@@ -1,5 +1,7 @@
-"""DeepLabv3+ of segmentation-models-pytorch with a head for the cluster, or as a co-segmentation network; what
-they read; the losses; an optimiser that clips."""
+"""DeepLabv3+ of segmentation-models-pytorch with a head for the cluster, or as a co-segmentation network.
+
+Also what they read, their losses, and an optimiser that clips.
+"""
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +13,19 @@ from companions.weak_labels import REQUIREMENTS
 from engine import checkpoints, cli, files
 from engine.errors import InputError
 
-METHODS = 'a1', 'a1l', 'acoseg', 'mask'   # mask: as a1, trained on true masks, the ceiling
+METHODS = 'a1', 'a1l', 'acoseg', 'mask'   # mask: as a1, on true masks
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)   # of ImageNet, as smp has them
 CLASS_DROPOUT = 0.2
 HIDDEN = 4096   # units of the attention (released)
 STRIDE = 16     # of the encoder: the sides of its input are multiples
-FOLDABLE = 'resnet', 'resnext'   # encoders in which each batch norm reads the convolution registered before it
+FOLDABLE = 'resnet', 'resnext'   # encoders in which a batch norm reads the convolution before it
 
 
 def build(method, encoder, clusters=0, swap=True):
     """The network of a method, with random weights.
 
     method : of METHODS; encoder : a name that segmentation-models-pytorch knows
-    clusters : number of classes of a1l's head; swap : acoseg's attention of one picture acts on the other
+    clusters : number of classes of a1l's head; swap : see CoSegmenter
     Raises InputError for an encoder that is not known.
     """
     cli.require('segmentation_models_pytorch', where=REQUIREMENTS)
@@ -32,9 +34,9 @@ def build(method, encoder, clusters=0, swap=True):
     try:
         network = smp.DeepLabV3Plus(encoder, encoder_weights=None, aux_params=head)
     except (KeyError, ValueError, NotImplementedError) as error:
-        raise InputError(f'ENCODER={encoder}: cannot be used', [str(error).strip('\'"').splitlines()[0][:300]],
-                         'resnet18, resnet34, resnet50, resnet101, or another of segmentation-models-pytorch '
-                         'that can be dilated') from None
+        why = str(error).strip('\'"').splitlines()[0][:300]
+        raise InputError(f'ENCODER={encoder}: cannot be used', [why], 'resnet18, resnet34, resnet101 or another '
+                         'of segmentation-models-pytorch that can be dilated') from None
     return CoSegmenter(network, swap) if method == 'acoseg' else network
 
 
@@ -51,10 +53,10 @@ class Attention(nn.Module):
 
 
 class CoSegmenter(nn.Module):
-    """ACoseg: DeepLabv3+ that segments two pictures, with channel attention on the last and the stride-4 features.
+    """ACoseg: DeepLabv3+ for two pictures, with channel attention on its last and its stride-4 features.
 
-    swap : the attention of each picture acts on the features of the other (Chen et al., ACCV 2018); else on its
-    own (released), and the two have nothing to do with each other
+    swap : the attention of each picture acts on the features of the other (Chen et al., ACCV 2018); else on
+    its own (released), and the two have nothing to do with each other
     """
 
     def __init__(self, network, swap=True):
@@ -85,7 +87,7 @@ class CoSegmenter(nn.Module):
 def encoder_file(encoder, where):
     """Path of an encoder's ImageNet weights, None where there are none.
 
-    where : path of a state dict under torchvision's names; '' = torch hub's cache, where it holds one; 'none'
+    where : path of a state dict, torchvision's names; '' = torch hub's cache, where it holds one; 'none'
     """
     if where:
         return None if where == 'none' else Path(where)
@@ -110,7 +112,7 @@ def load_encoder(network, encoder, where):
 # --- What the networks read
 
 def frame(side, size):
-    """(rows, columns) of a patch of `side` px that fill (height, width) by repeated mirror reflection (101)."""
+    """(rows, columns) of a patch of `side` px that fill (height, width) by mirror reflection (101)."""
     found = []
     for length in size:
         before = (length - side) // 2
@@ -120,7 +122,8 @@ def frame(side, size):
 
 def padded(pictures, size):
     """Pictures or masks (..., P, P), P in the middle of (height, width), the rest their reflections."""
-    rows, columns = (torch.from_numpy(places).to(pictures.device) for places in frame(pictures.shape[-1], size))
+    rows, columns = (torch.from_numpy(places).to(pictures.device)
+                     for places in frame(pictures.shape[-1], size))
     return pictures.index_select(-2, rows).index_select(-1, columns)
 
 
@@ -150,7 +153,8 @@ def mask_loss(logits, target):
 def weighted_loss(output, target, labels, mask_weight, class_weight):
     """(Total, parts) of A1 or A1+L: mask_weight * mask + class_weight * class.
 
-    output : mask logits (B, 1, H, W), or (these, class logits (B, k)); target : (B, H, W); labels : (B,) or None
+    output : mask logits (B, 1, H, W), or (these, class logits (B, k)); target : (B, H, W)
+    labels : (B,), None without class logits
     """
     logits, classes = output if isinstance(output, tuple) else (output, None)
     mask = mask_loss(logits, target)
@@ -158,14 +162,15 @@ def weighted_loss(output, target, labels, mask_weight, class_weight):
         return mask_weight * mask, {'mask': mask}
     label = F.cross_entropy(classes.float(), labels)
     accuracy = (classes.argmax(1) == labels).float().mean()
-    return mask_weight * mask + class_weight * label, {'mask': mask, 'class': label, 'class accuracy': accuracy}
+    parts = {'mask': mask, 'class': label, 'class accuracy': accuracy}
+    return mask_weight * mask + class_weight * label, parts
 
 
 class ClippedAdam(torch.optim.Adam):
     """Adam whose gradients are scaled to a global norm of at most `clip`.
 
-    keep_gradients : they are never zeroed (released): each step adds to their clipped sum, which is then clipped
-    itself, much like momentum
+    keep_gradients : they are never zeroed (released): each step adds to their clipped sum, which is then
+    clipped itself, much like momentum
     """
 
     def __init__(self, parameters, lr, clip, keep_gradients=False):

@@ -1,10 +1,10 @@
 """What the paper prints, to stand beside scores of the same data set and the same split alone."""
 from companions.weak_labels import lesions
 
-# Lesions that the original's preparation leaves; its splits are those of SPLIT=random, of INDEX_FILES, and of
-# DeepLesion itself.
+# Lesions that the original's preparation leaves; its splits are those of SPLIT=random, of INDEX_FILES, and
+# of DeepLesion itself.
 LESIONS = {'HAM10000': 10_012, 'LiTS': 16_462, 'DeepLesion': 32_727}
-PRINTED = 'IoU', 'Dice', 'VS', 'centre error', 'edge error', 'Hausdorff'   # its columns, by what its code computes
+PRINTED = 'IoU', 'Dice', 'VS', 'centre error', 'edge error', 'Hausdorff'   # by what its code computes
 MEANS = {
     ('DeepLesion', 'a1'): (63.02, 75.36, 80.65, 3.19, 9.21, 7.37),
     ('DeepLesion', 'acoseg'): (62.75, 74.38, 80.58, 5.56, 8.43, 11.84),
@@ -18,10 +18,10 @@ MEANS = {
 
 
 def row(layout, data, method):
-    """{column: printed mean} of a method, percent and pixels; {} where data set or split are not the paper's."""
+    """{column: printed mean} of a method, percent and pixels; {} where data or split are not the paper's."""
     facts = lesions.facts(layout, data)
     settings = facts.get('settings', {})
-    same_split = {'HAM10000': settings.get('SPLIT') == 'random' and settings.get('SEED') == 1,
+    same_split = {'HAM10000': (settings.get('SPLIT'), settings.get('SEED')) == ('random', 1),
                   'LiTS': bool(settings.get('INDEX_FILES')), 'DeepLesion': True}.get(data, False)
     if not same_split or facts.get('drawn') or facts.get('lesions') != LESIONS[data]:
         return {}

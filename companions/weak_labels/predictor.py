@@ -12,7 +12,7 @@ from mbdcnn.inference import Trained, for_inference, require_finite, store_convo
 
 
 class Predictor(Trained):
-    """A trained network. cfg : METHOD, ENCODER, INPUT_SIZE and BGR of its training; precision, weights : Trained's
+    """A trained network. cfg : METHOD, ENCODER, INPUT_SIZE and BGR of its training; the others: see Trained
 
     A co-segmentation network sees each picture beside the next one of its set, the last beside the first.
     """
@@ -42,14 +42,15 @@ class Predictor(Trained):
 
         with hardware.autocast(self.precision, self.device):
             if self.cfg.METHOD == 'acoseg':
-                found = self.network(read(numbers), read([(number + 1) % len(pictures) for number in numbers]))[0]
+                beside = [(number + 1) % len(pictures) for number in numbers]
+                found = self.network(read(numbers), read(beside))[0]
             else:
                 found = self.network(read(numbers))
         logits, classes = found if isinstance(found, tuple) else (found, None)
         return logits[:, 0].float(), None if classes is None else classes.float()
 
     def logits(self, pictures, numbers):
-        """Mask logits of patches: (B, P, P) float32 on the host. Raises InputError where they are not finite."""
+        """Mask logits of patches: (B, P, P) float32 on the host. InputError where they are not finite."""
         found = networks.cropped(self.frames(pictures, numbers)[0], pictures.shape[1]).cpu().numpy()
         require_finite(found, self)
         return found
@@ -60,14 +61,14 @@ def load(layout, method, device, precision, weights=None):
 
     Raises InputError where there is none, or where it is not of the method.
     """
-    name, train = f'WeakSN_{method}', layout.command('-m companions.weak_labels.train_WeakSN', f'--METHOD={method}')
-    path = weights or layout.weights(name)
+    train = layout.command('-m companions.weak_labels.train_WeakSN', f'--METHOD={method}')
+    path = weights or layout.weights(f'WeakSN_{method}')
     state = checkpoints.load_state(path, train)
     config = checkpoints.read_config(path)
     trained = config.get('settings', {})
     if not trained:
-        raise InputError('A run folder is damaged', [f'{path.parent / "config.json"}: is missing, which says the '
-                                                     'encoder and the input'], train)
+        raise InputError('A run folder is damaged', [
+            f'{path.parent / "config.json"}: is missing, which says the encoder and the input'], train)
     if trained.get('METHOD') != method:
         raise InputError('Weights are of another method', [f'{path}: are of METHOD={trained.get("METHOD")}'],
                          f'--METHOD={trained.get("METHOD")}')

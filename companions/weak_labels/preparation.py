@@ -1,9 +1,10 @@
 """What the preparing scripts share: patches, masks and ellipses are written unit by unit, then the table.
 
-A unit is what is read at once, such as a picture with its mask or a volume. A second run makes those alone whose
-sources or settings changed, or whose files are gone.
+A unit is what is read at once, such as a picture with its mask or a volume. A second run makes those alone
+whose sources or settings changed, or whose files are gone.
 """
 import json
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +14,13 @@ from dataset import extraction
 from dataset.layout import SPLITS
 from engine import figures, files, images
 from engine.errors import InputError
+from mbdcnn.panels import spread
 
 VERSION = 1   # raise it when the same settings give other pixels than before
 PANEL_ROWS = 8
 SPLITTING = 'group', 'random'
-NOT_PIXELS = {'ROOT', 'RECIPE', 'SOURCE', 'IMAGES', 'MASKS', 'DIAMETERS', 'DATA', 'SPLIT', 'SEED', 'INDEX_FILES',
-              'NUM_WORKERS'}
+NOT_PIXELS = {'ROOT', 'RECIPE', 'SOURCE', 'IMAGES', 'MASKS', 'DIAMETERS', 'DATA', 'SPLIT', 'SEED',
+              'INDEX_FILES', 'NUM_WORKERS', 'SKIP_ABSENT'}   # settings without effect on what is written
 NAMES = 'one mask a picture, found by its name'
 
 
@@ -72,6 +74,18 @@ def from_mask(name, group, picture, mask, side, split=''):
                   parameters, mask.shape[::-1], split)
 
 
+def windowed(values, window):
+    """Hounsfield units -> uint8 grey values; those of `window` span 0 to 255, the others are clipped."""
+    low, high = window
+    return np.clip((values.astype(np.float32) - low) * (255 / (high - low)), 0, 255).round().astype(np.uint8)
+
+
+def picture_unit(name, group, picture, mask, side, split=''):
+    """The Unit of a whole picture with its mask (paths), see `from_mask`."""
+    return Unit(name, [picture, mask], lambda: [from_mask(
+        name, group, images.read_rgb(picture), images.read_mask(mask), side, split)])
+
+
 def same_shape(picture, mask):
     """Lines that report a mask whose sides are not in the picture's proportion (paths)."""
     (width, height), (other_width, other_height) = map(images.image_size, (picture, mask))
@@ -81,7 +95,7 @@ def same_shape(picture, mask):
 
 
 def check_pairs(pairs, faults=(), remedy=NAMES):
-    """Raise InputError with `faults` and every pair (picture, mask) of two shapes or that cannot be opened."""
+    """Raise InputError with `faults` and pairs (picture, mask) of two shapes, or that cannot be opened."""
     def check(pair):
         if found := same_shape(*pair):
             raise InputError('Sizes differ', found)
@@ -95,18 +109,19 @@ def check_pairs(pairs, faults=(), remedy=NAMES):
         raise InputError('Pictures and masks do not fit together', faults, remedy)
 
 
-def run(layout, cfg, units, drawn=False):
+def run(layout, cfg, units, drawn=False, truth=''):
     """Bring a data set's prepared lesions up to date, and write the table; prints what was done.
 
     cfg : the script's Settings with DATA, PATCH_SIZE, NUM_WORKERS; SPLIT and SEED where it draws the splits
-    units : list of Unit; drawn : whether a program drew the pictures
+    units : list of Unit; drawn : whether a program drew the pictures; truth : what the true masks are, where
+        nobody drew them
     Raises InputError with every unit that cannot be used; the others are done then.
     """
     folder = lesions.folder(layout, cfg.DATA)
     if cfg.DATA in ('', '.', '..') or '/' in cfg.DATA:
         raise InputError(f'DATA={cfg.DATA!r}: must be a folder\'s name')
-    settings = {'version': VERSION, **{name: value for name, value in json.loads(json.dumps(vars(cfg))).items()
-                                       if name not in NOT_PIXELS}}
+    given = json.loads(json.dumps(vars(cfg)))
+    settings = {'version': VERSION} | {name: given[name] for name in given.keys() - NOT_PIXELS}
 
     def work(unit):
         found, content = _held(record, unit)
@@ -121,22 +136,23 @@ def run(layout, cfg, units, drawn=False):
                              remedy='replace or remove these files')
         rows = [row for found, _ in made for row in found if 'why' not in row]
         left_out = [row for found, _ in made for row in found if 'why' in row]
-        twice = sorted({row['name'] for row in rows if sum(row['name'] == one['name'] for one in rows) > 1}
-                       ) if len({row['name'] for row in rows}) < len(rows) else []
+        counted = Counter(row['name'] for row in rows)
+        twice = sorted(name for name, count in counted.items() if count > 1)
         if twice or not rows:
             raise InputError(f'{cfg.DATA} cannot be prepared',
                              [f'{name}: is there twice' for name in twice] or ['no lesion is left'])
         _split(rows, cfg)
         extraction.print_lines('left out', [f'{row["name"]}: {row["why"]}' for row in left_out])
-        lesions.write_facts(layout, cfg.DATA, {'side': cfg.PATCH_SIZE, 'drawn': drawn, 'settings': vars(cfg),
-                                               'lesions': len(rows), 'left out': len(left_out)})
+        lesions.write_facts(layout, cfg.DATA, {
+            'side': cfg.PATCH_SIZE, 'drawn': drawn, 'truth': truth, 'settings': vars(cfg),
+            'lesions': len(rows), 'left out': len(left_out)})
         lesions.write(layout, cfg.DATA, rows)
         panel(layout, cfg.DATA, rows)
     written = sum(count for _, count in made)
     counts = {split: sum(row['split'] == split for row in rows) for split in SPLITS}
     groups = {split: len({row['group'] for row in rows if row['split'] == split}) for split in SPLITS}
-    print(f'{folder}: {len(rows)} lesions, {written} written, {len(rows) + len(left_out) - written} were up to '
-          f'date; ' + ', '.join(f'{split} {counts[split]} (of {groups[split]} groups)' for split in SPLITS))
+    print(f'{folder}: {len(rows)} lesions, {len(rows) + len(left_out) - written} were up to date; '
+          + ', '.join(f'{split} {counts[split]} (of {groups[split]} groups)' for split in SPLITS))
     overlaps = [row['iou'] for row in rows if row['iou'] is not None]
     if overlaps:
         print(f'the ellipse against the true mask: IoU {np.mean(overlaps):.3f}, least {min(overlaps):.3f}')
@@ -198,12 +214,12 @@ def _split(rows, cfg):
 
 def panel(layout, data, rows):
     """Draw some lesions with mask and ellipse: panel.png."""
-    chosen = [rows[number] for number in np.linspace(0, len(rows) - 1, min(PANEL_ROWS, len(rows))).astype(int)]
     shown, folder = [], lesions.folder(layout, data)
-    for row in chosen:
+    for row in (rows[number] for number in spread(len(rows), PANEL_ROWS)):
         read = {output.partition('/')[0]: folder / output for output in _outputs(row)}
         patch, ellipse = images.read_rgb(read['patches']), images.read_mask(read['ellipses'])
         mask = images.read_mask(read['masks']) if 'masks' in read else np.zeros_like(ellipse)
         said = '' if row['iou'] is None else f'\nIoU {row["iou"]:.2f}'
-        shown.append((f'{row["name"][-24:]}{said}', [patch, mask, ellipse, figures.outlined(patch, mask, ellipse)]))
+        shown.append((f'{row["name"][-24:]}{said}',
+                      [patch, mask, ellipse, figures.outlined(patch, mask, ellipse)]))
     figures.panel(shown, ['patch', 'true mask', 'ellipse', 'mask, ellipse'], folder / 'panel.png')

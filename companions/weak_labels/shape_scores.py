@@ -1,4 +1,4 @@
-"""How well found masks fit true ones: overlap, and errors of place, outline and size in pixels of the patch."""
+"""How well found masks fit true ones: overlap, and errors of place and outline in pixels of the patch."""
 import numpy as np
 from scipy import ndimage
 
@@ -9,7 +9,7 @@ COLUMNS = (*FRACTIONS, 'centre error', 'edge error', 'perimeter error', 'Hausdor
 PIXELS = tuple(name for name in COLUMNS if name not in FRACTIONS)
 MEANING = {
     'VS': 'volumetric similarity', 'centre error': 'between the middles of the bounding boxes',
-    'edge error': 'half the difference of the numbers of Canny\'s edge pixels, the original\'s "perimeter error"',
+    'edge error': 'half the difference of the numbers of Canny\'s edge pixels',
     'perimeter error': 'difference of the perimeters',
     'Hausdorff': 'largest distance between the outlines, which the original calls average',
     'average Hausdorff': 'mean of the two mean distances between the outlines'}
@@ -37,7 +37,8 @@ def score(found, truth):
 
 def table(found, truths):
     """Scores of masks (N, H, W) bool: (N, len(COLUMNS)) float64, see `filled`."""
-    return filled(np.array([[row[name] for name in COLUMNS] for row in map(score, found, truths)]), truths[0].shape)
+    rows = [[row[name] for name in COLUMNS] for row in map(score, found, truths)]
+    return filled(np.array(rows), truths[0].shape)
 
 
 def filled(rows, shape):

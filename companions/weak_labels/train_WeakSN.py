@@ -2,10 +2,10 @@
 
 Reads   WeakLabels/<DATA>/ (prepare_HAM10000, prepare_LiTS, prepare_DeepLesion, prepare_ISIC, prepare_folder)
 Writes  models/WeakSN_<METHOD>/  WeakSN_<METHOD>.pth (best weights), last.pth (to go on from), config.json,
-        metrics.jsonl, curves.png, panel.png, tensorboard/; with METHOD=a1l also clusters.csv and clusters.png
+        metrics.jsonl, curves.png, panel.png, tensorboard/; of METHOD=a1l also clusters.csv and clusters.png
 
     python -m companions.weak_labels.train_WeakSN --METHOD=a1l
-    python -m companions.weak_labels.train_WeakSN --METHOD=a1 --DATA=LiTS --ENCODER=resnet18 --INPUT_SIZE=128,128
+    python -m companions.weak_labels.train_WeakSN --METHOD=a1 --ENCODER=resnet18 --INPUT_SIZE=128,128
     torchrun --nproc-per-node=2 companions/weak_labels/train_WeakSN.py --METHOD=a1
 
 The weights with the least validation loss against the ellipses are kept: true masks select nothing, but for
@@ -40,7 +40,7 @@ ROOT = '.'                     # folder that holds WeakLabels/ and models/
 RECIPE = 'default'             # default (this file), or of recipes/: paper, cpu, demo
 RESUME = True                  # go on from models/WeakSN_<METHOD>/last.pth; False starts anew
 SEED = 0                       # of the weights, the order of the pictures, dropout
-METHOD = 'a1l'                 # a1: ellipses; a1l: and their clusters; acoseg: pairs; mask: true masks, the ceiling
+METHOD = 'a1l'                 # a1: ellipses; a1l: and their clusters; acoseg: pairs; mask: true masks
 DATA = 'HAM10000'              # folder below WeakLabels/
 TRAIN_IMAGES = 0               # train on this many lesions only, nested subsets; 0 = all
 
@@ -50,7 +50,7 @@ ENCODER_WEIGHTS = ''           # file, torchvision's names; '' = torch hub's cac
 SWAP_ATTENTION = True          # acoseg: a picture's attention acts on the other; False: on its own (released)
 
 # --- Clusters, of METHOD=a1l
-CLUSTERS = 0                   # k-means clusters; 0 = as the paper: HAM10000 45, LiTS 40, DeepLesion 190, else 45
+CLUSTERS = 0                   # k-means; 0 = HAM10000 45, LiTS 40, DeepLesion 190 (released), others 45
 CLUSTERS_FROM = 'Training'     # Training: fitted to the training lesions; all: also to the others (released)
 ANGLE = 'wrapped'              # of an ellipse: wrapped, 0 and 180 degrees are the same, or degrees (released)
 
@@ -109,11 +109,12 @@ def weak_task(cfg, process, network, train, validation, labels=(None, None)):
         x, target = (part.chunk(2) for part in read(batch))
         for order in ((0, 1), (1, 0)):
             found = models[name](*(x[half] for half in order))
-            parts = [networks.mask_loss(logits, target[half]) for logits, half in zip(found, order, strict=True)]
+            parts = [networks.mask_loss(logits, target[half])
+                     for logits, half in zip(found, order, strict=True)]
             yield name, cfg.MASK_WEIGHT * sum(parts), {'mask': sum(parts) / 2}
 
     def score(numbers):
-        """Rows of validation lesions: mask loss, counts against the target, IoU with the truth, class right."""
+        """Rows of lesions: mask loss, counts against the target, IoU with the truth, class right."""
         logits, classes = running.frames(validation.images, numbers)
         target = to_device(wanted[numbers], process.device)
         losses = torch.nn.functional.binary_cross_entropy_with_logits(
@@ -122,7 +123,7 @@ def weak_task(cfg, process, network, train, validation, labels=(None, None)):
         rows = [losses[:, None], counts_on_device(middle, target).float()]
         if validation.masks is not None:
             truth = to_device(validation.masks[numbers], process.device) > 0
-            both, either = ((op(middle > 0, truth)).sum((1, 2)) for op in (torch.logical_and, torch.logical_or))
+            both, either = ((middle > 0) & truth).sum((1, 2)), ((middle > 0) | truth).sum((1, 2))
             rows.append((both / either.clamp(min=1))[:, None])
         if classes is not None:
             true = torch.from_numpy(labels[1][numbers]).to(process.device)
@@ -136,7 +137,8 @@ def weak_task(cfg, process, network, train, validation, labels=(None, None)):
                                             process))
         if not np.isfinite(rows).all():
             raise FloatingPointError('The output for a validation lesion is not finite')
-        found = {'mask loss': rows[:, 0].mean(), 'Dice': metrics.segmentation_scores(rows[:, 1:5])[:, 1].mean()}
+        dice = metrics.segmentation_scores(rows[:, 1:5])[:, 1].mean()
+        found = {'mask loss': rows[:, 0].mean(), 'Dice': dice}
         if cfg.SELECT == 'Dice':
             found = dict(reversed(found.items()))
         last = 5
@@ -167,7 +169,8 @@ def weak_task(cfg, process, network, train, validation, labels=(None, None)):
 
 # Below the first function, where settings do not look.
 PANEL_ROWS, PICTURES_ON_A_CORE = 8, 8
-USUAL = {'a1': (100.0, 1e-3, 10), 'a1l': (50.0, 1e-3, 10), 'acoseg': (1.0, 1e-5, 8), 'mask': (100.0, 1e-3, 10)}
+USUAL = {'a1': (100.0, 1e-3, 10), 'a1l': (50.0, 1e-3, 10), 'acoseg': (1.0, 1e-5, 8),
+         'mask': (100.0, 1e-3, 10)}   # mask weight, learning rate, batch size
 
 
 def filled(cfg):
@@ -199,8 +202,8 @@ def check_data(cfg, process, layout, train, validation):
     """Raise InputError for settings that do not fit the prepared lesions or the processes."""
     faults = []
     if train.side > min(cfg.INPUT_SIZE):
-        faults.append(f'INPUT_SIZE={cfg.INPUT_SIZE}: the patches are {train.side} px; prepare smaller ones with '
-                      f'--PATCH_SIZE')
+        faults.append(f'INPUT_SIZE={cfg.INPUT_SIZE}: the patches are {train.side} px; prepare smaller ones '
+                      'with --PATCH_SIZE')
     if cfg.METHOD == 'mask' and (train.masks is None or validation.masks is None):
         faults.append(f'METHOD=mask: {lesions.table(layout, cfg.DATA)} has lesions without a true mask')
     shared = process.world * (2 if cfg.METHOD == 'acoseg' else 1)
@@ -215,8 +218,9 @@ def main():
         'METHOD': networks.METHODS, 'SELECT': ('mask loss', 'Dice'), 'ANGLE': clusters.ANGLES,
         'CLUSTERS_FROM': clusters.FROM},
         positive=('EPOCH', 'VALIDATE_EVERY', 'CLIP'),
-        least={'SEED': 0, 'TRAIN_IMAGES': 0, 'CLUSTERS': 0, 'MASK_WEIGHT': 0, 'CLASS_WEIGHT': 0, 'PATIENCE': 0,
-               'BATCH_SIZE': 0, 'LEARNING_RATE': 0, 'NUM_WORKERS': hardware.WORKERS_AUTO}, check=check)
+        least={'SEED': 0, 'TRAIN_IMAGES': 0, 'CLUSTERS': 0, 'MASK_WEIGHT': 0, 'CLASS_WEIGHT': 0,
+               'PATIENCE': 0, 'BATCH_SIZE': 0, 'LEARNING_RATE': 0,
+               'NUM_WORKERS': hardware.WORKERS_AUTO}, check=check)
     cfg = filled(cfg)
     cli.require('segmentation_models_pytorch', where=REQUIREMENTS)
     process = hardware.start(cfg)
