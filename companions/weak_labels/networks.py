@@ -35,8 +35,8 @@ def build(method, encoder, clusters=0, swap=True):
         network = smp.DeepLabV3Plus(encoder, encoder_weights=None, aux_params=head)
     except (KeyError, ValueError, NotImplementedError) as error:
         why = str(error).strip('\'"').splitlines()[0][:300]
-        raise InputError(f'ENCODER={encoder}: cannot be used', [why], 'resnet18, resnet34, resnet101 or another '
-                         'of segmentation-models-pytorch that can be dilated') from None
+        raise InputError(f'ENCODER={encoder}: cannot be used', [why], 'resnet18, resnet101, or another of '
+                         'segmentation-models-pytorch that can be dilated') from None
     return CoSegmenter(network, swap) if method == 'acoseg' else network
 
 

@@ -66,12 +66,14 @@ def from_mask(name, group, picture, mask, side, split=''):
     square = side, side
     try:
         full = ellipses.draw(ellipses.fit(mask), mask.shape[::-1])
-        small = images.resize_mask(mask, square)
+        small, approximate = (images.resize_mask(one, square) for one in (mask, full))
         parameters = ellipses.fit(small)
+        if not approximate.any():
+            raise ValueError('no pixel lies within the ellipse')
     except ValueError as error:
         return LeftOut(name, str(error))
-    return Lesion(name, group, images.resize_rgb(picture, square), images.resize_mask(full, square), small,
-                  parameters, mask.shape[::-1], split)
+    return Lesion(name, group, images.resize_rgb(picture, square), approximate, small, parameters,
+                  mask.shape[::-1], split)
 
 
 def windowed(values, window):
