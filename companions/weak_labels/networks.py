@@ -28,11 +28,9 @@ def build(method, encoder, clusters=0, swap=True):
     clusters : number of classes of a1l's head; swap : see CoSegmenter
     Raises InputError for an encoder that is not known.
     """
-    cli.require('segmentation_models_pytorch', where=REQUIREMENTS)
-    import segmentation_models_pytorch as smp  # slow to import
     head = {'classes': clusters, 'dropout': CLASS_DROPOUT} if method == 'a1l' else None
     try:
-        network = smp.DeepLabV3Plus(encoder, encoder_weights=None, aux_params=head)
+        network = deeplab(encoder, head)
     except (KeyError, ValueError, NotImplementedError) as error:
         why = str(error).strip('\'"').splitlines()[0][:300]
         raise InputError(f'ENCODER={encoder}: cannot be used', [why], 'resnet18, resnet101, or another of '
@@ -40,12 +38,24 @@ def build(method, encoder, clusters=0, swap=True):
     return CoSegmenter(network, swap) if method == 'acoseg' else network
 
 
+def require():
+    """Raise InputError where segmentation-models-pytorch is not installed."""
+    cli.require('segmentation_models_pytorch', where=REQUIREMENTS)
+
+
+def deeplab(encoder, head):
+    """DeepLabv3+ with random weights. head : options of a head for classes, or None"""
+    require()
+    import segmentation_models_pytorch as smp  # slow to import
+    return smp.DeepLabV3Plus(encoder, encoder_weights=None, aux_params=head)
+
+
 class Attention(nn.Module):
     """A weight from 0 to 1 for each channel, from the means of the channels."""
 
-    def __init__(self, channels, hidden=HIDDEN):
+    def __init__(self, channels):
         super().__init__()
-        self.squeeze, self.excite = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
+        self.squeeze, self.excite = nn.Linear(channels, HIDDEN), nn.Linear(HIDDEN, channels)
 
     def forward(self, x):
         """(B, C, H, W) -> (B, C, 1, 1)"""

@@ -24,7 +24,7 @@ if __name__ == '__main__':
 import numpy as np
 import torch
 
-from companions.weak_labels import REQUIREMENTS, clusters, lesions, networks
+from companions.weak_labels import clusters, lesions, networks
 from companions.weak_labels.predictor import Predictor
 from dataset.layout import Layout
 from engine import augment, cli, device_samples, figures, files, hardware, metrics, settings, trainer
@@ -222,7 +222,7 @@ def main():
                'PATIENCE': 0, 'BATCH_SIZE': 0, 'LEARNING_RATE': 0,
                'NUM_WORKERS': hardware.WORKERS_AUTO}, check=check)
     cfg = filled(cfg)
-    cli.require('segmentation_models_pytorch', where=REQUIREMENTS)
+    networks.require()
     process = hardware.start(cfg)
     layout = Layout(cfg.ROOT)
     with hardware.main_first(process):
