@@ -61,7 +61,7 @@ def draw(data, found, path):
         chosen = members[spread(len(members), COLUMNS)]
         shown = [outlined(np.array(data.images[number]), data.ellipses[number]) for number in chosen]
         shown += [blank] * (COLUMNS - len(shown))
-        rows.append((f'cluster {present[place]}\n{sizes[place]} lesions', shown))
+        rows.append((f'cluster {present[place]}\nn = {sizes[place]}', shown))
     figures.panel(rows, [''] * COLUMNS, path)
 
 

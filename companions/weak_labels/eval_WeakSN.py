@@ -75,7 +75,8 @@ def main():
              'ellipse': summary(shape_scores.table(data.ellipses > 0, truths)),
              'weights': files.fingerprint(weights) if trained else '', 'data': data.fingerprint,
              'recipe': config.get('settings', {}).get('RECIPE', 'unknown'), 'settings': vars(cfg),
-             'trained': config.get('settings', {}), 'drawn_pictures': lesions.drawn(layout, cfg.DATA)}
+             'trained': config.get('settings', {}), 'drawn_pictures': lesions.drawn(layout, cfg.DATA),
+             'truth': lesions.facts(layout, cfg.DATA).get('truth', '')}
     files.write_csv(stem.with_suffix('.csv'), [('image_id', *COLUMNS), *(
         (name, *(f'{value:.6f}' for value in row)) for name, row in zip(data.names, scores, strict=True))])
     files.write_text(stem.with_suffix('.json'), json.dumps(facts, indent=1) + '\n')
@@ -183,6 +184,8 @@ def show(cfg, layout, facts):
     print(tabulate(list(zip(['', *COLUMNS], *rows, strict=True)), 'firstrow', 'plain', disable_numparse=True))
     if facts['empty masks']:
         print(f'{facts["empty masks"]} masks are empty; their distances count as the largest of the others')
+    if facts['truth']:
+        print(f'the truth here is {facts["truth"]}')
     if facts['drawn_pictures']:
         print(evaluation.DRAWN_PICTURES)
 

@@ -111,17 +111,18 @@ def check_pairs(pairs, faults=(), remedy=NAMES):
         raise InputError('Pictures and masks do not fit together', faults, remedy)
 
 
-def run(layout, cfg, units, drawn=False, truth=''):
+def run(layout, data, cfg, units, drawn=False, truth=''):
     """Bring a data set's prepared lesions up to date, and write the table; prints what was done.
 
-    cfg : the script's Settings with DATA, PATCH_SIZE, NUM_WORKERS; SPLIT and SEED where it draws the splits
+    data : name of the folder below WeakLabels/
+    cfg : the script's Settings with PATCH_SIZE and NUM_WORKERS; SPLIT and SEED where it draws the splits
     units : list of Unit; drawn : whether a program drew the pictures; truth : what the true masks are, where
         nobody drew them
     Raises InputError with every unit that cannot be used; the others are done then.
     """
-    folder = lesions.folder(layout, cfg.DATA)
-    if cfg.DATA in ('', '.', '..') or '/' in cfg.DATA:
-        raise InputError(f'DATA={cfg.DATA!r}: must be a folder\'s name')
+    folder = lesions.folder(layout, data)
+    if data in ('', '.', '..') or '/' in data:
+        raise InputError(f'DATA={data!r}: must be a folder\'s name')
     given = json.loads(json.dumps(vars(cfg)))
     settings = {'version': VERSION} | {name: given[name] for name in given.keys() - NOT_PIXELS}
 
@@ -133,23 +134,23 @@ def run(layout, cfg, units, drawn=False, truth=''):
         return found, 0
 
     with extraction.at_work(folder, settings, layout) as record:
-        lesions.table(layout, cfg.DATA).unlink(missing_ok=True)   # until all is done
-        made = files.for_all(work, units, f'preparing {cfg.DATA}', cfg.NUM_WORKERS,
+        lesions.table(layout, data).unlink(missing_ok=True)   # until all is done
+        made = files.for_all(work, units, f'preparing {data}', cfg.NUM_WORKERS,
                              remedy='replace or remove these files')
         rows = [row for found, _ in made for row in found if 'why' not in row]
         left_out = [row for found, _ in made for row in found if 'why' in row]
         counted = Counter(row['name'] for row in rows)
         twice = sorted(name for name, count in counted.items() if count > 1)
         if twice or not rows:
-            raise InputError(f'{cfg.DATA} cannot be prepared',
+            raise InputError(f'{data} cannot be prepared',
                              [f'{name}: is there twice' for name in twice] or ['no lesion is left'])
         _split(rows, cfg)
         extraction.print_lines('left out', [f'{row["name"]}: {row["why"]}' for row in left_out])
-        lesions.write_facts(layout, cfg.DATA, {
+        lesions.write_facts(layout, data, {
             'side': cfg.PATCH_SIZE, 'drawn': drawn, 'truth': truth, 'settings': vars(cfg),
             'lesions': len(rows), 'left out': len(left_out)})
-        lesions.write(layout, cfg.DATA, rows)
-        panel(layout, cfg.DATA, rows)
+        lesions.write(layout, data, rows)
+        panel(layout, data, rows)
     written = sum(count for _, count in made)
     counts = {split: sum(row['split'] == split for row in rows) for split in SPLITS}
     groups = {split: len({row['group'] for row in rows if row['split'] == split}) for split in SPLITS}

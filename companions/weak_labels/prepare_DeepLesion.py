@@ -198,7 +198,7 @@ def main():
         paths = list(dict.fromkeys(path for parts in channels for path, _ in parts))
         return preparation.Unit(name, paths, lambda: make(name, lesion, channels, cfg))
 
-    preparation.run(layout, cfg, [unit(*entry) for entry in found],
+    preparation.run(layout, cfg.DATA, cfg, [unit(*entry) for entry in found],
                     truth='GrabCut within the ellipse: nobody drew masks of DeepLesion')
 
 

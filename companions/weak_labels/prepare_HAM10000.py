@@ -94,7 +94,7 @@ def main():
                          '--SOURCE=folder, or draw some: python -m companions.weak_labels.make_demo_lesions')
 
     units = [preparation.picture_unit(*entry, cfg.PATCH_SIZE) for entry in find(source)]
-    preparation.run(layout, cfg, units, (source / DRAWN).exists())
+    preparation.run(layout, cfg.DATA, cfg, units, (source / DRAWN).exists())
 
 
 if __name__ == '__main__':

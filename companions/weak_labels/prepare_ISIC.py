@@ -41,7 +41,7 @@ def main():
     preparation.check_pairs([pair for _, *pair in listed])
     units = [preparation.picture_unit(image.stem, image.stem, image, mask, cfg.PATCH_SIZE, split)
              for split, image, mask in listed]
-    preparation.run(layout, cfg, units, layout.drawn)
+    preparation.run(layout, cfg.DATA, cfg, units, layout.drawn)
 
 
 if __name__ == '__main__':

@@ -157,7 +157,7 @@ def main():
         return preparation.Unit(f'volume-{number}', paths, lambda: tumours(number, *paths, cfg))
 
     source = Path(cfg.SOURCE or layout.root / 'dataset' / 'LiTS')
-    preparation.run(layout, cfg, [unit(*entry) for entry in find(source)])
+    preparation.run(layout, cfg.DATA, cfg, [unit(*entry) for entry in find(source)])
 
 
 if __name__ == '__main__':

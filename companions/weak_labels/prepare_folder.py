@@ -133,7 +133,7 @@ def main():
     if not cfg.IMAGES or not (cfg.MASKS or cfg.DIAMETERS):
         raise InputError('Pictures need masks or diameters', [], '--IMAGES=folder --MASKS=folder, or '
                          '--IMAGES=folder --DIAMETERS=csv')
-    preparation.run(Layout(cfg.ROOT), cfg, [unit(*entry, cfg) for entry in find(cfg)])
+    preparation.run(Layout(cfg.ROOT), cfg.DATA, cfg, [unit(*entry, cfg) for entry in find(cfg)])
 
 
 if __name__ == '__main__':
