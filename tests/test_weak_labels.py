@@ -39,7 +39,7 @@ from experiments import costs, results, tables
 from experiments.declarations import Declarations
 from experiments.reproduction import Reproduction
 from experiments.run_store import RunStore
-from tests import conftest, stand_ins, test_training
+from tests import conftest, stand_ins, test_distributed, test_training
 from tests.stand_ins import VALUES, declare, run_table
 from tests.test_training import load
 
@@ -746,6 +746,23 @@ def test_what_cannot_be_trained_is_said(tiny, drawn, tmp_path, options, said):
         call(train_WeakSN, f'--ROOT={run_root(drawn, tmp_path).root}', '--ENCODER=resnet18', *options)
 
 
+@conftest.IN_SOAK
+def test_two_processes_share_the_batches(smp, drawn, tmp_path):
+    """Batch norms and dropout differ; the steps, and what is validated, do not."""
+    options = [*SMALL[:-3], *SMALL[-2:], '--METHOD=acoseg', '--EPOCH=2', '--LEARNING_RATE=1e-5']
+    torchrun, rows = test_distributed.TORCHRUN, {}
+    for name, launcher in (('one', ()), ('two', torchrun)):
+        layout = run_root(drawn, tmp_path / name)
+        script = 'companions/weak_labels/train_WeakSN.py'
+        conftest.run_script(script, layout.root, *options, launcher=launcher)
+        folder = layout.run('WeakSN_acoseg')
+        rows[name] = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+        assert json.loads((folder / 'config.json').read_text())['processes'] == 1 + bool(launcher)
+    assert [row['step'] for row in rows['two']] == [row['step'] for row in rows['one']]
+    for one, two in zip(rows['one'], rows['two'], strict=True):
+        assert two['mask loss'] == pytest.approx(one['mask loss'], rel=0.1)
+
+
 def test_a_script_without_its_packages_says_how_to_install_them(drawn, monkeypatch):
     monkeypatch.setattr(cli.importlib.util, 'find_spec', lambda name: None)
     for script, package in ((train_WeakSN, 'segmentation_models_pytorch'), (eval_WeakSN, 'skimage'),
@@ -779,7 +796,7 @@ def test_the_evaluation_scores_what_the_network_finds(trained, tiny, drawn, caps
     config = json.loads((trained.run('WeakSN_a1') / 'config.json').read_text())['settings']
     network = networks.build('a1', 'resnet18')
     checkpoints.load_parameters(network, checkpoints.load_state(trained.weights('WeakSN_a1'), ''))
-    plain = predictor.Predictor(network, predictor.Trainees(config), 'fp32')
+    plain = predictor.Predictor(network, predictor.used(config), 'fp32')
     logits = plain.logits(data.images, list(range(len(data.names))))
     stem = trained.results / 'WeakSN_a1_Validation'
     rows = results.read([f'{stem}.csv']).parts[0]

@@ -1,5 +1,6 @@
 """A network of this companion at work: from patches to masks."""
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ def load(layout, method, device, precision, weights=None):
     if trained.get('METHOD') != method:
         raise InputError('Weights are of another method', [f'{path}: are of METHOD={trained.get("METHOD")}'],
                          f'--METHOD={trained.get("METHOD")}')
-    cfg = Trainees(trained)
+    cfg = used(trained)
     network = networks.build(method, cfg.ENCODER, cfg.CLUSTERS, cfg.SWAP_ATTENTION)
     checkpoints.apply(checkpoints.load_parameters, network, state, path, train)
     precision = hardware.choose_precision(precision, device)
@@ -80,10 +81,7 @@ def load(layout, method, device, precision, weights=None):
     return Predictor(network, cfg, precision, path).folded(), config
 
 
-class Trainees:
-    """Settings of a training that its network is used under."""
-
-    def __init__(self, trained):
-        self.METHOD, self.ENCODER, self.CLUSTERS = trained['METHOD'], trained['ENCODER'], trained['CLUSTERS']
-        self.INPUT_SIZE, self.BGR = tuple(trained['INPUT_SIZE']), trained['BGR']
-        self.SWAP_ATTENTION = trained['SWAP_ATTENTION']
+def used(trained):
+    """The settings of a training that its network is used under. trained : dict, of its config.json"""
+    names = 'METHOD', 'ENCODER', 'CLUSTERS', 'BGR', 'SWAP_ATTENTION'
+    return SimpleNamespace(INPUT_SIZE=tuple(trained['INPUT_SIZE']), **{name: trained[name] for name in names})
