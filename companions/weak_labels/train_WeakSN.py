@@ -12,6 +12,7 @@ The weights with the least validation loss against the ellipses are kept: true m
 METHOD=mask, which is trained on them, the ceiling. Run it again after an interruption and it goes on where it
 stopped. Cost: companions/README.md.
 """
+import functools
 import hashlib
 import sys
 from pathlib import Path
@@ -113,9 +114,9 @@ def weak_task(cfg, process, network, train, validation, labels=(None, None)):
                      for logits, half in zip(found, order, strict=True)]
             yield name, cfg.MASK_WEIGHT * sum(parts), {'mask': sum(parts) / 2}
 
-    def score(numbers):
+    def score(trained, numbers):
         """Rows of lesions: mask loss, counts against the target, IoU with the truth, class right."""
-        logits, classes = running.frames(validation.images, numbers)
+        logits, classes = trained.frames(validation.images, numbers)
         target = to_device(wanted[numbers], process.device)
         losses = torch.nn.functional.binary_cross_entropy_with_logits(
             logits, networks.padded(target, cfg.INPUT_SIZE).float(), reduction='none').mean((1, 2))
@@ -131,9 +132,8 @@ def weak_task(cfg, process, network, train, validation, labels=(None, None)):
         return torch.cat(rows, 1)
 
     def validate():
-        nonlocal running
-        running = predictor.folded()
-        rows = np.array(evaluation.all_rows(score, len(validation.names), cfg.BATCH_SIZE, PICTURES_ON_A_CORE,
+        work = functools.partial(score, predictor.folded())
+        rows = np.array(evaluation.all_rows(work, len(validation.names), cfg.BATCH_SIZE, PICTURES_ON_A_CORE,
                                             process))
         if not np.isfinite(rows).all():
             raise FloatingPointError('The output for a validation lesion is not finite')
@@ -149,15 +149,14 @@ def weak_task(cfg, process, network, train, validation, labels=(None, None)):
         return {key: float(value) for key, value in found.items()}
 
     def panel(path):
-        shown, network_now = spread(len(validation.names), PANEL_ROWS).tolist(), predictor.folded()
-        probabilities = 1 / (1 + np.exp(-network_now.logits(validation.images, shown)))
+        shown = spread(len(validation.names), PANEL_ROWS).tolist()
+        probabilities = 1 / (1 + np.exp(-predictor.folded().logits(validation.images, shown)))
         figures.panel([(validation.names[number][-24:], [
             validation.images[number], wanted[number], probability.astype(np.float32),
             figures.outlined(np.array(validation.images[number]), wanted[number], probability > 0.5)])
             for number, probability in zip(shown, probabilities, strict=True)],
             ['patch', 'target', 'probability', 'target, found'], path)
 
-    running = None
     optimizer = trainer.adam(network, cfg.LEARNING_RATE, process.device) if cfg.METHOD != 'acoseg' else \
         networks.ClippedAdam(network.parameters(), cfg.LEARNING_RATE, cfg.CLIP, not cfg.ZERO_GRADIENTS)
     return trainer.Task(
