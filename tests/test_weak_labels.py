@@ -663,6 +663,23 @@ def test_any_folder_with_diameters(tmp_path):
         assert fault in str(error.value)
 
 
+def test_any_folder_with_masks(tmp_path):
+    """Grey ones, as resampling leaves them, are refused or cut."""
+    layout, grey = Layout(tmp_path), 100 * ellipses.draw((30, 20, 15, 30, 70), (60, 40))
+    for number in range(3):
+        images.write_png(tmp_path / f'images/p{number}.png', np.full((40, 60, 3), 99, np.uint8))
+        images.write_png(tmp_path / f'masks/p{number}{"_segmentation" * (number > 0)}.png', 2 * grey)
+    options = [f'--ROOT={tmp_path}', f'--IMAGES={tmp_path / "images"}', f'--MASKS={tmp_path / "masks"}']
+    with pytest.raises(InputError, match='p0.png: is not a binary mask(.|\n)*p2_segmentation.png: is not'):
+        call(prepare_folder, *options)
+    call(prepare_folder, *options, '--GREY_ABOVE=127')
+    rows = lesions.rows(layout, 'mine')
+    assert [row['name'] for row in rows] == ['p0', 'p1', 'p2'] and min(row['iou'] for row in rows) > 0.9
+    (tmp_path / 'masks/p0.png').unlink()
+    with pytest.raises(InputError, match='masks: has no mask of p0'):
+        call(prepare_folder, *options, '--GREY_ABOVE=127')
+
+
 # --- Training
 
 def run_root(drawn, folder):
