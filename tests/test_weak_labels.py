@@ -520,8 +520,10 @@ def test_lits_volumes_become_patches_of_tumours(tmp_path, capsys):
     write_volume(source, 12, {2: [(64, 64, 12, 10)]})
     assert rewritten(lesions.folder(layout, 'LiTS'), lambda: call(prepare_LiTS, *options)) == {
         'volume-12_2_1.png'}
-    call(prepare_LiTS, *options, '--LEAST_AREA=1')
-    assert len(lesions.rows(layout, 'LiTS')) == 6
+    for number, name in enumerate(('tr_ind', 'val_ind', 'test_ind')):
+        np.save(tmp_path / f'{name}.npy', np.arange(2 * number, 2 * number + 2))
+    call(prepare_LiTS, *options, '--LEAST_AREA=1', f'--INDEX_FILES={tmp_path}')
+    assert [row['split'] for row in lesions.rows(layout, 'LiTS')] == [split for split in SPLITS for _ in '12']
 
 
 def test_all_faults_of_lits_are_named_at_once(tmp_path):

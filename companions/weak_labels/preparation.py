@@ -111,13 +111,13 @@ def check_pairs(pairs, faults=(), remedy=NAMES):
         raise InputError('Pictures and masks do not fit together', faults, remedy)
 
 
-def run(layout, data, cfg, units, drawn=False, truth=''):
+def run(layout, data, cfg, units, drawn=False, truth='', index_files=''):
     """Bring a data set's prepared lesions up to date, and write the table; prints what was done.
 
     data : name of the folder below WeakLabels/
     cfg : the script's Settings with PATCH_SIZE and NUM_WORKERS; SPLIT and SEED where it draws the splits
     units : list of Unit; drawn : whether a program drew the pictures; truth : what the true masks are, where
-        nobody drew them
+        nobody drew them; index_files : see lesions.by_files, '' where splits are drawn or known
     Raises InputError with every unit that cannot be used; the others are done then.
     """
     folder = lesions.folder(layout, data)
@@ -144,7 +144,7 @@ def run(layout, data, cfg, units, drawn=False, truth=''):
         if twice or not rows:
             raise InputError(f'{data} cannot be prepared',
                              [f'{name}: is there twice' for name in twice] or ['no lesion is left'])
-        _split(rows, cfg)
+        _split(rows, cfg, index_files)
         extraction.print_lines('left out', [f'{row["name"]}: {row["why"]}' for row in left_out])
         lesions.write_facts(layout, data, {
             'side': cfg.PATCH_SIZE, 'drawn': drawn, 'truth': truth, 'settings': vars(cfg),
@@ -200,13 +200,13 @@ def _write(record, unit, content):
     return rows
 
 
-def _split(rows, cfg):
+def _split(rows, cfg, index_files):
     """Fill in the splits where the data set has none of its own."""
     if all(row['split'] for row in rows):
         return
     rows.sort(key=lambda row: row['name'])   # the original's order
-    if getattr(cfg, 'INDEX_FILES', ''):
-        splits = lesions.by_files(cfg.INDEX_FILES, len(rows))
+    if index_files:
+        splits = lesions.by_files(index_files, len(rows))
     elif cfg.SPLIT == 'random':
         splits = lesions.at_random(len(rows), cfg.SEED)
     else:

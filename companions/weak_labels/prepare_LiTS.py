@@ -157,7 +157,8 @@ def main():
         return preparation.Unit(f'volume-{number}', paths, lambda: tumours(number, *paths, cfg))
 
     source = Path(cfg.SOURCE or layout.root / 'dataset' / 'LiTS')
-    preparation.run(layout, cfg.DATA, cfg, [unit(*entry) for entry in find(source)])
+    preparation.run(layout, cfg.DATA, cfg, [unit(*entry) for entry in find(source)],
+                    index_files=cfg.INDEX_FILES)
 
 
 if __name__ == '__main__':
