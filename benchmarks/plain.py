@@ -195,6 +195,24 @@ class GanTraining:
         return [value.item() for value in (fooled, distance, d_real, d_fake)]
 
 
+class WeakTraining:
+    """A training of A1+L as the original has it: float32, Adam, the losses fetched at once."""
+
+    def __init__(self, network):
+        self.network = network.train()
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+
+    def step(self, images, masks, labels):
+        """images : (B, 3, H, W) float32; masks : (B, H, W) float32; labels : (B,)"""
+        self.optimizer.zero_grad()
+        logits, classes = self.network(images)
+        mask = F.binary_cross_entropy_with_logits(logits[:, 0], masks)
+        label = F.cross_entropy(classes, labels)
+        (50 * mask + label).backward()
+        self.optimizer.step()
+        return [mask.item(), label.item()]
+
+
 def _gan_loss(logits, wanted):
     return F.binary_cross_entropy(logits.sigmoid(), torch.full_like(logits, wanted))
 

@@ -11,6 +11,9 @@ from benchmarks.works_data import SIDE, Work, draw, quiet
 from companions.mask2lesion import networks as mask2lesion
 from companions.mask2lesion import pairs
 from companions.mask2lesion.train_Mask2Lesion import gan_task
+from companions.weak_labels import lesions, make_demo_lesions, predictor, shape_scores
+from companions.weak_labels import networks as weak_labels
+from companions.weak_labels.train_WeakSN import weak_task
 from dataset import crops, extraction, isic, splits
 from dataset.layout import Layout
 from engine import hardware, images, run_folder, scoring, trainer
@@ -255,6 +258,83 @@ class Mask2LesionStep(Work):
         one, other = (machine.flops(network.eval(), torch.zeros(1, channels, self.size, self.size))
                       for network, channels in zip(self.networks(), (3, 6), strict=True))
         return self.precision, 3 * one + 8 * other
+
+
+class WeakStep(Work):
+    """One optimisation step of A1+L, the batch at hand."""
+
+    title, unit, asked, units = 'weak labels, A1+L, step, ResNet-18, 128 px, batch 10', 'image', '', 10
+    method, clusters = 'a1l', 45
+
+    def network(self):
+        torch.manual_seed(0)
+        return weak_labels.build(self.method, 'resnet18', self.clusters)
+
+    def cfg(self):
+        return SimpleNamespace(**SETTINGS | {
+            'METHOD': self.method, 'ENCODER': 'resnet18', 'BATCH_SIZE': self.units, 'LEARNING_RATE': 1e-3,
+            'INPUT_SIZE': (128, 128), 'BGR': False, 'MASK_WEIGHT': 50.0, 'CLASS_WEIGHT': 1.0,
+            'SELECT': 'mask loss'})
+
+    def data(self):
+        """Drawn lesions, whose masks stand for their ellipses, and cluster numbers."""
+        pairs = [make_demo_lesions.draw(np.random.default_rng(number), 120) for number in range(self.units)]
+        photos, masks = (np.stack(part) for part in zip(*pairs, strict=True))
+        names = list(map(str, range(self.units)))
+        sizes = [(120, 120)] * self.units
+        data = lesions.Lesions(names, photos, masks, masks, np.zeros((self.units, 5)), sizes, 'drawn')
+        return data, np.arange(self.units) % self.clusters
+
+    def batch(self):
+        """The padded input (B, 3, 128, 128) float32 and targets, as plain takes them."""
+        data, labels = self.data()
+        patches = torch.from_numpy(data.images).permute(0, 3, 1, 2)
+        x = weak_labels.to_input(patches, (128, 128)).contiguous()
+        target = weak_labels.padded(torch.from_numpy(data.ellipses), (128, 128)).float()
+        return [part.to(self.device) for part in (x, target, torch.from_numpy(labels))]
+
+    def plain(self):
+        trained, batch = plain.WeakTraining(self.network().to(self.device)), self.batch()
+        return lambda: trained.step(*batch)
+
+    def ours(self):
+        cfg, process = self.cfg(), hardware.Process(device=self.device, **ALONE)
+        data, labels = self.data()
+        task = weak_task(cfg, process, self.network(), data, data, (labels, labels))
+        run = run_folder.Run(self.folder / 'run', 'WeakSN_a1l', cfg, {}, 'random weights', process)
+        session = trainer.Session(task, cfg, run, process, cfg.STEPS)
+        session.train_mode()
+        batch = {name: tensor.to(self.device) for name, tensor in next(iter(task.stream(0, 1))).items()}
+        return lambda: session.step(batch)
+
+    def floor(self):
+        return self.precision, 3 * machine.flops(self.network().eval(), torch.zeros(1, 3, 128, 128))
+
+
+class WeakEvaluation(WeakStep):
+    """Masks of lesions and their scores; plain one by one, ours in a batch."""
+
+    title, units = 'weak labels, A1+L, evaluation, ResNet-18, 128 px', 8
+
+    def plain(self):
+        network, (x, *_), (data, _) = self.network().eval().to(self.device), self.batch(), self.data()
+
+        @torch.no_grad()
+        def call():
+            for number, truth in enumerate(data.masks > 0):
+                logits = network(x[number:number + 1])[0][0, 0].cpu().numpy()
+                shape_scores.score(weak_labels.cropped(logits, 120) >= 0, truth)
+        return call
+
+    def ours(self):
+        data, _ = self.data()
+        network = self.network().to(self.device, memory_format=torch.channels_last)
+        trained = predictor.Predictor(network, self.cfg(), self.precision).folded()
+        numbers = list(range(self.units))
+        return lambda: shape_scores.table(trained.logits(data.images, numbers) >= 0, data.masks > 0)
+
+    def floor(self):
+        return self.precision, machine.flops(self.network().eval(), torch.zeros(1, 3, 128, 128))
 
 
 class CoarseInference(Work):

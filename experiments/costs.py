@@ -3,13 +3,14 @@ from dataclasses import dataclass
 
 from engine import settings
 from experiments import inputs
-from experiments.toml_schema import DRAWERS
+from experiments.toml_schema import DRAWERS, WEAK_EVALUATION, WEAK_TRAINING
 from mbdcnn.inference import VIEWS
 from mbdcnn.networks import REPOSITORY, scales_of
 
 # GFLOP of one forward pass of one picture of SIDE px; enhanced-SN's E-layer adds next to nothing.
 FORWARD = {'CoarseSN': 31.7, 'MaskCN': 10.7, 'EnhancedSN': 31.7, 'D-Net': 7.4,
            'Mask2Lesion': 9.3, 'PatchGAN': 4.9}   # of width 64, generator and discriminator
+WEAK = {'resnet18': 7.0, 'resnet34': 12.1, 'resnet50': 16.0, 'resnet101': 21.4}   # DeepLabv3+ of this encoder
 SIDE = 224
 STEP = 3       # forward passes that an optimiser step costs
 GAN_STEP = 8   # of a discriminator: two pictures to learn from, and one that it judges for the generator
@@ -47,6 +48,8 @@ def of_job(job, values, layout):
     """PFLOP of a Job. values : its settings; layout : of the root whose dataset/ it reads."""
     if job.script in DRAWERS:   # seconds
         return 0.0
+    if job.script in (WEAK_TRAINING, WEAK_EVALUATION):
+        return _of_weak_labels(job, values, layout)
     kind = 'cls' if 'MaskCN' in job.script else 'seg'
     scale = (values.get('INPUT_SIZE', SIDE) / SIDE) ** 2 / 1e6
     if job.network:
@@ -84,3 +87,17 @@ def of_job(job, values, layout):
     views, scales = (len(VIEWS), scales) if values['TTA'] else (1, scales[:1])
     return sum((side / SIDE) ** 2 for side in scales) * one * views / 1e6 * inputs.count(
         layout, 'seg', values['SPLIT'])
+
+
+def _of_weak_labels(job, values, layout):
+    """PFLOP of a training or an evaluation of companions/weak_labels, at most: it stops early. An evaluation
+    counts nothing."""
+    if job.script == WEAK_EVALUATION:   # seconds
+        return 0.0
+    height, width = values['INPUT_SIZE']
+    one = WEAK.get(values['ENCODER'], WEAK['resnet101']) * height * width / SIDE**2 / 1e6
+    train, validated = (inputs.lesion_count(layout, values['DATA'], split)
+                        for split in ('Training', 'Validation'))
+    train = min(values['TRAIN_IMAGES'] or train, train)
+    steps = 2 if values['METHOD'] == 'acoseg' else 1   # of each lesion in an epoch
+    return one * values['EPOCH'] * (STEP * steps * train + validated / values['VALIDATE_EVERY'])

@@ -14,7 +14,7 @@ from engine import settings
 from engine.errors import InputError
 from experiments import toml_schema
 from experiments.results import COLUMNS
-from experiments.toml_schema import DRAWERS, MOST, NETWORKS, PICTURES, SCORED
+from experiments.toml_schema import KINDS, MOST, NETWORKS, PICTURES, SCORED, SCORERS, WEAK_EVALUATION
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -41,13 +41,13 @@ class Job:
 
     @property
     def network(self):
-        """'CoarseSN', 'MaskCN', 'EnhancedSN', or None for a script that trains nothing."""
+        """'CoarseSN', 'MaskCN', 'EnhancedSN' or a companion's; None for a script that trains nothing."""
         return NETWORKS.get(self.script)
 
     @property
     def companion(self):
         """True for a script of another paper's method: it runs in one process, and never in ROOT itself."""
-        return self.script not in SCORED and (self.script in NETWORKS or self.script in DRAWERS)
+        return self.script.startswith('companions/')
 
     @property
     def before(self):
@@ -133,7 +133,7 @@ class Declarations:
         overrides = {key: value for key, value in declared.items() if key.isupper()}
         if seed:
             own = settings.resolved(REPOSITORY / declared['script'], {'RECIPE': self.recipe, **overrides})
-            overrides['SEED'] = own['SEED'] + seed
+            overrides |= {'SEED': own['SEED'] + seed} if 'SEED' in own else {}
         called = f'{self.job(name).name}-seed{seed}' if seed else name
         return Job(called, declared['script'], self._effective(declared['script'], overrides),
                    tuple(self.job(need, seed) for need in declared.get('needs', ())),
@@ -154,7 +154,13 @@ class Declarations:
         job = self.job(name, seed)
         needs = (job,) if masks is None else (job, self.job(masks, seed))
         overrides = {'SPLIT': split} | ({'NETWORK': 'CoarseSN'} if job.network == 'CoarseSN' else {})
-        script = 'eval_MaskCN.py' if job.network == 'MaskCN' else 'eval_EnhancedSN.py'
+        script = SCORERS.get(job.script, 'eval_EnhancedSN.py')
+        if script == WEAK_EVALUATION:
+            given = settings.resolved(REPOSITORY / job.script, {'RECIPE': self.recipe, **dict(job.overrides)})
+            overrides |= {name: given[name] for name in ('METHOD', 'DATA')}
+        if job.script == WEAK_EVALUATION:   # what needs no network
+            overrides = self._effective(script, overrides)
+            return Job(f'scores_{job.name}-{split}', script, overrides, (), None, job.data)
         where = '' if masks is None else f'-{masks}'
         return Job(f'scores_{job.name}-{split}{where}', script, self._effective(script, overrides),
                    needs, None, needs[-1].data)
@@ -174,7 +180,7 @@ class Declarations:
             for row in (*item.get('rows', ()), *points(item)):
                 if 'of' in row:
                     wanted += [job for job in self.scorings(row, split, seed)
-                               if leave_out is None or not leave_out(job.needs[0])]
+                               if leave_out is None or not leave_out(next(iter(job.needs), job))]
         if 'pictures' in item:
             wanted += self.pictured(item).values()
         return in_order(wanted)
@@ -268,10 +274,10 @@ class Declarations:
                 self.faults.append(f'{where}: {name} is not declared')
             elif name in scored:
                 script = self.experiments[name]['script']
-                possible = COLUMNS['classification' if script == 'train_MaskCN.py' else 'segmentation']
+                possible = COLUMNS[KINDS.get(script, 'segmentation')]
                 self.faults += [f'{where}: {name} has no {column}' for column in columns
                                 if column not in possible]
-                if script not in SCORED:
+                if script not in SCORED and script != WEAK_EVALUATION:
                     self.faults.append(f'{where}: {name} trains no network that could be scored')
 
     def _check_figure(self, where, figure):

@@ -1,23 +1,28 @@
-"""The lists of stage 1 that a script reads: what is missing, how much there is, what is in it."""
+"""The lists that a script reads, of stage 1 or of lesions: what is missing, how much there is, what it is."""
 import contextlib
 import hashlib
 import json
 import os
 
+from companions.weak_labels import lesions
 from dataset import isic, splits
 from dataset.layout import SPLITS
 from engine import files
 from engine.contents import Contents
 from engine.errors import InputError
+from experiments.toml_schema import WEAK_EVALUATION, WEAK_TRAINING
 
-READERS = {'seg': isic.read_segmentation_list, 'cls': isic.read_classification_list}   # kinds of lists
-EVERYTHING = tuple((kind, split) for kind in READERS for split in SPLITS)
+# Kinds of lists. A list is (kind, split); for the lesions of a companion it is ('weak', data set).
+READERS = {'seg': isic.read_segmentation_list, 'cls': isic.read_classification_list, 'weak': lesions.rows}
+EVERYTHING = tuple((kind, split) for kind in ('seg', 'cls') for split in SPLITS)
 
 
 def read_by(script, values):
     """((kind, split), ...) of the lists that a script cannot do without. values : its settings"""
     if script == 'generate_Coarse_mask.py':
         return ()   # it draws what is listed, whatever that is
+    if script in (WEAK_TRAINING, WEAK_EVALUATION):
+        return (('weak', values['DATA']),)
     kind = 'cls' if 'MaskCN' in script else 'seg'
     splits_read = (values['SPLIT'],) if 'SPLIT' in values else ('Training', 'Validation')
     also = (('cls', 'Training'),) if values.get('TRANSFER') == 'mdc' else ()
@@ -25,14 +30,31 @@ def read_by(script, values):
 
 
 def path_of(layout, kind, split):
-    """Path of a list. kind : 'seg' or 'cls'"""
+    """Path of a list. kind : of READERS"""
+    if kind == 'weak':
+        return lesions.table(layout, split)
     return layout.segmentation_list(split) if kind == 'seg' else layout.classification_list(split)
 
 
 def count(layout, kind, split):
-    """Number of images in a list (crops of one image count once), 0 without a list."""
+    """Number of images in a list, 0 without one; crops of one image count once, of lesions the training's."""
+    if kind == 'weak':
+        return lesion_count(layout, split, 'Training')
     found = [layout.root / line.split()[0] for line in lines(layout, kind, split)]
     return len(found if kind == 'seg' else set(map(isic.image_id_of, found)))
+
+
+def lesion_count(layout, data, split):
+    """Number of a data set's prepared lesions of a split, 0 where they cannot be read."""
+    try:
+        return len(lesions.rows(layout, data, split))
+    except InputError:
+        return 0
+
+
+def drawn(layout, lists):
+    """True where a program drew the pictures of a script's lists."""
+    return any(lesions.drawn(layout, split) if kind == 'weak' else layout.drawn for kind, split in lists)
 
 
 def lines(layout, kind, split):
@@ -59,6 +81,8 @@ def fingerprint(layout, kind, split):
     path = path_of(layout, kind, split)
     if not path.is_file():
         return 'none'
+    if kind == 'weak':   # the record holds the fingerprints of all patches, masks and ellipses
+        return files.fingerprint(path, path.with_name(isic.RECORD))
     words = hashlib.sha256(' '.join(path.read_text('utf-8-sig', 'replace').split()).encode()).hexdigest()
     return f'{words[:16]}-{content(layout, kind, split)}'
 

@@ -54,7 +54,8 @@ class Reproduction:
         found, why = {}, ''
         for seed in self.seeds:
             jobs = self.declarations.scorings(row, split, seed)
-            why = why or next(filter(None, (self.store.too_few(job.needs[0]) for job in jobs)), '')
+            trained = [next(iter(job.needs), job) for job in jobs]
+            why = why or next(filter(None, map(self.store.too_few, trained)), '')
             unfinished = [job for job in jobs if not self.store.finished(job)]
             if unfinished:
                 why = why or self.failed.get(unfinished[0], 'not run yet')
@@ -74,7 +75,7 @@ class Reproduction:
                 jobs = self.declarations.scorings(row, split)
                 key = row.get('split', split), ', '.join(dict.fromkeys(job.data for job in jobs))
                 sets.setdefault(key, set()).add(result.count)
-                drawn |= any(self.store.data_root(job).drawn for job in jobs)
+                drawn |= any(map(self.store.drawn, jobs))
         if not sets:
             return []
         counts = '; '.join(f'{of} {data}'.strip() + f', n = {" or ".join(map(str, sorted(numbers)))} images'
@@ -164,10 +165,10 @@ def _paths(name, folder):
 
 
 def _series(label, x, cells):
-    """The line_charts.Series of a line's cells, one a place x on the axis; percent."""
-    ends = [[cell.interval and 100 * cell.interval[end] for cell in cells] for end in (0, 1)]
-    means = [None if cell.mean is None else 100 * cell.mean for cell in cells]
-    return line_charts.Series(label, x, means, *ends, {place: 100 * cell.paper for place, cell in
+    """The line_charts.Series of a line's cells, one a place x on the axis; percent, or pixels."""
+    ends = [[cell.interval and cell.scale * cell.interval[end] for cell in cells] for end in (0, 1)]
+    means = [None if cell.mean is None else cell.scale * cell.mean for cell in cells]
+    return line_charts.Series(label, x, means, *ends, {place: cell.scale * cell.paper for place, cell in
                                                        zip(x, cells, strict=True) if cell.paper is not None})
 
 
@@ -178,6 +179,7 @@ def _compared(first, second, scored, column):
                                       [scored[first][seed] for seed in seeds], column) if seeds else None
     if found is None:
         return []
-    mean, low, high = (f'{100 * value:+.1f}' for value in (found.mean, found.low, found.high))
+    scale = results.scale(column)
+    mean, low, high = (f'{scale * value:+.1f}' for value in (found.mean, found.low, found.high))
     return [f'{column}, "{second}" minus "{first}", paired over images: {mean} [{low}, {high}], '
             f'{bootstrap.p_in_words(found)}.']

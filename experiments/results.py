@@ -1,9 +1,11 @@
 """What evaluation csv files say: scores of a table's columns, their intervals, and paired differences."""
 import csv
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from companions.weak_labels import shape_scores
 from dataset.classes import PAPER
 from engine import bootstrap, metrics
 from engine.errors import InputError
@@ -12,6 +14,7 @@ COLUMNS = {
     'segmentation': metrics.SEGMENTATION,
     'classification': ('mean AUC', *(f'{task} {name}' for task in PAPER.tasks
                                      for name in metrics.CLASSIFICATION)),
+    'weak': shape_scores.COLUMNS,
 }
 
 
@@ -19,15 +22,15 @@ COLUMNS = {
 class Part:
     """One test fold: N images and what one network said of them."""
     names: tuple                      # image ids
-    values: np.ndarray                # (N, 5) scores in [0, 1], or (N, 3) class probabilities
-    labels: np.ndarray | None = None  # (N,) class numbers; None for segmentation
+    values: np.ndarray                # (N, 5) scores in [0, 1], (N, 3) class probabilities, or (N, 8) weak
+    labels: np.ndarray | None = None  # (N,) class numbers; None where not of a classification
     source: str = 'a result'          # the file, for messages
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
     """The evaluation of one training run: one part, or one a fold."""
-    kind: str       # 'segmentation' or 'classification'
+    kind: str       # of COLUMNS
     parts: tuple
 
     @property
@@ -38,11 +41,11 @@ class Result:
     def under(self, column, weights):
         """A column's score in each resample: (R,). weights : one (R, N) array a part, see bootstrap.draw
 
-        Segmentation: mean over the images of all parts. Classification: mean over the parts of each
+        Masks: mean over the images of all parts. Classification: mean over the parts of each
         part's score, since the folds' networks have probabilities on scales of their own.
         """
-        if self.kind == 'segmentation':
-            place = metrics.SEGMENTATION.index(column)
+        if self.kind != 'classification':
+            place = COLUMNS[self.kind].index(column)
             return sum(drawn @ part.values[:, place]
                        for part, drawn in zip(self.parts, weights, strict=True)) / self.count
         return np.mean([_task_score(part, number, column.split()[1], drawn)
@@ -53,7 +56,7 @@ class Result:
         """False where a part has one class only of what a column distinguishes."""
         if column not in COLUMNS[self.kind]:
             raise ValueError(f'{column!r} is not a score of a {self.kind}: {", ".join(COLUMNS[self.kind])}')
-        return self.kind == 'segmentation' or all(
+        return self.kind != 'classification' or all(
             bootstrap.both(part.labels == number) for part in self.parts for number in _tasks(column))
 
 
@@ -85,25 +88,33 @@ def read(paths, labels=None):
 
 
 def read_csv(path, classes=PAPER.names):
-    """(kind, image ids, (N, 5) or (N, C) values) of an evaluation's csv. Raises OSError or ValueError.
+    """(kind, image ids, (N, columns) values) of an evaluation's csv. Raises OSError or ValueError.
 
     classes : names of mask-CN's; the tables of the paper have the paper's
     """
     with open(path, encoding='utf-8-sig', newline='') as file:
         header, *rows = list(csv.reader(file)) or [[]]
-    known = {'segmentation': metrics.SEGMENTATION, 'classification': classes}   # columns after image_id
+    known = {'segmentation': metrics.SEGMENTATION, 'classification': classes,   # columns after image_id
+             'weak': shape_scores.COLUMNS}
     kind = next((kind for kind, columns in known.items() if header == ['image_id', *columns]), None)
     if kind is None:
         raise ValueError(f'has the columns {",".join(header)[:80]!r}, not those of an evaluation '
                          f'(of mask-CN with {", ".join(classes)})')
     values = np.array([[float(word) for word in row[1:]] for row in rows])   # ValueError where ragged, too
-    if values.shape != (len(rows), len(header) - 1) or not ((values >= 0) & (values <= 1)).all():
+    most = [math.inf if name in shape_scores.PIXELS else 1 for name in header[1:]]
+    if values.shape != (len(rows), len(header) - 1) or not (
+            np.isfinite(values) & (values >= 0) & (values <= most)).all():
         raise ValueError(f'must hold rows of an id and {len(header) - 1} numbers from 0 to 1')
     return kind, tuple(row[0] for row in rows), values
 
 
+def scale(column):
+    """What a score is printed times: 100 for fractions, 1 for pixels."""
+    return 1 if column in shape_scores.PIXELS else 100
+
+
 def score(result, column):
-    """A column of COLUMNS, in [0, 1]; None where it is not defined. AC, SE and SP are at the arg-max."""
+    """A column of COLUMNS, in [0, 1] or pixels; None if not defined. AC, SE and SP are at the arg-max."""
     if not result.defined(column):
         return None
     return float(result.under(column, [np.ones((1, len(part.names))) for part in result.parts])[0])

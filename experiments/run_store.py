@@ -12,6 +12,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from companions.weak_labels.networks import encoder_file
 from dataset import folds, splits
 from dataset.layout import Layout
 from engine import checkpoints, files, settings
@@ -19,7 +20,7 @@ from engine.contents import Contents
 from engine.errors import InputError
 from experiments import inputs
 from experiments.declarations import REPOSITORY
-from experiments.toml_schema import DRAWERS
+from experiments.toml_schema import DRAWERS, WEAK_EVALUATION, WEAK_TRAINING
 from mbdcnn import coarse_masks, networks, stages, transfer
 
 RECORD = 'experiment.json'
@@ -72,6 +73,8 @@ class RunStore:
         return f'there are only {there} images' if 0 < there < self.values(job).get('TRAIN_IMAGES', 0) else ''
 
     def _training_images(self, job):
+        if job.script == WEAK_TRAINING:
+            return inputs.count(self.data_root(job), 'weak', self.values(job)['DATA'])
         kind = 'cls' if job.script in ('train_MaskCN.py', MASKS) else 'seg'
         return inputs.count(self.data_root(job), kind, 'Training')
 
@@ -101,6 +104,9 @@ class RunStore:
         values = self.values(job)
         if job.start is not None or not job.network:
             return ''
+        if job.script == WEAK_TRAINING:
+            path = encoder_file(values['ENCODER'], values['ENCODER_WEIGHTS'])
+            return '' if path is None else self.fingerprint(path)
         if values['INITIAL_WEIGHTS']:
             return self.fingerprint(Path(values['INITIAL_WEIGHTS']))
         if 'PRETRAINED' not in values or values.get('START', 'pretrained') != 'pretrained':
@@ -172,7 +178,19 @@ class RunStore:
         if not job.network:
             return ['Coarse_masks'] if job.script == MASKS else ['results']
         numbers = range(1, self.values(job).get('CROSS_FIT', 0) + 1)
-        return [f'models/{job.network}_fold{number}' for number in numbers] or [f'models/{job.network}']
+        name = self._called(job)
+        return [f'models/{name}_fold{number}' for number in numbers] or [f'models/{name}']
+
+    def _called(self, job):
+        """What a network's run folder, or the results of a scoring, are called."""
+        values = self.values(job)
+        if job.script in (WEAK_TRAINING, WEAK_EVALUATION):
+            return f'WeakSN_{values["METHOD"]}'
+        return job.network or values.get('NETWORK', 'MaskCN')
+
+    def drawn(self, job):
+        """True where a program drew the pictures that a job reads."""
+        return inputs.drawn(self.data_root(job), inputs.read_by(job.script, self.values(job)))
 
     def written(self, job, layout=None):
         """What there must be when a job has ended, in its own folder or in another `layout`.
@@ -184,10 +202,10 @@ class RunStore:
         if job.script in DRAWERS:
             return [places[0] / DRAWERS[job.script][1]]
         if job.network:
-            return [place / f'{"G" if job.companion else job.network}.pth' for place in places]
-        values = self.values(job)
+            weights = 'G' if job.network == 'Mask2Lesion' else self._called(job)
+            return [place / f'{weights}.pth' for place in places]
         return places if job.script == MASKS else [
-            places[0] / f'{values.get("NETWORK", "MaskCN")}_{values["SPLIT"]}.csv']
+            places[0] / f'{self._called(job)}_{self.values(job)["SPLIT"]}.csv']
 
     def record(self, job):
         """What is known of a job's run, a dict: 'made from', 'finished', 'seconds' in all, 'command'."""
@@ -287,6 +305,8 @@ class RunStore:
         folder, made_from = self.root / self.folder(job), self.made_from(job)
         folder.mkdir(parents=True, exist_ok=True)
         links = {'dataset': self.root / job.data / 'dataset'}
+        if job.script in (WEAK_TRAINING, WEAK_EVALUATION):
+            links['WeakLabels'] = self.root / job.data / 'WeakLabels'
         for need in job.upstream():
             if need.script != MASKS or need.data == job.data:   # else they are masks of other pictures
                 for place in self.outputs(need):

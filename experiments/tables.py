@@ -24,11 +24,12 @@ LATEX = str.maketrans({
 
 @dataclass(frozen=True)
 class Cell:
-    """One score as printed and as measured; fractions, in every form of a table percent."""
+    """One score as printed and as measured; fractions, in every form of a table percent, or pixels."""
     paper: float | None = None
     values: tuple = ()               # ours, one a training seed; empty: not run
     interval: tuple | None = None    # (low, high), bootstrap 95 % over images, of the mean over the seeds
     note: str = ''                   # such as why it is missing
+    scale: int = 100                 # what numbers are printed times: 100, or 1 for pixels
 
     @property
     def mean(self):
@@ -69,11 +70,12 @@ def make_cell(paper, found, column, note=''):
 
     paper : percent; None or NaN where none is printed. InputError where the seeds hold different images.
     """
-    paper = None if paper is None or math.isnan(paper) else paper / 100
+    scale = results.scale(column)
+    paper = None if paper is None or math.isnan(paper) else paper / scale
     values = tuple(results.score(result, column) for result in found)
     if None in values:
-        return Cell(paper, note=note or 'undefined: a part of the images has one class only')
-    return Cell(paper, values, results.interval(found, column) if values else None, note)
+        return Cell(paper, note=note or 'undefined: a part of the images has one class only', scale=scale)
+    return Cell(paper, values, results.interval(found, column) if values else None, note, scale)
 
 
 def write(table, folder, stem):
@@ -92,6 +94,8 @@ def _shown(table):
     spread = ' ± standard deviation over seeds' if any(cell.spread is not None for cell in cells) else ''
     legend = (f'Percent: paper / ours{spread} (difference) [bootstrap 95 % interval over images]; '
               'a dash: not known from print, or not run.')
+    if any(cell.scale == 1 for cell in cells):
+        legend += ' Errors and distances are in pixels.'
     if any(row.printed for row in table.rows):
         legend += ' Rows with one number a cell are quoted from print.'
     notes = dict.fromkeys(_line(cell.note) for cell in cells if cell.note)   # (a), (b), ..., (aa), ...
@@ -108,15 +112,17 @@ def _line(text):
 def _pieces(cell, printed, marks):
     """A cell as (paper, '/', ours, spread, difference, interval, mark); what does not apply is ''."""
     alone = printed or (cell.paper is None and not cell.values)
-    return (_percent(cell.paper), '' if alone else '/', '' if alone else _percent(cell.mean),
-            '' if cell.spread is None else f'± {100 * cell.spread:.1f}',
-            '' if cell.difference is None else f'({round(100 * cell.difference, 1) + 0.0:+.1f})',   # no -0.0
-            f'[{", ".join(map(_percent, cell.interval))}]' if cell.interval else '',
+    scale = cell.scale
+    return (_scaled(cell.paper, scale), '' if alone else '/', '' if alone else _scaled(cell.mean, scale),
+            '' if cell.spread is None else f'± {scale * cell.spread:.1f}',
+            # + 0.0: no -0.0
+            '' if cell.difference is None else f'({round(scale * cell.difference, 1) + 0.0:+.1f})',
+            f'[{", ".join(_scaled(end, scale) for end in cell.interval)}]' if cell.interval else '',
             marks.get(_line(cell.note), ''))
 
 
-def _percent(value):
-    return '-' if value is None else f'{100 * value:.1f}'
+def _scaled(value, scale):
+    return '-' if value is None else f'{scale * value:.1f}'
 
 
 def to_text(table, width=WIDTH):
@@ -168,7 +174,7 @@ def to_csv(table):
             cell = row.cells.get(column, Cell())
             numbers = (cell.paper, cell.mean, cell.difference, cell.spread, *(cell.interval or (None, None)))
             lines.writerow([row.label, 'yes' if row.printed else 'no', column,
-                            *('' if number is None else f'{100 * number:.4f}' for number in numbers),
+                            *('' if number is None else f'{cell.scale * number:.4f}' for number in numbers),
                             len(cell.values), _line(cell.note)])
     return text.getvalue()
 

@@ -7,7 +7,13 @@ from experiments.results import COLUMNS
 
 MOST = 1000   # experiments of a loop, folds of a row
 NAME = re.compile(r'[\w+-][\w.+ -]{0,79}', re.ASCII)   # becomes part of file names
-SCORED = {'train_CoarseSN.py': 'CoarseSN', 'train_MaskCN.py': 'MaskCN', 'train_EnhancedSN.py': 'EnhancedSN'}
+WEAK_TRAINING, WEAK_EVALUATION = (f'companions/weak_labels/{name}_WeakSN.py' for name in ('train', 'eval'))
+SCORED = {'train_CoarseSN.py': 'CoarseSN', 'train_MaskCN.py': 'MaskCN', 'train_EnhancedSN.py': 'EnhancedSN',
+          WEAK_TRAINING: 'WeakSN'}
+# What scores a network, where not eval_EnhancedSN.py; what needs no network is scored as it is declared.
+SCORERS = {'train_MaskCN.py': 'eval_MaskCN.py', WEAK_TRAINING: WEAK_EVALUATION,
+           WEAK_EVALUATION: WEAK_EVALUATION}
+KINDS = {'train_MaskCN.py': 'classification', WEAK_TRAINING: 'weak', WEAK_EVALUATION: 'weak'}   # of results
 NETWORKS = SCORED | {'companions/mask2lesion/train_Mask2Lesion.py': 'Mask2Lesion'}
 # Scripts of companions that train nothing: the folder that each writes, and the record in it.
 DRAWERS = {'companions/mask2lesion/draw_masks.py': ('Mask2Lesion/masks', 'masks.json'),
@@ -101,7 +107,8 @@ LOOPS = (f'a table of lists of values, or of whole numbers from 1 to {MOST}',
          lambda value: _is_table(value, _is_loop))
 SPLIT, COLUMN = _one_of(SPLITS[1:]), _one_of(column for columns in COLUMNS.values() for column in columns)
 
-KEYS = {'experiment': {'script': _one_of((*NETWORKS, *DRAWERS, 'generate_Coarse_mask.py')), 'needs': TEXTS,
+KEYS = {'experiment': {'script': _one_of((*NETWORKS, *DRAWERS, 'generate_Coarse_mask.py',
+                                            WEAK_EVALUATION)), 'needs': TEXTS,
                        'start': TEXT, 'data': TEXT, 'for': LOOPS},
         'table': {'title': TEXT, 'split': SPLIT, 'columns': TEXTS, 'rows': TABLES, 'compare': PAIRS,
                   'notes': TEXTS},

@@ -38,7 +38,7 @@ def quick_segmentation(segmenter, data, batch_size, process):
         counts = counts_on_device(logit, to_device(data.masks[batch], process.device))
         return torch.where(logit.isfinite().flatten(1).all(1)[:, None], counts.float(), torch.nan)
 
-    counts = _finite(_all_rows(score, len(data.images), batch_size, PICTURES_ON_A_CORE, process))
+    counts = _finite(all_rows(score, len(data.images), batch_size, PICTURES_ON_A_CORE, process))
     means = metrics.segmentation_scores(counts).mean(0)
     return dict(zip(metrics.SEGMENTATION, means.tolist(), strict=True))
 
@@ -76,10 +76,10 @@ def crop_probabilities(classifier, data, batch_size, process, description=''):
     def classify(batch):
         return classifier.probabilities(*place(data.images, data.coarse, process.device, batch))
 
-    return np.array(_all_rows(classify, len(data.images), batch_size, CROPS_ON_A_CORE, process, description))
+    return np.array(all_rows(classify, len(data.images), batch_size, CROPS_ON_A_CORE, process, description))
 
 
-def _all_rows(work, count, batch_size, on_a_core, process, description=''):
+def all_rows(work, count, batch_size, on_a_core, process, description=''):
     """A row (list of numbers) for each of `count` pictures, in order; the work is shared by all processes.
 
     work : list of numbers -> tensor (B, columns) on the device; on_a_core : most pictures at a time on a CPU

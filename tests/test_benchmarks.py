@@ -7,6 +7,7 @@ import torch
 
 from benchmarks import bench, full_run, machine, plain, scaling, works, works_data, works_net
 from companions.mask2lesion import networks as mask2lesion
+from companions.weak_labels import shape_scores
 from dataset import crops, synthetic
 from dataset.layout import Layout
 from engine import images, metrics, trainer
@@ -78,6 +79,31 @@ def test_a_plain_step_of_mask2lesion_is_ours(tmp_path, monkeypatch):
         expected = theirs()
         ours()
         assert found[-1] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_plain_step_and_evaluation_of_weak_labels_are_ours(tmp_path, monkeypatch):
+    """In float32 and without dropout: the same losses, in the second step too, and the same scores."""
+    pytest.importorskip('segmentation_models_pytorch')
+    pytest.importorskip('skimage')
+    monkeypatch.setitem(works_net.SETTINGS, 'AMP', 'fp32')
+    monkeypatch.setattr(works_net.WeakStep, 'units', 3)
+    monkeypatch.setattr(works_net.WeakEvaluation, 'units', 3)
+    monkeypatch.setattr(torch.nn.Dropout, 'forward', lambda self, x: x)
+    work, found, scores = works_net.WeakStep(tmp_path, CPU), [], []
+    theirs, ours = work.plain(), work.ours()
+    monkeypatch.setattr(trainer.Progress, 'add', lambda _, parts: found.append(
+        [parts[name].item() for name in ('mask', 'class')]))
+    for _ in range(2):
+        expected = theirs()
+        ours()
+        assert found[-1] == pytest.approx(expected, rel=2e-3)
+    evaluation, score = works_net.WeakEvaluation(tmp_path, CPU), shape_scores.score
+    evaluation.precision = 'fp32'
+    monkeypatch.setattr(shape_scores, 'score', lambda *masks: scores.append(masks) or score(*masks))
+    evaluation.plain()()
+    evaluation.ours()()
+    for mine, other in zip(scores[:3], scores[3:], strict=True):
+        assert (mine[0] != other[0]).mean() < 1e-3 and (mine[1] == other[1]).all()
 
 
 def test_plain_crops_are_ours(tmp_path):

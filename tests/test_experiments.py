@@ -23,7 +23,8 @@ from tests.stand_ins import SWEEP, SYSTEM, VALUES, declare, run_table
 
 def test_the_papers_experiments_are_declared():
     declared = Declarations(REPOSITORY / 'experiments.toml', VALUES)
-    assert set(declared.tables) == {*map(str, range(1, 8)), 'mask2lesion'}
+    assert set(declared.tables) == {*map(str, range(1, 8)), 'mask2lesion', *(
+        f'weak_labels{end}' for end in ('', '_lits', '_deeplesion', '_isic'))}
     assert set(declared.figures) == {str(number) for number in range(4, 10)}
     for item in (*declared.tables.values(), *declared.figures.values()):
         jobs = declared.jobs_of(item)
@@ -80,7 +81,7 @@ def test_tables_share_one_coarse_sn():
     ("[experiment.a]\nscript = 'train_MaskCN.py'\nSTEPS = 'many'", 'STEPS=many: must be a whole number'),
     ("[experiment.a]\nscript = 'train_MaskCN.py'\nneed = []", 'experiment.a: need is not known here'),
     ('[table.x]\ncolumns = ["JA"]\nrows = [{ label = "r", of = "nothing" }]', 'nothing is not declared'),
-    ('[table.x]\ncolumns = ["IoU"]\nrows = [{ label = "r", paper = [1] }]', 'column IoU must be one of'),
+    ('[table.x]\ncolumns = ["mIoU"]\nrows = [{ label = "r", paper = [1] }]', 'column mIoU must be one of'),
     ("[experiment.a]\nscript = 'train_MaskCN.py'\n[table.x]\ncolumns = ['JA']\n"
      "rows = [{ label = 'r', of = 'a' }]", 'a has no JA'),
     ('[table.x]\ncolumns = ["JA"]\nrows = [{ label = "r", paper = [1] }]\ncompare = [["r", "s"]]',
