@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from companions.mask2lesion.networks import InstanceNorm
 from dataset import crops
+from net.norms import InstanceNorm
 
 SIDE = 224
 HARD_PIXELS, MARGIN, RANK_WEIGHT = 30, 0.3, 0.05

@@ -52,10 +52,10 @@ def end_on_ctrl_c():
         signal.signal(signal.SIGINT, _end_at_once)
 
 
-def require(*packages):
-    """Raise InputError for missing packages of requirements-extra.txt, by the names that are imported."""
+def require(*packages, file='requirements-extra.txt'):
+    """Raise InputError for missing packages, by the names that are imported; file : that installs them."""
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
-        raise InputError(f'this needs {", ".join(missing)}', remedy='pip install -r requirements-extra.txt')
+        raise InputError(f'this needs {", ".join(missing)}', remedy=f'pip install -r {file}')
 
 
 def _end_at_once(number, _frame):
