@@ -224,7 +224,7 @@ def main():
     folder = layout.run('LabelTransfer')
     candidates = Candidates(folder, cfg.KEEP)
     task = transfer_task(cfg, process, made, found.a, found.b, found.held_out, found.healthy, candidates)
-    with Run(folder, 'LabelTransfer', cfg, found.fingerprints, 'random weights', process, kept=GENERATORS) as run:
+    with Run(folder, 'LabelTransfer', cfg, found.fingerprints, 'random weights', process, GENERATORS) as run:
         if not cfg.RESUME or not (run.last.exists() or any(path.exists() for path in run.kept.values())):
             candidates.clear()
         trainer.fit(task, cfg, run, process, cfg.STEPS, cfg.VALIDATE_EVERY)

@@ -31,7 +31,7 @@ class Translator:
 
     @torch.no_grad()
     def look(self, picture):
-        """Picture (H, W, 3) uint8 -> (attention (side / 4, side / 4) float32, mean of the two class logits)."""
+        """Picture (H, W, 3) uint8 -> (attention (side / 4, side / 4) float32, mean of the two logits)."""
         with hardware.autocast(self.precision, self.device):
             found = self.network.look(self._placed(picture))
         attention, logit = found.attention[0, 0].float().cpu().numpy(), found.logits.mean().item()
