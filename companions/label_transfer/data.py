@@ -10,7 +10,9 @@ import numpy as np
 
 from dataset import isic, pairing, splits
 from engine import cache, files, images
+from engine.augment import Ranges
 from engine.errors import InputError
+from engine.samples import Pictures
 
 KINDS = ('skin', 'brain')
 GREY = 127   # masks of the published data have grey edges: lesion is what lies above
@@ -126,10 +128,22 @@ def load(layout, name, paths, side, workers=0):
 def load_pairs(layout, name, pairs, side, mask_side, workers=0):
     """As `load`, with masks at mask_side px. pairs : of Source.pairs"""
     found = load(layout, name, [path for _, path, _ in pairs], side, workers)
-    masks = files.for_all(lambda one: images.resize_mask(images.read_mask(one[2], GREY), (mask_side, mask_side)),
-                          pairs, f'{name}: reading masks', workers)
+    masks = files.for_all(
+        lambda one: images.resize_mask(images.read_mask(one[2], GREY), (mask_side, mask_side)), pairs,
+        f'{name}: reading masks', workers)
     return Set(found.images, np.stack(masks), found.names,
                f'{found.fingerprint}-{files.fingerprint(*(mask for _, _, mask in pairs))}')
+
+
+def training_sets(cfg, a, b):
+    """{'a': samples.Pictures, 'b': ...}: random windows of INPUT_SIZE of Sets of LOAD_SIZE, flipped.
+
+    cfg : INPUT_SIZE, LOAD_SIZE, FLIPS, SEED
+    """
+    zoom, margin = cfg.LOAD_SIZE / cfg.INPUT_SIZE, (cfg.LOAD_SIZE - cfg.INPUT_SIZE) / cfg.INPUT_SIZE / 2
+    window = Ranges(0.0, 0.0, (margin, margin), (zoom, zoom), cfg.FLIPS)
+    return {name: Pictures(part.images, {}, None, cfg.INPUT_SIZE, window, seed=2 * cfg.SEED + number)
+            for number, (name, part) in enumerate((('a', a), ('b', b)))}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,20 @@ import torch
 import torch.nn.functional as F
 
 from companions.label_transfer.networks import composite
+from net.inputs import to_input
+
+GREY = 0.299, 0.587, 0.114   # of red, green and blue
+
+
+def jittered(pictures, contrast):
+    """uint8 (B, 3, S, S) -> (B, 3, S, S) in [-1, 1], the contrast of each changed at random.
+
+    contrast : most that the factor on the distance from the mean grey differs from 1
+    """
+    x = to_input(pictures, 'symmetric')
+    grey = (x * x.new_tensor(GREY)[:, None, None]).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+    factor = 1 + contrast * (2 * torch.rand_like(grey) - 1)
+    return (grey + factor * (x - grey)).clamp(-1, 1)
 
 
 def judged(discriminators, pictures, wanted):
@@ -42,14 +56,14 @@ class Exchange:
                 'D B': judged(of_b, [self.b, self.fake_b.detach()], [1.0, 0.0])}
 
     def generators(self, of_a, of_b):
-        """The generators' five losses, without weights: {'adv', 'cycle', 'identity', 'recon', 'cam': loss}."""
+        """The generators' losses, without weights: {'adv', 'cycle', 'identity', 'recon', 'cam': loss}."""
         a, b, count = self.a, self.b, len(self.a)
-        own = torch.cat([torch.ones_like(self.logits[:count]), torch.zeros_like(self.logits[:count])] * 2)
-        sides = self.logits.split(count), own.split(count)
+        sides = self.logits.split(count)
+        wanted = [torch.full_like(side, target) for side, target in zip(sides, (1.0, 0.0) * 2, strict=True)]
         return {
             'adv': (judged(of_a, [self.fake_a, self.composite_a], [1.0, 1.0])
                     + judged(of_b, [self.fake_b, self.composite_b], [1.0, 1.0])),
             'cycle': (F.l1_loss(self.b2a(self.fake_b).fake, a) + F.l1_loss(self.a2b(self.fake_a).fake, b)),
             'identity': F.l1_loss(self.same_a, a) + F.l1_loss(self.same_b, b),
             'recon': F.l1_loss(self.recon_a, a) + F.l1_loss(self.recon_b, b),
-            'cam': sum(map(F.binary_cross_entropy_with_logits, *sides))}
+            'cam': sum(map(F.binary_cross_entropy_with_logits, sides, wanted))}

@@ -5,7 +5,7 @@ Writes  LabelTransfer/<KIND>/ below ROOT, or OUT, in the published layout: train
         healthy), val/ and testA/ with images/ and labels/, testB/
 
     python -m companions.label_transfer.make_toy_data --KIND=brain
-    python -m companions.label_transfer.train_LabelTransfer --RECIPE=demo --DATA=LabelTransfer/brain --KIND=brain
+    python -m companions.label_transfer.train_LabelTransfer --DATA=LabelTransfer/brain --KIND=brain
 
 brain is a textured ellipse on black, diseased with a bright blob; skin is noise, diseased with a dark blob.
 The same settings draw the same pictures. Cost: seconds.
@@ -39,7 +39,7 @@ HEALTHY_TEST_IMAGES = 10  # healthy ones for the test
 
 
 def plan(cfg):
-    """[(place of the picture, place of the mask or '', diseased)] of the whole set, relative to its folder."""
+    """[(picture, mask or '', diseased)] of the whole set, places relative to its folder."""
     for part, count, diseased in (('trainA', cfg.TRAIN_IMAGES, True), ('trainB', cfg.TRAIN_IMAGES, False),
                                   ('testB', cfg.HEALTHY_TEST_IMAGES, False)):
         for number in range(count):

@@ -80,7 +80,7 @@ class Crf:
         self.field.addPairwiseBilateral(**SIMILAR, rgbim=np.ascontiguousarray(picture[..., ::-1]))
 
     def __call__(self, attention, alpha):
-        """Probability of lesion (S, S) float32. attention : (S, S) in [0, 1]; alpha : bends the skin's side"""
+        """Probability of lesion (S, S) float32. alpha : power of the rest's chance"""
         lesion = attention / (attention.max() + 1e-5)
         chances = np.stack([(1 - lesion)**alpha, lesion]).clip(1e-5, 1).reshape(2, -1)
         self.field.setUnaryEnergy(np.ascontiguousarray(-np.log(chances), np.float32))

@@ -17,6 +17,8 @@ ADA_RHO = 0.9        # share of instance norm that AdaILN begins with; ILN begin
 FUSIONS = 4          # steps in which both branches are mixed
 GLOBAL, LOCAL = 7, 5   # convolutions of the two kinds of discriminator, their CAM apart
 FACTOR = 4           # the encoder's side over that of the attention
+POSITIVE = 0.2       # share of their usual size that the attention's weights begin with, see start_positive
+STARTS = ('positive', 'random')
 
 
 def iln(x, rho, gamma, beta):
@@ -192,6 +194,16 @@ class Generator(nn.Module):
         drawn = (torch.tanh(draw(features).float()) for draw, features in (
             (self.to_fake, mixed), (self.to_recon, kept)))
         return Translated(**vars(found), **dict(zip(('fake', 'recon'), drawn, strict=True)))
+
+
+def start_positive(generator):
+    """Let a new generator's attention grow with its class features, wherever those are.
+
+    PyTorch's start gives the features random signs, so that the map may begin upside down, and stay so.
+    """
+    with torch.no_grad():
+        generator.attend.weight.abs_().mul_(POSITIVE)   # less of them, or the map would begin far above 0.5
+    return generator
 
 
 def class_features(features, gap, gmp, gap_weight, gmp_weight):

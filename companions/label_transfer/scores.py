@@ -7,7 +7,7 @@ LEVELS = 256   # thresholds that are tried: quantiles of all maps
 
 
 def areas(maps, truths):
-    """AUC of the pixels of each picture: (N,), NaN where a truth is empty or full. maps, truths : (N, S, S)"""
+    """AUC of the pixels of each picture (N,), NaN where a truth has one value. maps, truths : (N, S, S)"""
     from sklearn.metrics import roc_auc_score  # slow to import
     return np.array([roc_auc_score(truth.ravel(), found.ravel()) if bootstrap.both(truth.ravel()) else np.nan
                      for found, truth in zip(maps, truths, strict=True)])
@@ -22,8 +22,8 @@ def best_threshold(maps, truths):
     rows = []
     for found, truth in zip(maps, truths, strict=True):
         # Pixels of a level and all above it, of lesion and of skin.
-        above = [np.histogram(found[part], [*edges, np.inf])[0][::-1].cumsum()[::-1] for part in (truth, ~truth)]
-        tp, fp = above
+        tp, fp = (np.histogram(found[part], [*edges, np.inf])[0][::-1].cumsum()[::-1]
+                  for part in (truth, ~truth))
         wanted = truth.sum() + fp
         rows.append(np.where(wanted > 0, tp / np.maximum(wanted, 1), 1.0))
     rows = np.array(rows)

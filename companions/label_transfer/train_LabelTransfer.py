@@ -23,21 +23,17 @@ if __name__ == '__main__':
     from engine import cli
     cli.end_on_ctrl_c()   # in the imports, too, which take seconds
 
-import numpy as np
-import torch
 from torch import nn
 
-from companions.label_transfer import data, losses, maps, networks, panels, scores
+from companions.label_transfer import data, losses, maps, networks, panels, validation
 from companions.label_transfer.candidates import Candidates
 from companions.label_transfer.translator import Translator
 from dataset.layout import Layout
 from engine import cli, device_samples, hardware, run_folder, settings, trainer
-from engine.augment import Ranges
 from engine.run_folder import Run
-from engine.samples import Pictures, unpaired
+from engine.samples import unpaired
 from mbdcnn import stages
 from mbdcnn.panels import spread
-from net.inputs import to_input
 
 # --- Experiment
 ROOT = '.'                     # folder that holds dataset/, LabelTransfer/ and models/
@@ -58,6 +54,7 @@ WIDTH = 54                     # channels of the generators' first layer (releas
 D_WIDTH = 54                   # channels of the discriminators' first layer (released)
 BLOCKS = 4                     # residual blocks of the encoder (released)
 D_LAYERS = 7, 5                # convolutions of the global and the local discriminators (released)
+ATTENTION_START = 'positive'   # positive: the map begins as high where the class shows; random (released)
 
 # --- Optimisation
 STEPS = 7000                   # steps (released)
@@ -71,7 +68,7 @@ KEEP = 5                       # best generators to keep; 0 = all of them (relea
 # --- Loss
 ADV_WEIGHT = 1.0               # of the adversaries (released: 1; ISIC 5)
 CYCLE_WEIGHT = 10.0            # of coming back (released: 10; ISIC 50)
-IDENTITY_WEIGHT = 10.0         # of what a generator does to pictures of its own output (released: 10; ISIC 50)
+IDENTITY_WEIGHT = 10.0         # of leaving pictures of the other kind alone (released: 10; ISIC 50)
 RECON_WEIGHT = 10.0            # of the input drawn again (released: 10)
 CAM_WEIGHT = 1000.0            # of the class (released: 1000; ISIC 1400)
 
@@ -94,6 +91,8 @@ def build(cfg):
     """New networks by name: generators A2B, B2A; global and local discriminators GA, GB, LA, LB."""
     hardware.seed_step(cfg.SEED, 0, 0)
     made = {name: networks.Generator(cfg.WIDTH, cfg.BLOCKS) for name in GENERATORS}
+    if cfg.ATTENTION_START == 'positive':
+        made = {name: networks.start_positive(generator) for name, generator in made.items()}
     for layers, kind in zip(cfg.D_LAYERS, 'GL', strict=True):
         made |= {f'{kind}{side}': networks.Discriminator(cfg.D_WIDTH, layers) for side in 'AB'}
     return made
@@ -102,13 +101,10 @@ def build(cfg):
 def transfer_task(cfg, process, made, a, b, held_out, healthy, candidates):
     """What the training loop needs to know of the six networks.
 
-    a, b : data.Set of LOAD_SIZE; held_out : of INPUT_SIZE with masks at maps.SIDE, None without; healthy : Set
+    a, b : data.Set of LOAD_SIZE; held_out, healthy : of INPUT_SIZE, the former with masks or None
     candidates : Candidates, which this fills
     """
-    zoom, margin = cfg.LOAD_SIZE / cfg.INPUT_SIZE, (cfg.LOAD_SIZE - cfg.INPUT_SIZE) / cfg.INPUT_SIZE / 2
-    window = Ranges(0.0, 0.0, (margin, margin), (zoom, zoom), cfg.FLIPS)
-    sets = {name: Pictures(part.images, {}, None, cfg.INPUT_SIZE, window, seed=2 * cfg.SEED + number)
-            for number, (name, part) in enumerate((('a', a), ('b', b)))}
+    sets = data.training_sets(cfg, a, b)
     weights = {'adv': cfg.ADV_WEIGHT, 'cycle': cfg.CYCLE_WEIGHT, 'identity': cfg.IDENTITY_WEIGHT,
                'recon': cfg.RECON_WEIGHT, 'cam': cfg.CAM_WEIGHT}
     groups = {name: nn.ModuleList(made[part] for part in parts) for name, parts in (
@@ -116,18 +112,11 @@ def transfer_task(cfg, process, made, a, b, held_out, healthy, candidates):
     translator = Translator(made['A2B'], cfg.INPUT_SIZE, process.device, cfg.AMP)
     betas = 0.5, 0.999
 
-    def jittered(pictures):
-        """uint8 (B, 3, S, S) -> [-1, 1], their contrast changed at random."""
-        x = to_input(pictures, 'symmetric')
-        grey = (x * x.new_tensor(GREY)[:, None, None]).sum(1, keepdim=True).mean((2, 3), keepdim=True)
-        factor = 1 + cfg.CONTRAST * (2 * torch.rand_like(grey) - 1)
-        return (grey + factor * (x - grey)).clamp(-1, 1)
-
     def losses_of(models, batch):
         """batch : 'a_image' and 'b_image' (B, 3, S, S) uint8"""
         of_a, of_b = ([models[kind + side] for kind in 'GL'] for side in 'AB')
-        step = losses.Exchange(models['A2B'], models['B2A'], *(jittered(batch[f'{name}_image'])
-                                                               for name in sets))
+        step = losses.Exchange(models['A2B'], models['B2A'], *(
+            losses.jittered(batch[f'{name}_image'], cfg.CONTRAST) for name in sets))
         parts = step.discriminators(of_a, of_b)
         yield 'D', cfg.ADV_WEIGHT * (parts['D A'] + parts['D B']), parts
         groups['D'].requires_grad_(False)   # their gradients would be thrown away
@@ -139,7 +128,7 @@ def transfer_task(cfg, process, made, a, b, held_out, healthy, candidates):
 
     def validate():
         """How well the map ranks and cuts on held-out pictures, and how often the class is right."""
-        return validation_scores(cfg, translator, held_out, healthy)
+        return validation.scores_of(translator, held_out, healthy, cfg.KIND, cfg.SELECT_BY)
 
     def panel(path):
         shown = held_out or a
@@ -164,33 +153,7 @@ def transfer_task(cfg, process, made, a, b, held_out, healthy, candidates):
 
 # Below the first function, where settings do not look.
 GENERATORS, DISCRIMINATORS = ('A2B', 'B2A'), ('GA', 'LA', 'GB', 'LB')
-GREY = 0.299, 0.587, 0.114   # of red, green and blue
 PANEL_ROWS = 6
-
-
-def validation_scores(cfg, translator, held_out, healthy):
-    """{'JA': of SELECT_BY, 'AUC', 'best-threshold JA', 'JA at 0.5', 'CAM accuracy'} of held-out pictures.
-
-    held_out : data.Set with masks, or None; healthy : Set of pictures that are of the other class
-    'CAM accuracy' : mean of the two classes' shares that the generator's own classifier is right about
-    """
-    right = {False: [translator.look(picture)[1] < 0 for picture in healthy.images]}
-    if held_out is None:
-        return {'CAM accuracy': float(np.mean(right[False]))}
-    found, cut, raw, truths = [], [], [], held_out.masks > 0
-    right[True] = []
-    for picture in held_out.images:
-        attention, logit = translator.look(picture)
-        right[True].append(logit > 0)
-        cutter = maps.Cutter(attention, maps.at_side(picture), cfg.KIND)
-        found.append(cutter.maps[''])
-        cut.append(cutter.mask(cfg.SELECT_BY))
-        raw.append(cutter.mask('threshold'))
-    return {'JA': float(scores.overlap(cut, truths)[:, 0].mean()),
-            'AUC': float(np.nanmean(scores.areas(found, truths))),
-            'best-threshold JA': float(scores.best_threshold(np.array(found), truths)[0].mean()),
-            'JA at 0.5': float(scores.overlap(raw, truths)[:, 0].mean()),
-            'CAM accuracy': float(np.mean([np.mean(part) for part in right.values()]))}
 
 
 def check(cfg):
@@ -209,7 +172,7 @@ def check(cfg):
 
 def main():
     cfg = settings.resolve(globals(), choices=stages.TRAINING_CHOICES | {
-        'KIND': data.KINDS, 'SELECT_BY': maps.METHODS},
+        'KIND': data.KINDS, 'SELECT_BY': maps.METHODS, 'ATTENTION_START': networks.STARTS},
         positive=('WIDTH', 'D_WIDTH', 'STEPS', 'BATCH_SIZE', 'LEARNING_RATE', 'VALIDATE_EVERY', 'INPUT_SIZE'),
         least={'SEED': 0, 'BLOCKS': 0, 'TRAIN_IMAGES': 0, 'VALIDATION_IMAGES': 0, 'KEEP': 0, 'CONTRAST': 0,
                'WEIGHT_DECAY': 0, 'ADV_WEIGHT': 0, 'CYCLE_WEIGHT': 0, 'IDENTITY_WEIGHT': 0, 'RECON_WEIGHT': 0,
