@@ -1,4 +1,4 @@
-"""The k best generators of a training by their validation score, which test pictures must not choose among."""
+"""The k best generators of a training by validation score, which test pictures must not choose among."""
 import json
 import math
 

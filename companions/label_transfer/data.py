@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset import isic, pairing, splits
+from companions.label_transfer.networks import FACTOR
+from dataset import isic, pairing
+from dataset.splits import subset
 from engine import cache, files, images
 from engine.augment import Ranges
 from engine.errors import InputError
@@ -37,7 +39,7 @@ class Set:
 class Source:
     """Where pictures come from. layout : of the root; data : folder of the published layout, '' for the lists
     a, b : folders of diseased and healthy training pictures in place of the source's own, or ''
-    limit, seed : train on so many pictures of each kind only (0 = all), see splits.subset
+    limit, seed : train on so many pictures of each kind only (0 = all), see dataset.splits.subset
     """
     layout: object
     data: str = ''
@@ -65,7 +67,7 @@ class Source:
             found = pictures_in(self.layout.root / self.a if self.a else self._needed('A'))
         else:
             found = [image for image, _ in isic.read_segmentation_list(self.layout, 'Training')]
-        return splits.subset(found, self.limit, self.seed)
+        return subset(found, self.limit, self.seed)
 
     def healthy(self):
         """Paths of the healthy training pictures."""
@@ -74,7 +76,7 @@ class Source:
         else:
             command = self.layout.command('-m companions.label_transfer.prepare_ISIC')
             found = pictures_in(self.healthy_folder, command)
-        return splits.subset(found, self.limit, self.seed)
+        return subset(found, self.limit, self.seed)
 
     def held_out_healthy(self):
         """Paths of healthy pictures that are not trained on; those of the training where there are none."""
@@ -135,6 +137,16 @@ def load_pairs(layout, name, pairs, side, mask_side, workers=0):
                f'{found.fingerprint}-{files.fingerprint(*(mask for _, _, mask in pairs))}')
 
 
+def side_faults(cfg):
+    """Faults of INPUT_SIZE and LOAD_SIZE, a list of lines."""
+    faults = []
+    if cfg.INPUT_SIZE % FACTOR:
+        faults.append(f'INPUT_SIZE={cfg.INPUT_SIZE}: must be a multiple of {FACTOR}')
+    if cfg.LOAD_SIZE < cfg.INPUT_SIZE:
+        faults.append(f'LOAD_SIZE={cfg.LOAD_SIZE}: must be at least INPUT_SIZE={cfg.INPUT_SIZE}')
+    return faults
+
+
 def training_sets(cfg, a, b):
     """{'a': samples.Pictures, 'b': ...}: random windows of INPUT_SIZE of Sets of LOAD_SIZE, flipped.
 
@@ -166,7 +178,7 @@ def gather(source, load_side, side, mask_side, limit=0):
     b = load(layout, 'B', source.healthy(), load_side)
     held_out, fingerprints = None, {'diseased': a.fingerprint, 'healthy': b.fingerprint}
     if source.has('Validation'):
-        chosen = splits.subset(source.pairs('Validation'), limit, source.seed)
+        chosen = subset(source.pairs('Validation'), limit, source.seed)
         held_out = load_pairs(layout, 'Validation', chosen, side, mask_side)
         fingerprints['validation'] = held_out.fingerprint
     else:

@@ -158,15 +158,13 @@ PANEL_ROWS = 6
 
 def check(cfg):
     """Faults of settings that do not fit together, a list of lines."""
-    faults = []
+    faults = data.side_faults(cfg)
     if len(cfg.D_LAYERS) != 2 or min(cfg.D_LAYERS) < 3:
-        return [f'D_LAYERS={cfg.D_LAYERS}: must be two numbers from 3 on']
+        return [*faults, f'D_LAYERS={cfg.D_LAYERS}: must be two numbers from 3 on']
     least = networks.least_side(max(cfg.D_LAYERS))
-    if cfg.INPUT_SIZE % networks.FACTOR or cfg.INPUT_SIZE < least:
-        faults.append(f'INPUT_SIZE={cfg.INPUT_SIZE}: must be a multiple of {networks.FACTOR} and at least '
-                      f'{least} with D_LAYERS={settings.literal(cfg.D_LAYERS)}')
-    if cfg.LOAD_SIZE < cfg.INPUT_SIZE:
-        faults.append(f'LOAD_SIZE={cfg.LOAD_SIZE}: must be at least INPUT_SIZE={cfg.INPUT_SIZE}')
+    if cfg.INPUT_SIZE < least:
+        faults.append(f'INPUT_SIZE={cfg.INPUT_SIZE}: must be at least {least} with '
+                      f'D_LAYERS={settings.literal(cfg.D_LAYERS)}')
     return faults
 
 

@@ -13,8 +13,8 @@ WHICH = 'a generator of train_LabelTransfer, as models/LabelTransfer/A2B.pth'
 TRAIN = '-m companions.label_transfer.train_LabelTransfer'
 
 
-class Translator:
-    """Looks at pictures and draws them as the other class. network : networks.Generator; side : px, its input
+class Looker:
+    """A network that says where pictures look diseased. side : px, of its input
 
     precision : see hardware.choose_precision
     """
@@ -24,25 +24,35 @@ class Translator:
         self.side, self.device = side, device
         self.precision = hardware.choose_precision(precision, device)
 
-    def _placed(self, picture):
+    def placed(self, picture):
+        """A picture (H, W, 3) uint8 as the network reads it: (1, 3, side, side) in [-1, 1]."""
         square = images.resize_rgb(picture, (self.side, self.side))
         pixels = torch.from_numpy(np.ascontiguousarray(square)).permute(2, 0, 1)[None]
         return to_input(pixels.to(self.device), 'symmetric')
 
     @torch.no_grad()
     def look(self, picture):
-        """Picture (H, W, 3) uint8 -> (attention (side / 4, side / 4) float32, mean of the two logits)."""
+        """Picture (H, W, 3) uint8 -> (map (h, w) float32 in [0, 1], logit of "diseased")."""
         with hardware.autocast(self.precision, self.device):
-            found = self.network.look(self._placed(picture))
-        attention, logit = found.attention[0, 0].float().cpu().numpy(), found.logits.mean().item()
+            attention, logits = self.attention_of(self.placed(picture))
+        attention = attention[0, 0].float().cpu().numpy()
         if not np.isfinite(attention).all():
-            raise FloatingPointError('The attention for a picture is not finite')
-        return attention, logit
+            raise FloatingPointError('The map of a picture is not finite')
+        return attention, logits.mean().item()
+
+
+class Translator(Looker):
+    """Looks at pictures and draws them as the other class. network : networks.Generator"""
+
+    def attention_of(self, placed):
+        """(Attention (1, 1, side / 4, side / 4), the two class logits) of a picture (1, 3, side, side)."""
+        found = self.network.look(placed)
+        return found.attention, found.logits
 
     @torch.no_grad()
     def draw(self, picture):
         """Picture (H, W, 3) uint8 -> networks.Translated of one picture, and its input (1, 3, side, side)."""
-        placed = self._placed(picture)
+        placed = self.placed(picture)
         with hardware.autocast(self.precision, self.device):
             return self.network(placed), placed
 
