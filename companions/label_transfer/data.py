@@ -53,6 +53,11 @@ class Source:
         """Where prepare_ISIC puts healthy patches."""
         return self.layout.root / 'LabelTransfer' / 'healthy'
 
+    @property
+    def diseased_folder(self):
+        """Where prepare_ISIC copies pictures without border, for `a`."""
+        return self.layout.root / 'LabelTransfer' / 'diseased'
+
     def part(self, name):
         """The folder of a part of PARTS, None where there is none."""
         for pattern in PARTS[name]:

@@ -8,6 +8,7 @@ LOOKED_AT = 128     # px, side at which a patch is judged
 CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))   # bottom and right or not
 # What is no skin, by grey values of 0 to 255 and CIELAB; found on ISIC-2017's training pictures.
 BORDER = 70         # grey of a spot of an eighth of the side below which it is border or shadow
+EDGE = 0.06         # of the short side, squares in which border is looked for
 SHADE = 0.80        # of the darkest such spot to the brightest: below, a vignette or pigment
 HAIR = 12, 0.004    # grey levels that thin dark things differ from what is around, and their most pixels
 MARKS = 18, 0.004   # the same of thin bright things: scales of rulers, bubbles, reflections
@@ -20,6 +21,13 @@ def corner_box(size, corner, share):
     side = max(1, round(share * min(size)))
     top, left = (there * (whole - side) for there, whole in zip(corner, size[::-1], strict=True))
     return left, top, left + side, top + side
+
+
+def without_border(picture):
+    """Whether no corner of a picture (H, W, 3) uint8 is border or shadow."""
+    spots = [picture[top:bottom, left:right].mean() for left, top, right, bottom in (
+        corner_box(picture.shape[1::-1], corner, EDGE) for corner in CORNERS)]
+    return min(spots) >= BORDER
 
 
 def refusal(patch):

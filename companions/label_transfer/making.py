@@ -2,6 +2,7 @@
 import contextlib
 
 from dataset import extraction, isic
+from engine import images
 from engine.errors import InputError
 
 
@@ -25,20 +26,21 @@ class Maker:
 
 @contextlib.contextmanager
 def making(folder, settings, layout):
-    """The Maker of an output folder while this process alone writes there; at the end png files that were not
+    """The Maker of an output folder while this process alone writes there; at the end pictures that were not
     wanted go.
 
     settings : dict; what was made under others is redone
     Raises InputError for a folder with pictures of another origin, or where another process writes.
     """
-    there = sorted(folder.rglob('*.png')) if folder.is_dir() else []
+    there = [path for path in sorted(folder.rglob('*')) if path.suffix.lower() in images.EXTENSIONS]
     if there and not (folder / isic.RECORD).is_file():
         raise InputError('A folder holds pictures of another origin', there[:5], 'choose another --OUT')
     with extraction.at_work(folder, settings, layout) as record:
         maker = Maker(record)
         yield maker
-        for path in folder.rglob('*.png'):
-            if path.relative_to(folder).as_posix() not in maker.wanted:
+        for path in folder.rglob('*'):
+            if (path.suffix.lower() in images.EXTENSIONS
+                    and path.relative_to(folder).as_posix() not in maker.wanted):
                 path.unlink()
         for name in record.made.keys() - maker.wanted:
             del record.made[name]

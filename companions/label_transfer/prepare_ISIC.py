@@ -1,14 +1,17 @@
-"""Label transfer: cut healthy skin from the corners of a root's training pictures.
+"""Label transfer: choose a root's training pictures, and cut healthy skin from their corners.
 
 Reads   dataset/ISIC/Training_seg.txt and the pictures it lists (stage 1), with CHECK_MASKS their masks, too
-Writes  LabelTransfer/healthy/<id>_health.png below ROOT, and beside it healthy_panel.png, some of them
+Writes  LabelTransfer/healthy/<id>_health.png below ROOT, and beside it healthy_panel.png, some of them;
+        LabelTransfer/diseased/, copies of pictures without border, for train_LabelTransfer.py --A
 
     python -m companions.label_transfer.prepare_ISIC
 
-A square of random size in a random corner of each picture, in random order, until there are COUNT. It is
-refused where the mask has lesion in it, and where skin is not all that is seen: border or shadow, vignette
-or pigment, hair, marks of rulers and bubbles, colours that skin has not (companions/label_transfer/healthy.py
-holds the rules). The same settings cut the same patches. Cost: companions/README.md.
+The diseased pictures are chosen by their corners alone, none of which may be border or shadow: else that, and
+not the lesion, would tell the two kinds apart. A healthy patch is a square of random size in a random corner
+of a picture; pictures come in random order, until there are COUNT patches. It is refused where the mask has
+lesion in it, and where skin is not all that is seen: border or shadow, vignette or pigment, hair, marks of
+rulers and bubbles, colours that skin has not (companions/label_transfer/healthy.py holds the rules). The same
+settings choose and cut the same. Cost: companions/README.md.
 """
 import collections
 import sys
@@ -30,6 +33,9 @@ from engine.errors import InputError
 ROOT = '.'                # folder that holds dataset/ and LabelTransfer/
 RECIPE = 'default'        # default (this file), or of recipes/: paper, cpu, cpu_few, demo
 SEED = 0                  # of the order of the pictures, the corners and the sizes
+
+# --- Diseased pictures
+DISEASED = 200            # pictures to copy; 0 = all whose corners are no border (paper: 200)
 
 # --- Patches
 COUNT = 200               # patches, one of a picture at most; 0 = all that can be cut (paper: 200)
@@ -60,6 +66,25 @@ def cut(entry, cfg, maker):
     return '', reason
 
 
+def copy_diseased(cfg, layout, paths):
+    """Copy the first DISEASED pictures whose corners are no border to LabelTransfer/diseased/."""
+    out, found = data.Source(layout).diseased_folder, []
+    with making(out, {'version': VERSION, 'seed': cfg.SEED}, layout) as maker:
+        for start in range(0, len(paths), AT_ONCE):
+            some = paths[start:start + AT_ONCE]
+            bare = files.for_all(lambda path: healthy.without_border(images.read_rgb(path)), some,
+                                 'looking at corners', summary='Pictures that cannot be used')
+            found += [path for path, good in zip(some, bare, strict=True) if good]
+            if cfg.DISEASED and len(found) >= cfg.DISEASED:
+                break
+        for path in found[:cfg.DISEASED or None]:
+            maker.put(path.name, maker.record.contents.of(path), files.write_bytes, path.read_bytes())
+    if len(found) < max(1, cfg.DISEASED):
+        raise InputError('There are too few pictures without border', [
+            f'{len(found)} of {len(paths)}, {cfg.DISEASED} are asked for'], f'--DISEASED={len(found)}')
+    print(f'{out}: {len(found[:cfg.DISEASED or None])} pictures')
+
+
 def check(cfg):
     """Faults of settings that do not fit together, a list of lines."""
     good = 0 < cfg.SHARE[0] <= cfg.SHARE[1] <= 0.5
@@ -67,7 +92,8 @@ def check(cfg):
 
 
 def main():
-    cfg = settings.resolve(globals(), positive=('SIZE',), least={'SEED': 0, 'COUNT': 0}, check=check)
+    cfg = settings.resolve(globals(), positive=('SIZE',), least={'SEED': 0, 'COUNT': 0, 'DISEASED': 0},
+                           check=check)
     layout = Layout(cfg.ROOT)
     listed = isic.read_segmentation_list(layout, 'Training')
     order = augment.generator(cfg.SEED, ORDER).permutation(len(listed))
@@ -75,6 +101,7 @@ def main():
         'version': VERSION, 'seed': cfg.SEED, 'share': list(cfg.SHARE), 'size': cfg.SIZE,
         'masks': cfg.CHECK_MASKS}
     names, reasons = [], collections.Counter()
+    copy_diseased(cfg, layout, [listed[number][0] for number in order])
     with making(out, cut_as, layout) as maker:
         for start in range(0, len(order), AT_ONCE):
             some = [(int(number), *listed[number]) for number in order[start:start + AT_ONCE]]
