@@ -159,13 +159,14 @@ def test_low_precision_draws_nearly_the_same():
         torch.testing.assert_close(one, other, atol=0.05, rtol=0.05)
 
 
-def test_a_positive_start_raises_the_map_where_the_class_shows():
+def test_a_centred_attention_has_no_level():
     torch.manual_seed(3)
-    network = networks.start_positive(networks.Generator(8))
+    network, picture = networks.Generator(8), pictures(1, 3, 64, 64)
     with torch.no_grad():
-        found = network.look(pictures(1, 3, 64, 64))
-    assert found.attention.min() >= 0.5 and found.attention.mean() == pytest.approx(0.5, abs=0.05)
-    assert np.corrcoef(found.attention.flatten(), found.heat.flatten())[0, 1] > 0.5
+        plain, network.centred = network.look(picture).attention, True
+        network.attend.weight.add_(1)   # raises everything
+        found = network.look(picture).attention
+    assert torch.logit(found).mean().abs() < 1e-5 and found.std() > plain.std()
 
 
 # --- Losses and training
@@ -179,8 +180,8 @@ def small(**changes):
     return SimpleNamespace(**SETTINGS | {
         'BATCH_SIZE': 1, 'LEARNING_RATE': 2e-4, 'WEIGHT_DECAY': 2e-5, 'INPUT_SIZE': SIDE,
         'LOAD_SIZE': SIDE + 4, 'FLIPS': True, 'CONTRAST': 0.1, 'WIDTH': 4, 'D_WIDTH': 4, 'BLOCKS': 1,
-        'D_LAYERS': (5, 4), 'ATTENTION_START': 'positive', 'KIND': 'skin', 'SEED': 0,
-        'SELECT_BY': 'normalised watershed',
+        'D_LAYERS': (5, 4), 'ATTENTION': 'centred', 'KIND': 'skin', 'SEED': 0,
+        'SELECT_BY': 'normalised-watershed',
         'ADV_WEIGHT': 1.0, 'CYCLE_WEIGHT': 10.0, 'IDENTITY_WEIGHT': 10.0, 'RECON_WEIGHT': 10.0,
         'CAM_WEIGHT': 1000.0} | changes)
 
@@ -368,7 +369,7 @@ def test_the_crf_follows_the_picture_and_may_empty_the_corners():
 
 def test_without_the_package_the_crf_says_what_to_install(monkeypatch):
     monkeypatch.setattr(maps.cli.importlib.util, 'find_spec', lambda _: None)
-    maps.require(['threshold', 'normalised watershed'])
+    maps.require(['threshold', 'normalised-watershed'])
     with pytest.raises(InputError, match='pydensecrf(.|\n)*pip install -r companions/label_transfer/req'):
         maps.require(['crf'])
 
@@ -579,7 +580,7 @@ def call(script, *arguments):
 TINY = ('--WIDTH=4', '--INPUT_SIZE=48', '--LOAD_SIZE=48', '--VALIDATE_EVERY=4')
 NETWORK = (*TINY, '--D_WIDTH=4', '--D_LAYERS=5,4', '--BLOCKS=1', '--LEARNING_RATE=2e-3')
 STUDENT = ('--ROUNDS=2', '--STEPS=8', '--VALIDATE_EVERY=4', '--WIDTH=4', '--INPUT_SIZE=48',
-           '--CACHE_SIZE=48', '--METHOD=normalised watershed', '--DECAY=0.5')
+           '--CACHE_SIZE=48', '--METHOD=normalised-watershed', '--DECAY=0.5')
 METHOD_LIST = f'--METHODS={",".join(METHODS)}'
 
 
@@ -629,15 +630,15 @@ def test_masks_lie_at_their_own_size_and_say_what_drew_them(trained_root):
     assert len(names) == 3
     for method in METHODS:
         for name in names:
-            path = folder / method.replace(' ', '_') / f'{name}_segmentation.png'
+            path = folder / method / f'{name}_segmentation.png'
             assert images.read_mask(path).shape == (48, 48)
     look = translator.load(trained_root.run('LabelTransfer') / 'A2B.pth', ALONE.device, 'auto')
     name, picture, _ = source.pairs('Testing')[0]
     picture = images.read_rgb(picture)
     cutter = maps.Cutter(look.look(picture)[0], maps.at_side(picture), 'skin')
     np.testing.assert_array_equal(
-        images.read_mask(folder / f'normalised_threshold/{name}_segmentation.png') > 0,
-        maps.at_size(cutter.mask('normalised threshold'), (48, 48)))
+        images.read_mask(folder / f'normalised-threshold/{name}_segmentation.png') > 0,
+        maps.at_size(cutter.mask('normalised-threshold'), (48, 48)))
     path = folder / 'map' / f'{name}.png'
     before = path.stat().st_mtime_ns
     call(generate_masks, f'--ROOT={trained_root.root}', METHOD_LIST)   # nothing changed: nothing is redone
@@ -653,7 +654,7 @@ def test_the_table_holds_what_was_scored_and_marks_the_oracle(trained_root):
     pairs = source.pairs('Testing')
     truths = [images.read_mask(mask) > 0 for _, _, mask in pairs]
     for method in METHODS:
-        found = [images.read_mask(folder / method.replace(' ', '_') / f'{name}_segmentation.png') > 0
+        found = [images.read_mask(folder / method / f'{name}_segmentation.png') > 0
                  for name, _, _ in pairs]
         wanted = scores.overlap(found, truths).mean(0)
         assert [rows[method][name] for name in metrics.SEGMENTATION] == pytest.approx(wanted.tolist())
@@ -687,8 +688,8 @@ def test_alpha_is_that_of_the_best_validation_masks(trained_root, monkeypatch):
             return self.truth & (np.arange(maps.SIDE) < 128 + 32 * min(alpha, 8 - alpha))
 
     monkeypatch.setattr(maps, 'Cutter', Cutter)
-    found = validation.chosen_alphas(lambda _: (None, 0), held_out, 'skin', ['threshold', 'normalised crf'])
-    assert found == {'normalised crf': (4, 1.0)} and asked == 2 * list(range(1, 9))
+    found = validation.chosen_alphas(lambda _: (None, 0), held_out, 'skin', ['threshold', 'normalised-crf'])
+    assert found == {'normalised-crf': (4, 1.0)} and asked == 2 * list(range(1, 9))
 
 
 def test_students_learn_the_teachers_masks_and_their_average_redraws_them(trained_root, capsys):

@@ -54,8 +54,7 @@ WEIGHTS = ''              # a generator; '' = ROOT/models/LabelTransfer/A2B.pth
 DATA = ''                 # folder in the published layout; '' = as the training
 A = ''                    # unused here but for the pictures that the training used; '' = as the training
 ORACLE = False            # also let the evaluated masks choose checkpoint and alpha (released); rows say so
-METHODS = ('threshold', 'normalised threshold', 'watershed', 'normalised watershed', 'crf',
-           'normalised crf')   # ways to cut the map
+METHODS = 'all'           # ways to cut the map: all, or of them, as watershed,normalised-crf
 EMPTY_CORNERS = False     # the CRF finds nothing in the picture's corners (released: True)
 
 # --- Machine
@@ -186,12 +185,12 @@ BY_VALIDATION = 'by validation masks'
 
 def check(cfg):
     """Faults of settings that do not fit together, a list of lines."""
-    return [f'METHODS: {method} must be of {", ".join(maps.METHODS)}' for method in cfg.METHODS
-            if method not in maps.METHODS]
+    return maps.method_faults(cfg.METHODS)
 
 
 def main():
     cfg = settings.resolve(globals(), choices=stages.EVALUATION_CHOICES, check=check)
+    cfg.METHODS = maps.named(cfg.METHODS)
     maps.require(cfg.METHODS)
     process = hardware.start(cfg, alone=True)
     layout = Layout(cfg.ROOT)

@@ -3,11 +3,11 @@
 Reads   models/LabelTransfer/A2B.pth (train_LabelTransfer) or WEIGHTS; the pictures that it was trained on, or
         DATA or A in place of them
 Writes  LabelTransfer/masks/<SPLIT>/ below ROOT, or OUT:  threshold/, watershed/, crf/ and the same three
-        after normalisation, normalised_<...>/, each with <id>_segmentation.png at the picture's own size, as
+        after normalisation, normalised-<...>/, each with <id>_segmentation.png at the picture's own size, as
         compare.py and the challenge want them; map/<id>.png, the attention itself
 
     python -m companions.label_transfer.generate_masks --SPLIT=Testing
-    python compare.py --SPLIT=Testing --MASKS=ours=LabelTransfer/masks/Testing/normalised_crf,other=folder
+    python compare.py --SPLIT=Testing --MASKS=ours=LabelTransfer/masks/Testing/normalised-crf,other=folder
 
 Alpha of the CRF is chosen on the validation masks. A later run redoes what is missing or changed.
 Cost: companions/README.md.
@@ -42,8 +42,7 @@ A = ''                    # folder of pictures for SPLIT=Training; '' = as the t
 OUT = ''                  # folder; '' = ROOT/LabelTransfer/masks/<SPLIT>
 
 # --- From map to mask
-METHODS = ('threshold', 'watershed', 'crf', 'normalised threshold', 'normalised watershed',
-           'normalised crf')   # ways to cut the map
+METHODS = 'all'           # ways to cut the map: all, or of them, as watershed,normalised-crf
 ALPHA = 0                 # of the CRF, 1 to 8; 0 = chosen on the validation masks
 EMPTY_CORNERS = False     # the CRF finds nothing in the picture's corners (released: True)
 
@@ -55,26 +54,26 @@ DETERMINISTIC = False     # bit-reproducible algorithms also on GPUs, slower
 
 def check(cfg):
     """Faults of settings that do not fit together, a list of lines."""
-    faults = [f'METHODS: {method} must be of {", ".join(maps.METHODS)}' for method in cfg.METHODS
-              if method not in maps.METHODS]
-    return faults + ([] if cfg.ALPHA in (0, *maps.ALPHAS) else [f'ALPHA={cfg.ALPHA}: must be from 0 to 8'])
+    return maps.method_faults(cfg.METHODS) + (
+        [] if cfg.ALPHA in (0, *maps.ALPHAS) else [f'ALPHA={cfg.ALPHA}: must be from 0 to 8'])
 
 
 def main():
     cfg = settings.resolve(globals(), choices=stages.MACHINE_CHOICES | {'SPLIT': data.SPLITS}, check=check)
-    maps.require(cfg.METHODS)
+    methods = maps.named(cfg.METHODS)
+    maps.require(methods)
     process = hardware.start(cfg, alone=True)
     layout = Layout(cfg.ROOT)
     teacher = trained.load(layout, cfg, process, cfg.WEIGHTS)
     pairs = teacher.source.pairs(cfg.SPLIT)
-    crfs = [method for method in cfg.METHODS if method.endswith('crf')]
+    crfs = [method for method in methods if method.endswith('crf')]
     alphas = dict.fromkeys(crfs, cfg.ALPHA) if cfg.ALPHA else teacher.alphas(crfs, cfg.EMPTY_CORNERS)
     out = Path(cfg.OUT) if cfg.OUT else layout.root / 'LabelTransfer' / 'masks' / cfg.SPLIT
     drawn_as = {'version': VERSION, 'weights': teacher.fingerprint, 'alphas': alphas, 'kind': teacher.kind,
                 'empty_corners': cfg.EMPTY_CORNERS}
     with making(out, drawn_as, layout) as maker:
         for name, path, _ in tqdm(pairs, desc='cutting maps', unit='picture'):
-            places = {method: f'{method.replace(" ", "_")}/{name}{MASK_SUFFIX}.png' for method in cfg.METHODS}
+            places = {method: f'{method}/{name}{MASK_SUFFIX}.png' for method in methods}
             content = maker.record.contents.of(path)
             wanted = f'map/{name}.png', *places.values()
             if not sum(maker.needs(place, content) for place in wanted):   # notes all of them
@@ -89,7 +88,7 @@ def main():
                 mask = maps.at_size(cutter.mask(method, alphas.get(method)), size)
                 maker.put(place, content, images.write_mask, mask)
     words = ', '.join(f'alpha of {method} {alpha}' for method, alpha in alphas.items())
-    print(f'{out}: masks of {len(pairs)} pictures, {", ".join(cfg.METHODS)}; {words}'.rstrip('; '))
+    print(f'{out}: masks of {len(pairs)} pictures, {", ".join(methods)}; {words}'.rstrip('; '))
 
 
 # Below main(), where settings do not look.

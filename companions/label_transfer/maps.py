@@ -16,8 +16,19 @@ SMOOTH = {'sxy': 3, 'compat': 3}
 SIMILAR = {'sxy': 80, 'srgb': 13, 'compat': 10}
 CORNER = 80                     # px, legs of the triangles that the corner prior empties
 CUTS = ('threshold', 'watershed', 'crf')
-METHODS = tuple(f'{first}{cut}' for cut in CUTS for first in ('', 'normalised '))
+METHODS = tuple(f'{first}{cut}' for cut in CUTS for first in ('', 'normalised-'))
 REQUIREMENTS = 'companions/label_transfer/requirements.txt'
+
+
+def named(text):
+    """The methods that a setting names: all of them, or a list with commas."""
+    return METHODS if text == 'all' else tuple(text.split(','))
+
+
+def method_faults(text):
+    """Faults of such a setting, a list of lines."""
+    return [f'METHODS: {method} must be of {", ".join(METHODS)}' for method in named(text)
+            if method not in METHODS]
 
 
 def require(methods):
@@ -106,12 +117,12 @@ class Cutter:
     def __init__(self, attention, picture, kind, empty_corners=False):
         shown, self.empty_corners = inside(picture, kind), empty_corners
         plain = np.where(shown, enlarged(attention), 0)
-        self.maps = {'': plain, 'normalised ': normalised(plain, shown)}
+        self.maps = {'': plain, 'normalised-': normalised(plain, shown)}
         self.picture, self._crf = picture, None
 
     def mask(self, method, alpha=1):
         """(SIDE, SIDE) bool. alpha : of the CRF, a whole number of ALPHAS"""
-        cut = method.rpartition(' ')[2]
+        cut = method.rpartition('-')[2]
         attention = self.maps[method.removesuffix(cut)]
         if cut == 'threshold':
             return attention > 0.5

@@ -17,8 +17,7 @@ ADA_RHO = 0.9        # share of instance norm that AdaILN begins with; ILN begin
 FUSIONS = 4          # steps in which both branches are mixed
 GLOBAL, LOCAL = 7, 5   # convolutions of the two kinds of discriminator, their CAM apart
 FACTOR = 4           # the encoder's side over that of the attention
-POSITIVE = 0.2       # share of their usual size that the attention's weights begin with, see start_positive
-STARTS = ('positive', 'random')
+ATTENTIONS = ('centred', 'plain')
 
 
 def iln(x, rho, gamma, beta):
@@ -155,17 +154,22 @@ class Generator(nn.Module):
     """Translates pictures (B, 3, S, S) in [-1, 1] of one class into the other, S a multiple of 4.
 
     width : channels of the first layer (released: 54); blocks : residual blocks of the encoder
+    centred : the attention's logits lose their mean over the picture. Else all losses that want less to be
+        changed push the whole map down, through weights without a bias, and what has the strongest features,
+        the lesion, goes lowest: the map turns upside down.
     """
 
-    def __init__(self, width=54, blocks=4):
+    def __init__(self, width=54, blocks=4, centred=False):
         super().__init__()
-        channels = 4 * width
+        channels, self.centred = 4 * width, centred
         self.encoder = encoder(width, blocks)
         self.split = nn.Sequential(*(layer for _ in range(2) for layer in (
             nn.Conv2d(channels, channels, 1, bias=False), ILN(channels), nn.ReLU())))
         self.gap, self.gmp = (nn.Linear(channels, 1, bias=False) for _ in range(2))
         self.merge = nn.Conv2d(2 * channels, channels, 1)
         self.attend = _conv(channels, 1, 3)
+        if centred:   # and begins as high where the features of the class are strong
+            self.attend.weight.data.abs_()
         self.style = nn.Sequential(*(layer for _ in range(2) for layer in (
             nn.Linear(channels, channels, bias=False), nn.ReLU())))
         self.gamma, self.beta = (nn.Linear(channels, channels, bias=False) for _ in range(2))
@@ -179,7 +183,10 @@ class Generator(nn.Module):
         logits, seen = class_features(self.split(encoded), self.gap, self.gmp, self.gap.weight,
                                       self.gmp.weight)
         seen = F.relu(self.merge(seen))
-        return Attended(encoded, seen, logits, torch.sigmoid(self.attend(seen).float()).to(seen.dtype))
+        attention = self.attend(seen).float()
+        if self.centred:
+            attention = attention - attention.mean((2, 3), keepdim=True)
+        return Attended(encoded, seen, logits, torch.sigmoid(attention).to(seen.dtype))
 
     def forward(self, pictures):
         """Pictures -> Translated."""
@@ -194,16 +201,6 @@ class Generator(nn.Module):
         drawn = (torch.tanh(draw(features).float()) for draw, features in (
             (self.to_fake, mixed), (self.to_recon, kept)))
         return Translated(**vars(found), **dict(zip(('fake', 'recon'), drawn, strict=True)))
-
-
-def start_positive(generator):
-    """Let a new generator's attention grow with its class features, wherever those are.
-
-    PyTorch's start gives the features random signs, so that the map may begin upside down, and stay so.
-    """
-    with torch.no_grad():
-        generator.attend.weight.abs_().mul_(POSITIVE)   # less of them, or the map would begin far above 0.5
-    return generator
 
 
 def class_features(features, gap, gmp, gap_weight, gmp_weight):

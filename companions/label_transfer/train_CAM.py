@@ -50,7 +50,7 @@ STEPS = 2000                   # steps
 BATCH_SIZE = 4                 # pictures of each kind a step
 LEARNING_RATE = 1e-4           # Adam, constant
 VALIDATE_EVERY = 50            # steps between two looks at the validation masks
-SELECT_BY = 'normalised watershed'   # how the map is cut whose validation JA chooses
+SELECT_BY = 'normalised-watershed'   # how the map is cut whose validation JA chooses
 
 # --- Input and augmentation
 INPUT_SIZE = 256               # px, side of the network's input

@@ -54,7 +54,7 @@ WIDTH = 54                     # channels of the generators' first layer (releas
 D_WIDTH = 54                   # channels of the discriminators' first layer (released)
 BLOCKS = 4                     # residual blocks of the encoder (released)
 D_LAYERS = 7, 5                # convolutions of the global and the local discriminators (released)
-ATTENTION_START = 'positive'   # positive: the map begins as high where the class shows; random (released)
+ATTENTION = 'centred'          # centred: its logits without their mean over the picture; plain (released)
 
 # --- Optimisation
 STEPS = 7000                   # steps (released)
@@ -62,7 +62,7 @@ BATCH_SIZE = 1                 # pictures of each kind a step (released)
 LEARNING_RATE = 1e-4           # Adam, all networks, betas 0.5 and 0.999, constant (released)
 WEIGHT_DECAY = 2e-5            # Adam's, all networks (released)
 VALIDATE_EVERY = 50            # steps between two looks at the validation masks (released)
-SELECT_BY = 'normalised watershed'   # how the map is cut whose validation JA chooses
+SELECT_BY = 'normalised-watershed'   # how the map is cut whose validation JA chooses
 KEEP = 5                       # best generators to keep; 0 = all of them (released: all)
 
 # --- Loss
@@ -90,9 +90,8 @@ DETERMINISTIC = False          # bit-reproducible algorithms also on GPUs, slowe
 def build(cfg):
     """New networks by name: generators A2B, B2A; global and local discriminators GA, GB, LA, LB."""
     hardware.seed_step(cfg.SEED, 0, 0)
-    made = {name: networks.Generator(cfg.WIDTH, cfg.BLOCKS) for name in GENERATORS}
-    if cfg.ATTENTION_START == 'positive':
-        made = {name: networks.start_positive(generator) for name, generator in made.items()}
+    made = {name: networks.Generator(cfg.WIDTH, cfg.BLOCKS, cfg.ATTENTION == 'centred')
+            for name in GENERATORS}
     for layers, kind in zip(cfg.D_LAYERS, 'GL', strict=True):
         made |= {f'{kind}{side}': networks.Discriminator(cfg.D_WIDTH, layers) for side in 'AB'}
     return made
@@ -170,7 +169,7 @@ def check(cfg):
 
 def main():
     cfg = settings.resolve(globals(), choices=stages.TRAINING_CHOICES | {
-        'KIND': data.KINDS, 'SELECT_BY': maps.METHODS, 'ATTENTION_START': networks.STARTS},
+        'KIND': data.KINDS, 'SELECT_BY': maps.METHODS, 'ATTENTION': networks.ATTENTIONS},
         positive=('WIDTH', 'D_WIDTH', 'STEPS', 'BATCH_SIZE', 'LEARNING_RATE', 'VALIDATE_EVERY', 'INPUT_SIZE'),
         least={'SEED': 0, 'BLOCKS': 0, 'TRAIN_IMAGES': 0, 'VALIDATION_IMAGES': 0, 'KEEP': 0, 'CONTRAST': 0,
                'WEIGHT_DECAY': 0, 'ADV_WEIGHT': 0, 'CYCLE_WEIGHT': 0, 'IDENTITY_WEIGHT': 0, 'RECON_WEIGHT': 0,

@@ -43,7 +43,7 @@ RESUME = True                  # go on from last.pth; False starts anew
 SEED = 0                       # of the weights, the order of the pictures, their augmentation
 
 # --- Teacher
-METHOD = 'normalised crf'      # whose masks are learnt: of generate_masks.py's METHODS
+METHOD = 'normalised-crf'      # whose masks are learnt: of generate_masks.py's METHODS
 EMA = False                    # a moving average of the student redraws the masks after each round
 ROUNDS = 3                     # with EMA: parts of the training, each on the masks of the one before
 DECAY = 0.99                   # of the moving average, a step
@@ -113,7 +113,7 @@ def teacher_masks(layout, pairs, method, side):
 
     Raises InputError naming every picture without one.
     """
-    folder = layout.root / 'LabelTransfer' / 'masks' / 'Training' / method.replace(' ', '_')
+    folder = layout.root / 'LabelTransfer' / 'masks' / 'Training' / method
     paths = [folder / f'{name}{isic.MASK_SUFFIX}.png' for name, _, _ in pairs]
     missing = [f'{path}: is missing' for path in paths if not path.is_file()]
     if missing:

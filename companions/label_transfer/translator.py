@@ -69,9 +69,10 @@ def load(path, device, precision):
         raise InputError('A checkpoint does not fit the network', [f'{path}: has no attention'],
                          f'use {WHICH}')
     blocks = len({name.split('.')[1] for name in state if name.startswith('encoder.') and '.first.' in name})
-    network = networks.Generator(len(stem), blocks)
+    settings = trained_settings(path)
+    network = networks.Generator(len(stem), blocks, settings.get('ATTENTION') == 'centred')
     checkpoints.apply(checkpoints.load_parameters, network, state, path, f'use {WHICH}')
-    return Translator(network, trained_settings(path)['INPUT_SIZE'], device, precision)
+    return Translator(network, settings['INPUT_SIZE'], device, precision)
 
 
 def trained_settings(path):
