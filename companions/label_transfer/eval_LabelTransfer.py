@@ -92,18 +92,20 @@ class Table:
             **dict(zip(SOFT, rows.mean(0).tolist(), strict=True)), 'best threshold': threshold,
             'ci95': dict(zip(SOFT, bootstrap.interval_of_means(rows).tolist(), strict=True))}
 
-    def add_looker(self, looker, prefix, alphas, methods, empty_corners, chosen):
-        """All ways to cut the maps of one network: {method: masks}."""
-        found, masks = [], {method: [] for method in methods}
-        for square in tqdm(self.squares, desc=prefix.strip(': ') or 'attention', unit='picture'):
-            cutter = maps.Cutter(looker.look(square)[0], square, self.kind, empty_corners)
+    def add_attention(self, look, alphas, cfg, threshold):
+        """All ways to cut the attention: {method: masks}. threshold : chosen on validation masks, one more way"""
+        found, masks = [], {method: [] for method in cfg.METHODS}
+        for square in tqdm(self.squares, desc='attention', unit='picture'):
+            cutter = maps.Cutter(look(square)[0], square, self.kind, cfg.EMPTY_CORNERS)
             found.append(cutter.maps[''])
             for method, rows in masks.items():
                 rows.append(cutter.mask(method, alphas.get(method)))
-        self.add_soft(prefix.strip(': ') or 'attention', found)
+        self.add_soft('attention', found)
+        self.add('chosen threshold', [one >= threshold for one in found],
+                 f'{BY_VALIDATION}, threshold {threshold:.2f}')
         for method, rows in masks.items():
             alpha = f', alpha {alphas[method]}' if method in alphas else ''
-            self.add(f'{prefix}{method}', rows, chosen + alpha)
+            self.add(method, rows, BY_VALIDATION + alpha)
         return masks
 
     def add_trivial(self):
@@ -120,14 +122,13 @@ class Table:
                 for label, rows in self.counts.items()}
 
 
-def add_cam(table, layout, teacher, process, cfg):
-    """Rows of the plain classifier, where it is trained: threshold and alpha are chosen on Validation."""
+def add_cam(table, layout, teacher, held_out, process, cfg):
+    """Rows of the plain classifier, where it is trained: threshold and alpha are chosen on `held_out`."""
     path = layout.run('LabelTransferCAM') / 'CAM.pth'
     if not path.is_file():
         print(f'{path}: is missing, so that activation maps have no row')
         return
     looker = cams.load(path, process.device, cfg.AMP)
-    held_out = teacher.held_out('Validation')
     threshold, _ = validation.chosen_threshold(looker.look, held_out, teacher.kind)
     found = [maps.Cutter(looker.look(square)[0], square, teacher.kind, cfg.EMPTY_CORNERS)
              for square in tqdm(table.squares, desc='CAM', unit='picture')]
@@ -199,8 +200,11 @@ def main():
     alphas = teacher.alphas(cfg.METHODS, cfg.EMPTY_CORNERS)
     table = Table(pairs, teacher.kind)
     table.add_trivial()
-    add_cam(table, layout, teacher, process, cfg)
-    masks = table.add_looker(teacher.translator, '', alphas, cfg.METHODS, cfg.EMPTY_CORNERS, BY_VALIDATION)
+    held_out = teacher.held_out('Validation')
+    add_cam(table, layout, teacher, held_out, process, cfg)
+    look = teacher.translator.look
+    threshold, _ = validation.chosen_threshold(look, held_out, teacher.kind)
+    masks = table.add_attention(look, alphas, cfg, threshold)
     add_students(table, layout, process, cfg)
     if cfg.ORACLE:
         add_oracle(table, layout, teacher, process, cfg)

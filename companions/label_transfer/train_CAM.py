@@ -50,7 +50,7 @@ STEPS = 2000                   # steps
 BATCH_SIZE = 4                 # pictures of each kind a step
 LEARNING_RATE = 1e-4           # Adam, constant
 VALIDATE_EVERY = 50            # steps between two looks at the validation masks
-SELECT_BY = 'normalised-watershed'   # how the map is cut whose validation JA chooses
+SELECT_BY = 'best-threshold'   # way to cut the map whose validation JA chooses, or the best threshold
 
 # --- Input and augmentation
 INPUT_SIZE = 256               # px, side of the network's input
@@ -98,7 +98,7 @@ def cam_task(cfg, process, network, found):
 
 def main():
     cfg = settings.resolve(globals(), choices=stages.TRAINING_CHOICES | {
-        'KIND': data.KINDS, 'SELECT_BY': maps.METHODS},
+        'KIND': data.KINDS, 'SELECT_BY': validation.SELECTIONS},
         positive=('WIDTH', 'STEPS', 'BATCH_SIZE', 'LEARNING_RATE', 'VALIDATE_EVERY', 'INPUT_SIZE'),
         least={'SEED': 0, 'BLOCKS': 0, 'TRAIN_IMAGES': 0, 'VALIDATION_IMAGES': 0, 'CONTRAST': 0,
                'NUM_WORKERS': hardware.WORKERS_AUTO}, check=data.side_faults)

@@ -62,7 +62,7 @@ BATCH_SIZE = 1                 # pictures of each kind a step (released)
 LEARNING_RATE = 1e-4           # Adam, all networks, betas 0.5 and 0.999, constant (released)
 WEIGHT_DECAY = 2e-5            # Adam's, all networks (released)
 VALIDATE_EVERY = 50            # steps between two looks at the validation masks (released)
-SELECT_BY = 'normalised-watershed'   # how the map is cut whose validation JA chooses
+SELECT_BY = 'best-threshold'   # way to cut the map whose validation JA chooses, or the best threshold
 KEEP = 5                       # best generators to keep; 0 = all of them (released: all)
 
 # --- Loss
@@ -169,7 +169,7 @@ def check(cfg):
 
 def main():
     cfg = settings.resolve(globals(), choices=stages.TRAINING_CHOICES | {
-        'KIND': data.KINDS, 'SELECT_BY': maps.METHODS, 'ATTENTION': networks.ATTENTIONS},
+        'KIND': data.KINDS, 'SELECT_BY': validation.SELECTIONS, 'ATTENTION': networks.ATTENTIONS},
         positive=('WIDTH', 'D_WIDTH', 'STEPS', 'BATCH_SIZE', 'LEARNING_RATE', 'VALIDATE_EVERY', 'INPUT_SIZE'),
         least={'SEED': 0, 'BLOCKS': 0, 'TRAIN_IMAGES': 0, 'VALIDATION_IMAGES': 0, 'KEEP': 0, 'CONTRAST': 0,
                'WEIGHT_DECAY': 0, 'ADV_WEIGHT': 0, 'CYCLE_WEIGHT': 0, 'IDENTITY_WEIGHT': 0, 'RECON_WEIGHT': 0,

@@ -3,11 +3,14 @@ import numpy as np
 
 from companions.label_transfer import maps, scores
 
+BEST = 'best-threshold'   # the one threshold for all pictures that their masks like best
+SELECTIONS = BEST, *maps.METHODS
+
 
 def scores_of(looker, held_out, healthy, kind, select_by):
     """{'JA': of select_by, 'AUC', 'best-threshold JA', 'JA at 0.5', 'CAM accuracy'} of held-out pictures.
 
-    looker : has look(picture) -> (map, logit of "diseased"); kind, select_by : of data.KINDS, maps.METHODS
+    looker : has look(picture) -> (map, logit of "diseased"); kind, select_by : of data.KINDS, SELECTIONS
     held_out : data.Set with masks, or None; healthy : Set of pictures that are of the other class
     'CAM accuracy' : mean of the two classes' shares that the looker's own classifier is right about
     """
@@ -21,11 +24,12 @@ def scores_of(looker, held_out, healthy, kind, select_by):
         right[True].append(logit > 0)
         cutter = maps.Cutter(attention, maps.at_side(picture), kind)
         found.append(cutter.maps[''])
-        cut.append(cutter.mask(select_by))
+        if select_by != BEST:
+            cut.append(cutter.mask(select_by))
         raw.append(cutter.mask('threshold'))
-    return {'JA': float(scores.overlap(cut, truths)[:, 0].mean()),
-            'AUC': float(np.nanmean(scores.areas(found, truths))),
-            'best-threshold JA': float(scores.best_threshold(np.array(found), truths)[0].mean()),
+    best = scores.best_threshold(np.array(found), truths)[0]
+    return {'JA': float((scores.overlap(cut, truths)[:, 0] if cut else best).mean()),
+            'AUC': float(np.nanmean(scores.areas(found, truths))), 'best-threshold JA': float(best.mean()),
             'JA at 0.5': float(scores.overlap(raw, truths)[:, 0].mean()),
             'CAM accuracy': float(np.mean([np.mean(part) for part in right.values()]))}
 
