@@ -577,9 +577,9 @@ def call(script, *arguments):
         script.main()
 
 
-TINY = ('--WIDTH=4', '--INPUT_SIZE=48', '--LOAD_SIZE=48', '--VALIDATE_EVERY=4')
+TINY = ('--WIDTH=4', '--INPUT_SIZE=48', '--LOAD_SIZE=48', '--VALIDATE_EVERY=3')
 NETWORK = (*TINY, '--D_WIDTH=4', '--D_LAYERS=5,4', '--BLOCKS=1', '--LEARNING_RATE=2e-3')
-STUDENT = ('--ROUNDS=2', '--STEPS=8', '--VALIDATE_EVERY=4', '--WIDTH=4', '--INPUT_SIZE=48',
+STUDENT = ('--ROUNDS=2', '--STEPS=4', '--VALIDATE_EVERY=2', '--WIDTH=4', '--INPUT_SIZE=48',
            '--CACHE_SIZE=48', '--METHOD=normalised-watershed', '--DECAY=0.5')
 METHOD_LIST = f'--METHODS={",".join(METHODS)}'
 
@@ -591,12 +591,13 @@ def trained_root(tmp_path_factory):
     at, of = f'--ROOT={root}', ('--DATA=LabelTransfer/skin', '--KIND=skin')
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, 'panel', blank)
+        patch.setattr(maps, 'ALPHAS', range(1, 3))   # each costs a CRF a picture
         patch.setattr(figures, 'curves', lambda *given: Path(given[2]).write_bytes(b'curves'))
         patch.setattr(panels, 'curves', lambda rows, path: Path(path).write_bytes(b'curves'))
         call(make_toy_data, at, '--KIND=skin', '--SIZE=48', '--TRAIN_IMAGES=6', '--HELD_OUT_IMAGES=3',
              '--HEALTHY_TEST_IMAGES=3')
-        call(train_LabelTransfer, at, *of, *NETWORK, '--STEPS=20', '--KEEP=3')
-        call(train_CAM, at, *of, *TINY, '--STEPS=8')
+        call(train_LabelTransfer, at, *of, *NETWORK, '--STEPS=9', '--KEEP=2')
+        call(train_CAM, at, *of, *TINY, '--STEPS=3')
         call(generate_masks, at, '--SPLIT=Training', METHOD_LIST)
         for ema in (False, True):
             call(train_student, at, *STUDENT, f'--EMA={ema}')
@@ -610,17 +611,17 @@ def test_validation_masks_choose_the_checkpoint(trained_root):
     rows = run_folder.read_rows(folder / 'metrics.jsonl')
     best = max(rows, key=lambda row: row['JA'])
     config = json.loads((folder / 'config.json').read_text())
-    assert config['finished'] == {'step': 20, 'best': best['JA'], 'best_step': best['step']}
-    kept = candidates.Candidates(folder, 3)
+    assert config['finished'] == {'step': 9, 'best': best['JA'], 'best_step': best['step']}
+    kept = candidates.Candidates(folder, 2)
     assert kept.scores == {row['step']: row['JA'] for row in
-                           sorted(rows, key=lambda row: (-row['JA'], row['step']))[:3]}
+                           sorted(rows, key=lambda row: (-row['JA'], row['step']))[:2]}
     same = load(folder, 'A2B.pth'), checkpoints.load(kept.path(best['step']), '')
     assert all(torch.equal(same[0][name], same[1][name]) for name in same[0])
     assert {'AUC', 'best-threshold JA', 'JA at 0.5', 'CAM accuracy', 'G cam', 'G adv', 'G cycle',
             'G identity', 'G recon', 'D A', 'D B'} <= rows[0].keys()
     with pytest.raises(InputError, match='CAM_WEIGHT'):   # goes on as it began
         call(train_LabelTransfer, f'--ROOT={trained_root.root}', '--DATA=LabelTransfer/skin', *NETWORK,
-             '--STEPS=24', '--KEEP=3', '--CAM_WEIGHT=5')
+             '--STEPS=12', '--KEEP=2', '--CAM_WEIGHT=5')
 
 
 def test_masks_lie_at_their_own_size_and_say_what_drew_them(trained_root):
@@ -660,7 +661,7 @@ def test_the_table_holds_what_was_scored_and_marks_the_oracle(trained_root):
         assert [rows[method][name] for name in metrics.SEGMENTATION] == pytest.approx(wanted.tolist())
         assert rows[method]['chosen'].startswith('by validation masks')
         words = rows[f'oracle: {method}']['chosen']
-        assert words.startswith('by the masks of Testing itself, of 3 checkpoints')
+        assert words.startswith('by the masks of Testing itself, of 2 checkpoints')
         low, high = rows[method]['ci95']['JA']
         assert low <= rows[method]['JA'] <= high
     squares = [maps.at_side(images.read_rgb(path)) for _, path, _ in pairs]
@@ -672,7 +673,7 @@ def test_the_table_holds_what_was_scored_and_marks_the_oracle(trained_root):
     lines = (trained_root.results / 'LabelTransfer_Testing.csv').read_text().splitlines()
     assert len(lines) == 4 and lines[0].startswith('image_id,Otsu JA')
     kept = candidates.Candidates(trained_root.run('LabelTransfer'), 0)
-    assert len(kept.scores) == 3   # neither CRF nor oracle removes checkpoints
+    assert len(kept.scores) == 2   # neither CRF nor oracle removes checkpoints
 
 
 def test_alpha_is_that_of_the_best_validation_masks(trained_root, monkeypatch):
@@ -697,7 +698,7 @@ def test_students_learn_the_teachers_masks_and_their_average_redraws_them(traine
     folder = trained_root.run('LabelTransferStudentEMA')
     rounds = [json.loads((folder / f'round{number}/config.json').read_text()) for number in (1, 2)]
     assert plain['inputs']['masks'] == rounds[0]['inputs']['masks'] != rounds[1]['inputs']['masks']
-    assert [one['finished']['step'] for one in (plain, *rounds)] == [8, 4, 4]
+    assert [one['finished']['step'] for one in (plain, *rounds)] == [4, 2, 2]
     average, network = (load(folder / 'round2', f'{name}.pth') for name in ('EMA', 'student'))
     assert average.keys() == network.keys()
     assert any(not torch.equal(average[name], network[name]) for name in average)
@@ -734,13 +735,6 @@ def test_what_cannot_be_used_is_said(trained_root, tmp_path):
     lonely.write_bytes((trained_root.run('LabelTransfer') / 'A2B.pth').read_bytes())
     with pytest.raises(InputError, match='config.json: is missing'):
         call(generate_masks, f'--ROOT={trained_root.root}', f'--WEIGHTS={lonely}', '--METHODS=threshold')
-
-
-def test_the_attention_finds_toy_lesions(tmp_path, no_drawing):
-    """Forty steps on dark blobs: the class is learnt, and the map ranks pixels."""
-    run_small(tmp_path, 40, 10, WIDTH=8, INPUT_SIZE=48, LOAD_SIZE=48, CONTRAST=0.0, LEARNING_RATE=5e-4)
-    rows = run_folder.read_rows(tmp_path / 'metrics.jsonl')
-    assert max(row['AUC'] for row in rows) > 0.85 and max(row['CAM accuracy'] for row in rows) >= 0.95
 
 
 def test_figures_are_drawn(trained_root, tmp_path):

@@ -71,7 +71,17 @@ class Table:
         self.counts, self.soft, self.chosen = {}, {}, {}
         self.truths = files.for_all(lambda one: images.read_mask(one[2], data.GREY) > 0, pairs,
                                     'reading masks')
-        self.squares = [maps.at_side(images.read_rgb(path)) for _, path, _ in tqdm(pairs, desc='reading')]
+        self.squares = self.at(maps.SIDE)
+
+    def at(self, side):
+        """The pictures squashed to side x side: a list of (side, side, 3) uint8."""
+        return files.for_all(lambda one: images.resize_rgb(images.read_rgb(one[1]), (side, side)), self.pairs,
+                             'reading pictures')
+
+    def maps_of(self, looker):
+        """The map of each picture by a network, in order."""
+        for picture in tqdm(self.at(looker.side), desc=type(looker).__name__, unit='picture'):
+            yield looker.look(picture)[0]
 
     def add(self, label, masks, chosen=''):
         """A way, its masks (SIDE, SIDE) or of full size, bool, one a picture; chosen : by what, in words."""
@@ -92,11 +102,11 @@ class Table:
             **dict(zip(SOFT, rows.mean(0).tolist(), strict=True)), 'best threshold': threshold,
             'ci95': dict(zip(SOFT, bootstrap.interval_of_means(rows).tolist(), strict=True))}
 
-    def add_attention(self, look, alphas, cfg, threshold):
-        """All ways to cut the attention: {method: masks}. threshold : chosen on validation masks, one more way"""
+    def add_attention(self, translator, alphas, cfg, threshold):
+        """All ways to cut the attention: {method: masks}. threshold : one more, chosen on validation masks"""
         found, masks = [], {method: [] for method in cfg.METHODS}
-        for square in tqdm(self.squares, desc='attention', unit='picture'):
-            cutter = maps.Cutter(look(square)[0], square, self.kind, cfg.EMPTY_CORNERS)
+        for attention, square in zip(self.maps_of(translator), self.squares, strict=True):
+            cutter = maps.Cutter(attention, square, self.kind, cfg.EMPTY_CORNERS)
             found.append(cutter.maps[''])
             for method, rows in masks.items():
                 rows.append(cutter.mask(method, alphas.get(method)))
@@ -130,8 +140,8 @@ def add_cam(table, layout, teacher, held_out, process, cfg):
         return
     looker = cams.load(path, process.device, cfg.AMP)
     threshold, _ = validation.chosen_threshold(looker.look, held_out, teacher.kind)
-    found = [maps.Cutter(looker.look(square)[0], square, teacher.kind, cfg.EMPTY_CORNERS)
-             for square in tqdm(table.squares, desc='CAM', unit='picture')]
+    found = [maps.Cutter(attention, square, teacher.kind, cfg.EMPTY_CORNERS)
+             for attention, square in zip(table.maps_of(looker), table.squares, strict=True)]
     table.add_soft('CAM', [cutter.maps[''] for cutter in found])
     table.add('CAM', [cutter.maps[''] >= threshold for cutter in found],
               f'{BY_VALIDATION}, threshold {threshold:.2f}')
@@ -172,8 +182,8 @@ def add_oracle(table, layout, teacher, process, cfg):
                 best[method] = score, step, alpha
     for method, (_, step, alpha) in best.items():
         looker = translator.load(kept.path(step), process.device, cfg.AMP)
-        cutters = (maps.Cutter(looker.look(square)[0], square, teacher.kind, cfg.EMPTY_CORNERS)
-                   for square in table.squares)
+        cutters = (maps.Cutter(attention, square, teacher.kind, cfg.EMPTY_CORNERS)
+                   for attention, square in zip(table.maps_of(looker), table.squares, strict=True))
         masks = [cutter.mask(method, alpha) for cutter in cutters]
         words = f'by the masks of {cfg.SPLIT} itself, of {len(kept.scores)} checkpoints: step {step}'
         table.add(f'oracle: {method}', masks, words + (f', alpha {alpha}' if alpha else ''))
@@ -202,9 +212,8 @@ def main():
     table.add_trivial()
     held_out = teacher.held_out('Validation')
     add_cam(table, layout, teacher, held_out, process, cfg)
-    look = teacher.translator.look
-    threshold, _ = validation.chosen_threshold(look, held_out, teacher.kind)
-    masks = table.add_attention(look, alphas, cfg, threshold)
+    threshold, _ = validation.chosen_threshold(teacher.translator.look, held_out, teacher.kind)
+    masks = table.add_attention(teacher.translator, alphas, cfg, threshold)
     add_students(table, layout, process, cfg)
     if cfg.ORACLE:
         add_oracle(table, layout, teacher, process, cfg)
