@@ -52,7 +52,6 @@ SPLIT = 'Validation'      # Validation or Testing
 # --- What
 WEIGHTS = ''              # a generator; '' = ROOT/models/LabelTransfer/A2B.pth
 DATA = ''                 # folder in the published layout; '' = as the training
-A = ''                    # unused here but for the pictures that the training used; '' = as the training
 ORACLE = False            # also let the evaluated masks choose checkpoint and alpha (released); rows say so
 METHODS = 'all'           # ways to cut the map: all, or of them, as watershed,normalised-crf
 EMPTY_CORNERS = False     # the CRF finds nothing in the picture's corners (released: True)
@@ -205,7 +204,7 @@ def main():
     maps.require(cfg.METHODS)
     process = hardware.start(cfg, alone=True)
     layout = Layout(cfg.ROOT)
-    teacher = trained.load(layout, cfg, process, cfg.WEIGHTS)
+    teacher = trained.load(layout, process, cfg.AMP, cfg.WEIGHTS, cfg.DATA)
     pairs = teacher.pairs(cfg.SPLIT)
     alphas = teacher.alphas(cfg.METHODS, cfg.EMPTY_CORNERS)
     table = Table(pairs, teacher.kind)

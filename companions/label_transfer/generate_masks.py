@@ -64,7 +64,7 @@ def main():
     maps.require(methods)
     process = hardware.start(cfg, alone=True)
     layout = Layout(cfg.ROOT)
-    teacher = trained.load(layout, cfg, process, cfg.WEIGHTS)
+    teacher = trained.load(layout, process, cfg.AMP, cfg.WEIGHTS, cfg.DATA, cfg.A)
     pairs = teacher.source.pairs(cfg.SPLIT)
     crfs = [method for method in methods if method.endswith('crf')]
     alphas = dict.fromkeys(crfs, cfg.ALPHA) if cfg.ALPHA else teacher.alphas(crfs, cfg.EMPTY_CORNERS)

@@ -47,8 +47,6 @@ METHOD = 'normalised-crf'      # whose masks are learnt: of generate_masks.py's 
 EMA = False                    # a moving average of the student redraws the masks after each round
 ROUNDS = 3                     # with EMA: parts of the training, each on the masks of the one before
 DECAY = 0.99                   # of the moving average, a step
-DATA = ''                      # folder in the published layout; '' = as the teacher
-A = ''                         # folder of training pictures; '' = as the teacher
 
 # --- Network
 STUDENT = 'unet'               # unet, a small one from random weights, or coarse-sn
@@ -145,7 +143,7 @@ def main():
     process = hardware.start(cfg, alone=True)
     stages.check_numbers(cfg, process)
     layout = Layout(cfg.ROOT)
-    teacher = trained.load(layout, cfg, process)
+    teacher = trained.load(layout, process, cfg.AMP)
     pairs = teacher.source.pairs('Training')
     found = data.load(layout, 'student', [path for _, path, _ in pairs], cfg.CACHE_SIZE)
     masks = teacher_masks(layout, pairs, cfg.METHOD, cfg.CACHE_SIZE)

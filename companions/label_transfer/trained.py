@@ -50,14 +50,14 @@ class Trained:
         return {method: int(known[method][0]) for method in wanted}
 
 
-def load(layout, cfg, process, weights=''):
-    """The Trained of a root. cfg : AMP; DATA and A replace those of the training where they are not empty
+def load(layout, process, precision, weights='', folder='', a=''):
+    """The Trained of a root. weights : a file, '' for models/LabelTransfer/A2B.pth
 
-    weights : a file, '' for models/LabelTransfer/A2B.pth
+    folder, a : in place of the training's DATA and A, where they are not empty
     """
     path = Path(weights) if weights else layout.run('LabelTransfer') / 'A2B.pth'
     fingerprint = checkpoints.fingerprint_or_refuse(path, layout.command(TRAIN))
     settings = translator.trained_settings(path)
-    source = data.Source(layout, cfg.DATA or settings['DATA'], cfg.A or settings['A'], settings['B'],
+    source = data.Source(layout, folder or settings['DATA'], a or settings['A'], settings['B'],
                          settings['TRAIN_IMAGES'], settings['SEED'])
-    return Trained(translator.load(path, process.device, cfg.AMP), path, fingerprint, settings, source)
+    return Trained(translator.load(path, process.device, precision), path, fingerprint, settings, source)
