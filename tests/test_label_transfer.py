@@ -715,9 +715,12 @@ def test_an_average_follows_the_network():
     start = average[0].weight.clone()
     network[0].weight.data += 1
     network[1].num_batches_tracked += 7
-    student.follow(average, network, 0.75)
-    torch.testing.assert_close(average[0].weight, start + 0.25)
+    student.follow(average, network, 0.75)   # of seven batches: (1 + 7) / (10 + 7) of it stay
+    torch.testing.assert_close(average[0].weight, start + 9 / 17)
     assert average[1].num_batches_tracked == 7 and not average[0].weight.requires_grad
+    network[1].num_batches_tracked += 993
+    student.follow(average, network, 0.75)
+    torch.testing.assert_close(average[0].weight, start + 1 - 0.75 * 8 / 17)
 
 
 def test_what_cannot_be_used_is_said(trained_root, tmp_path):

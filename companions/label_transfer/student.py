@@ -16,6 +16,7 @@ from net.models import deeplabv3plus
 STUDENTS = ('unet', 'coarse-sn')
 TRAIN = '-m companions.label_transfer.train_student'
 SCALING = 'unit'
+COUNTER = 'num_batches_tracked'   # of batch norms
 
 
 def build(cfg, images):
@@ -44,7 +45,13 @@ def average_of(network):
 
 @torch.no_grad()
 def follow(average, network, decay):
-    """Move an average towards a network, counters and all: decay of it stays."""
+    """Move an average towards a network, counters and all: decay of it stays.
+
+    Less at first, by how many batches the network has seen: an average of what was learnt and of first weights
+    is no network, and would redraw every mask empty.
+    """
+    seen = next(int(value) for name, value in network.state_dict().items() if name.endswith(COUNTER))
+    decay = min(decay, (1 + seen) / (10 + seen))
     for mean, now in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
         if mean.is_floating_point():
             mean.lerp_(now, 1 - decay)

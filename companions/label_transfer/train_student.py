@@ -161,8 +161,9 @@ def main():
         if number < rounds:
             drawer = Segmenter(average, student.SCALING, hardware.choose_precision(cfg.AMP, process.device))
             masks, before = student.redraw(drawer, found.images, cfg.INPUT_SIZE), masks
-            changed = 100 * (masks != before).mean()
-            print(f'round {number}: the average has redrawn the masks, {changed:.1f} % of the pixels differ')
+            changed, empty = 100 * (masks != before).mean(), (~masks.any((1, 2))).sum()
+            print(f'round {number}: the average has redrawn the masks, {changed:.1f} % of the pixels differ, '
+                  f'{empty} of {len(masks)} masks are empty')
             start = f'round {number}'
 
 
