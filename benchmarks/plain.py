@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from companions.mask2lesion.networks import InstanceNorm
+from companions.label_transfer.networks import ILN, AdaILN
 from dataset import crops
 from net import layers
+from net.norms import InstanceNorm
 
 SIDE = 224
 HARD_PIXELS, MARGIN, RANK_WEIGHT = 30, 0.3, 0.05
@@ -211,6 +212,79 @@ class WeakTraining:
         (50 * mask + label).backward()
         self.optimizer.step()
         return [mask.item(), label.item()]
+
+
+class UsualMixedNorm(torch.nn.Module):
+    """Label transfer's ILN or AdaILN as one writes it down: both norms, then their mixture."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, gamma=None, beta=None):
+        def normed(axes):
+            variance, mean = torch.var_mean(x, axes, keepdim=True)
+            return (x - mean) / torch.sqrt(variance + 1e-5)
+
+        mixed = self.layer.rho * normed((2, 3)) + (1 - self.layer.rho) * normed((1, 2, 3))
+        if gamma is None:
+            return mixed * self.layer.gamma + self.layer.beta
+        return mixed * gamma[..., None, None] + beta[..., None, None]
+
+
+class TransferTraining:
+    """A training of label transfer as published: float32, one picture and one network after the other, fakes
+    drawn once for the discriminators and again for the generators, every loss fetched at once."""
+
+    def __init__(self, networks):
+        self.networks = {name: _with_usual_mixed_norms(with_usual_norms(network))
+                         for name, network in networks.items()}
+        self.groups = [torch.nn.ModuleList(self.networks[name] for name in names)
+                       for names in (('GA', 'GB', 'LA', 'LB'), ('A2B', 'B2A'))]
+        self.optimizers = [torch.optim.Adam(group.parameters(), lr=1e-4, betas=(0.5, 0.999),
+                                            weight_decay=2e-5) for group in self.groups]
+
+    def judged(self, side, picture, wanted):
+        return sum(F.mse_loss(logits, torch.full_like(logits, wanted))
+                   for kind in 'GL' for logits in self.networks[kind + side](picture))
+
+    def step(self, a, b):
+        """a, b : (1, 3, S, S) float32 in [-1, 1], diseased and healthy"""
+        a2b, b2a = self.networks['A2B'], self.networks['B2A']
+        with torch.no_grad():
+            fakes = {'A': b2a(b).fake, 'B': a2b(a).fake}
+        of_d = [self.judged(side, real, 1.0) + self.judged(side, fakes[side], 0.0)
+                for side, real in (('A', a), ('B', b))]
+        self.optimizers[0].zero_grad()
+        sum(of_d).backward()
+        self.optimizers[0].step()
+        from_a, from_b = a2b(a), b2a(b)
+        same_a, same_b = b2a(a), a2b(b)
+        adv = 0.0
+        for side, picture, found in (('A', b, from_b), ('B', a, from_a)):
+            mixed = found.fake * found.mask + picture * (1 - found.mask)
+            adv = adv + self.judged(side, found.fake, 1.0) + self.judged(side, mixed, 1.0)
+        parts = [adv, F.l1_loss(b2a(from_a.fake).fake, a) + F.l1_loss(a2b(from_b.fake).fake, b),
+                 F.l1_loss(same_a.fake, a) + F.l1_loss(same_b.fake, b),
+                 F.l1_loss(from_a.recon, a) + F.l1_loss(from_b.recon, b),
+                 sum(F.binary_cross_entropy_with_logits(found.logits, torch.full_like(found.logits, wanted))
+                     for found, wanted in ((from_a, 1.0), (from_b, 1.0), (same_a, 0.0), (same_b, 0.0)))]
+        self.optimizers[1].zero_grad()
+        sum(weight * part for weight, part in zip((1, 10, 10, 10, 1000), parts, strict=True)).backward()
+        self.optimizers[1].step()
+        with torch.no_grad():
+            for layer in self.groups[1].modules():
+                if isinstance(layer, UsualMixedNorm):
+                    layer.layer.rho.clamp_(0, 1)
+        return [value.item() for value in (*of_d, *parts)]
+
+
+def _with_usual_mixed_norms(network):
+    for parent in list(network.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, (ILN, AdaILN)):
+                setattr(parent, name, UsualMixedNorm(layer))
+    return network
 
 
 def _gan_loss(logits, wanted):

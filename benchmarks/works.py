@@ -17,5 +17,5 @@ WORKS = {'extraction': works_data.Extraction, 'samples': works_data.Samples,
          'coarse_inference': works_net.CoarseInference,
          'mask_inference': works_net.MaskInference, 'evaluation': works_net.Evaluation,
          'validation': works_net.Validation, 'epoch': works_net.Epoch, 'start': works_data.Start,
-         'mask2lesion_step': works_net.Mask2LesionStep, 'weak_step': works_net.WeakStep,
-         'weak_evaluation': works_net.WeakEvaluation}
+         'mask2lesion_step': works_net.Mask2LesionStep, 'transfer_step': works_net.TransferStep,
+         'weak_step': works_net.WeakStep, 'weak_evaluation': works_net.WeakEvaluation}

@@ -8,6 +8,9 @@ from torch.utils.data import DataLoader
 
 from benchmarks import machine, plain, works_data
 from benchmarks.works_data import SIDE, Work, draw, quiet
+from companions.label_transfer import data as transfer_data
+from companions.label_transfer import toys as transfer_toys
+from companions.label_transfer import train_LabelTransfer
 from companions.mask2lesion import networks as mask2lesion
 from companions.mask2lesion import pairs
 from companions.mask2lesion.train_Mask2Lesion import gan_task
@@ -335,6 +338,52 @@ class WeakEvaluation(WeakStep):
 
     def floor(self):
         return self.precision, machine.flops(self.network().eval(), torch.zeros(1, 3, 128, 128))
+
+
+class TransferStep(Work):
+    """One step of label transfer's four discriminators and of its two generators, the pictures at hand."""
+
+    title, unit, asked = 'label transfer, step of all six networks, 128 px, width 54', 'pair', ''
+    size, settings = 128, {'WIDTH': 54, 'D_WIDTH': 54, 'BLOCKS': 4, 'D_LAYERS': (7, 5)}
+
+    def cfg(self):
+        return SimpleNamespace(**SETTINGS | {
+            'BATCH_SIZE': 1, 'INPUT_SIZE': self.size, 'LOAD_SIZE': self.size, 'FLIPS': False, 'CONTRAST': 0.0,
+            'WEIGHT_DECAY': 2e-5, 'ADV_WEIGHT': 1.0, 'CYCLE_WEIGHT': 10.0, 'IDENTITY_WEIGHT': 10.0,
+            'RECON_WEIGHT': 10.0, 'CAM_WEIGHT': 1000.0, 'ATTENTION': 'plain', 'KIND': 'skin',
+            'SELECT_BY': 'best-threshold'} | self.settings)
+
+    def pictures(self):
+        """A lesion, and skin: (size, size, 3) uint8 each."""
+        return [transfer_toys.draw(np.random.default_rng(0), 'skin', diseased, self.size)[0]
+                for diseased in (True, False)]
+
+    def plain(self):
+        trained = plain.TransferTraining({name: network.to(self.device) for name, network in
+                                          train_LabelTransfer.build(self.cfg()).items()})
+        a, b = ((torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1).contiguous().to(
+            self.device) for picture in self.pictures())
+        return lambda: trained.step(a, b)
+
+    def ours(self):
+        cfg, process = self.cfg(), hardware.Process(device=self.device, **ALONE)
+        a, b = (transfer_data.Set(picture[None], None, ['drawn'], 'drawn') for picture in self.pictures())
+        task = train_LabelTransfer.transfer_task(cfg, process, train_LabelTransfer.build(cfg), a, b, None, b,
+                                                 None)
+        run = run_folder.Run(self.folder / 'run', 'LabelTransfer', cfg, {}, 'random weights', process,
+                             kept=train_LabelTransfer.GENERATORS)
+        session = trainer.Session(task, cfg, run, process, cfg.STEPS)
+        session.train_mode()
+        batch = {name: tensor.to(self.device) for name, tensor in next(iter(task.stream(0, 1))).items()}
+        return lambda: session.step(batch)
+
+    def floor(self):
+        """Each generator forward and twice backward on three pictures; each discriminator so on two, and
+        forward and backward to its input on two more."""
+        made, picture = train_LabelTransfer.build(self.cfg()), torch.zeros(1, 3, self.size, self.size)
+        counts = {name: machine.flops(network.eval(), picture) for name, network in made.items()}
+        return self.precision, sum(9 * count if name in train_LabelTransfer.GENERATORS else 10 * count
+                                   for name, count in counts.items())
 
 
 class CoarseInference(Work):

@@ -94,12 +94,15 @@ def read_rgb(path, cover=0):
         return np.array(image)
 
 
-def read_mask(path):
+def read_mask(path, grey_above=0):
     """Decode a binary mask, {0, 255} in the file or, with 16 bits, {0, 65535}.
 
+    grey_above : 8-bit files with other values are taken, too: lesion is what lies above; 0 refuses them
     Returns (H, W) uint8 of {0, 1}. Raises InputError when the file holds other values.
     """
     with open_image(path) as image:
+        if grey_above:
+            return (np.asarray(upright(image).convert('L')) > grey_above).astype(np.uint8)
         seen = upright(image)
         deep = seen.mode.startswith('I')   # Pillow would clip 16 bits to 8 instead of scaling them
         stored = np.array(seen).astype(np.int32) if deep else np.array(seen.convert('L'))
@@ -173,6 +176,19 @@ def resize_rgb(image, size, box=None):
 def resize_mask(mask, size):
     """Nearest-neighbour resize of an (H, W) mask to (width, height), pixel centres aligned."""
     return cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def otsu_mask(image, bright=False, inside=None):
+    """What Otsu's threshold of the grey values takes for the lesion, by default what is darker: (H, W) bool.
+
+    image : (H, W, 3) uint8; bright : the lesion is brighter; inside : (H, W) bool, the pixels that count
+    """
+    grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
+    inside = np.ones(grey.shape, bool) if inside is None else inside
+    if not inside.any():
+        return inside
+    level, _ = cv2.threshold(grey[inside][None], 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+    return inside & ((grey > level) if bright else (grey <= level))
 
 
 def write_png(path, array):

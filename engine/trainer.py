@@ -37,6 +37,8 @@ class Task:
     validate() : {name: float}, `monitor` first; called in every process. Raises FloatingPointError when an
         output is not finite. panel(path) draws some pictures
     rate(step) : factor on the optimisers' own learning rates, 1 to keep them
+    noted(step, scores) : called after each validation, in the main process and before anything is saved: a
+        run that is killed then repeats the step and calls it again
     monitor : score that selects the weights to keep; None keeps the last ones
     chance : the score of a network that has learned nothing; None where there is no such number
     score_start : validate before the first step, and keep what the training starts from where nothing
@@ -53,6 +55,7 @@ class Task:
     chance: float | None = None
     smaller_is_better: bool = False
     score_start: bool = False
+    noted: Callable | None = None
 
 
 def poly(step, total, power=0.9):
@@ -61,9 +64,10 @@ def poly(step, total, power=0.9):
     return max(0.0, 1 - step / total) ** power
 
 
-def adam(network, rate, device, betas=(0.9, 0.999)):
+def adam(network, rate, device, betas=(0.9, 0.999), weight_decay=0.0):
     """Adam over all parameters of a network, in one fused kernel on devices that have it."""
-    return torch.optim.Adam(network.parameters(), lr=rate, betas=betas, fused=device.type in ('cpu', 'cuda'))
+    return torch.optim.Adam(network.parameters(), lr=rate, betas=betas, weight_decay=weight_decay,
+                            fused=device.type in ('cpu', 'cuda'))
 
 
 def fit(task, cfg, run, process, total_steps, validate_every):
@@ -241,6 +245,8 @@ class Session:
         row = {'step': progress.step, **rates, **losses, **scores}
         best = progress.note_score(math.nan if task.monitor is None else row[task.monitor])
         run.log(row, speed, scores)
+        if task.noted and self.process.main:
+            task.noted(progress.step, scores)
         waited = time.monotonic() - self._saved
         due = waited >= SECONDS_BETWEEN_SAVES or progress.finished(self.total_steps, self.cfg.PATIENCE)
         if due or (best and task.monitor):

@@ -26,3 +26,9 @@ def to_maskcn_input(images, coarse, scaling):
     """
     x = to_input(images, scaling)
     return x if coarse is None else torch.cat([x, coarse[:, None].to(x.dtype)], 1)
+
+
+def to_pictures(drawn):
+    """What the generator gives, (B, 3, S, S) in [-1, 1] -> (B, S, S, 3) uint8 on the host."""
+    scaled = ((drawn.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return scaled.permute(0, 2, 3, 1).cpu().numpy()

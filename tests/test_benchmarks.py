@@ -106,6 +106,24 @@ def test_a_plain_step_and_evaluation_of_weak_labels_are_ours(tmp_path, monkeypat
         assert (mine[0] != other[0]).mean() < 1e-3 and (mine[1] == other[1]).all()
 
 
+def test_a_plain_step_of_label_transfer_is_ours(tmp_path, monkeypatch):
+    """In float32: the same losses, from the same weights, in the second step too."""
+    work, found = works_net.TransferStep(tmp_path, CPU), []
+    monkeypatch.setattr(work, 'settings', {'WIDTH': 4, 'D_WIDTH': 4, 'BLOCKS': 1, 'D_LAYERS': (5, 4)})
+    monkeypatch.setattr(work, 'size', 32)
+    monkeypatch.setitem(works_net.SETTINGS, 'AMP', 'fp32')
+    theirs, ours = work.plain(), work.ours()
+    # Ours asks a discriminator once where plain asks twice; each time its spectral norms are estimated anew.
+    monkeypatch.setattr(torch.nn.utils.parametrizations._SpectralNorm, '_power_method', lambda *_: None)
+    names = 'D A', 'D B', 'G adv', 'G cycle', 'G identity', 'G recon', 'G cam'
+    monkeypatch.setattr(trainer.Progress, 'add', lambda _, parts: found.append(
+        [parts[name].item() for name in names]))
+    for _ in range(2):
+        expected = theirs()
+        ours()
+        assert found[-1] == pytest.approx(expected, rel=2e-3)
+
+
 def test_plain_crops_are_ours(tmp_path):
     work = works_data.Extraction(tmp_path, CPU)
     work.names, work.originals = ['ISIC_0000001'], tmp_path / 'images'

@@ -29,7 +29,7 @@ from companions.mask2lesion import (
 )
 from companions.mask2lesion.networks import Discriminator, Generator
 from companions.mask2lesion.pairs import Pairs
-from dataset import splits
+from dataset import pairing, splits
 from dataset.layout import Layout
 from engine import augment, device_samples, images, run_folder, settings, trainer
 from engine.errors import InputError
@@ -38,6 +38,7 @@ from engine.samples import Pictures
 from experiments import costs
 from experiments.declarations import Declarations
 from experiments.run_store import RunStore
+from net.norms import InstanceNorm
 from tests import conftest, stand_ins, test_training
 from tests.stand_ins import VALUES, declare, run_table
 from tests.test_gan import assert_same_runs
@@ -97,7 +98,7 @@ def test_dropout_is_the_only_noise():
 @pytest.mark.parametrize('batch', [1, 3])
 def test_instance_norm_is_pytorchs(batch):
     x = torch.randn(batch, 5, 7, 9) * 3 + 1
-    torch.testing.assert_close(networks.InstanceNorm()(x), nn.InstanceNorm2d(5)(x))
+    torch.testing.assert_close(InstanceNorm()(x), nn.InstanceNorm2d(5)(x))
 
 
 @pytest.mark.parametrize('kind, real, fake', [   # -log sigmoid(2), -log(1 - sigmoid(2)); (2 - 1)^2, 2^2
@@ -280,7 +281,7 @@ def test_the_generator_obeys_masks_and_the_discriminator_lives(tmp_path):
     rng = np.random.default_rng(3)
     for name in ('triangle', 'square', 'hexagon', 'star'):
         mask = masks.shape(rng, name, 64)
-        found = painter.otsu_mask(paint(255 * mask))
+        found = images.otsu_mask(paint(255 * mask))
         assert painter.overlap(found, mask > 0)[0] > 0.8, name
 
 
@@ -343,7 +344,7 @@ def test_a_root_becomes_pix2pixs_files(drawn_root):
 def test_a_training_starts_from_public_weights_and_reads_prepared_files(folders, tmp_path):
     out, weights = tmp_path / 'pairs', tmp_path / 'latest_net_G.pth'
     layout = Layout(tmp_path)   # no test/: it looks at training pictures
-    pairs.write_combined(pairs.pair_up(*folders), out / 'train', layout)
+    pairs.write_combined(pairing.pair_up(*folders), out / 'train', layout)
     torch.save(published('instance'), weights)
     options = [f'--ROOT={tmp_path}', f'--PAIRS={out}', f'--INITIAL_WEIGHTS={weights}', *TINY, '--STEPS=1']
     with pytest.raises(InputError, match='instance norm, not with batch norm(.|\n)*--NORM=instance'):
@@ -565,7 +566,7 @@ def test_the_evaluation_counts_what_it_says(drawn_root):
     given = np.stack([pairs.squash_mask(mask, 64, 'bicubic') for mask in data.masks])
     drawn = np.stack([paint(mask, 0, number) for number, mask in enumerate(given)])
     for kind, pictures in (('drawn', drawn), ('real', real)):
-        overlaps = [painter.overlap(painter.otsu_mask(picture), mask > 127)
+        overlaps = [painter.overlap(images.otsu_mask(picture), mask > 127)
                     for picture, mask in zip(pictures, given, strict=True)]
         row = summary['adherence'][f'Otsu {kind}']
         assert [row['JA'], row['DI']] == pytest.approx(np.mean(overlaps, 0))

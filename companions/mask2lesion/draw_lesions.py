@@ -24,6 +24,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tqdm import tqdm
 
 from companions.mask2lesion import painter, pairs, panels
+from dataset import pairing
 from dataset.isic import MASK_SUFFIX
 from dataset.layout import Layout
 from engine import cache, checkpoints, cli, files, hardware, images, settings
@@ -74,7 +75,7 @@ def main():
         under.setdefault(about['kind'], []).append(drawn)
     panels.grid(shown, out / 'panel.png', under)
     files.write_text(out / 'index.html', page(kinds, str(weights), paint.side))
-    facts = {'weights': fingerprint, 'masks': files.fingerprint(*pairs.mask_files(masks).values()),
+    facts = {'weights': fingerprint, 'masks': files.fingerprint(*pairing.mask_files(masks).values()),
              'content': files.fingerprint(*(out / 'Images' / f'{name}.png' for name in found))}
     files.write_text(out / RECORD, json.dumps({'settings': vars(cfg), **facts, 'drawn': len(found)}) + '\n')
     print(f'{out}: {len(found)} pictures, {out / "index.html"}')
@@ -90,7 +91,7 @@ def read_masks(folder, layout):
     """{name: mask (H, W) of {0, 1}} of a folder. Raises InputError naming every file that is no such mask."""
     if not folder.is_dir():
         raise InputError('There are no masks', [f'{folder}: is missing'], layout.command(DRAW_MASKS))
-    paths = pairs.mask_files(folder)
+    paths = pairing.mask_files(folder)
     read = files.for_all(images.read_mask, paths.values(), 'reading masks', summary='Masks cannot be used')
     return dict(zip(paths, read, strict=True))
 

@@ -23,9 +23,9 @@ if __name__ == '__main__':
 import numpy as np
 
 from companions.mask2lesion import masks, panels
-from companions.mask2lesion.pairs import mask_files
 from dataset import isic, splits
 from dataset.layout import Layout
+from dataset.pairing import mask_files
 from engine import cache, cli, files, images, settings
 from engine.augment import generator
 from engine.errors import InputError

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from companions.mask2lesion import judgement, painter, pairs, panels
 from dataset.layout import Layout
-from engine import bootstrap, checkpoints, cli, figures, files, hardware, settings
+from engine import bootstrap, checkpoints, cli, figures, files, hardware, images, settings
 from mbdcnn import inference, networks, stages
 
 # --- Experiment
@@ -56,7 +56,7 @@ def main():
     weights = Path(cfg.WEIGHTS) if cfg.WEIGHTS else layout.run('Mask2Lesion') / 'G.pth'
     fingerprint = checkpoints.fingerprint_or_refuse(weights, layout.command(TRAIN))
     paint = painter.load(weights, cfg.NOISE, process.device, cfg.AMP)
-    judges = {'Otsu': painter.otsu_mask} | coarse_judge(Layout(cfg.COARSE_SN or cfg.ROOT), cfg, process)
+    judges = {'Otsu': images.otsu_mask} | coarse_judge(Layout(cfg.COARSE_SN or cfg.ROOT), cfg, process)
     trained = checkpoints.read_config(weights).get('settings', {})
     held_out = pairs.load(layout, cfg.SPLIT, '', paint.side, paint.mask_filter)
     seen = pairs.load(layout, 'Training', trained.get('PAIRS', ''), paint.side, paint.mask_filter,

@@ -19,7 +19,7 @@ if __name__ == '__main__':
     cli.end_on_ctrl_c()   # in the imports, too, which take seconds
 
 from companions.mask2lesion import pairs
-from dataset import isic
+from dataset import isic, pairing
 from dataset.layout import Layout
 from engine import cli, settings
 from engine.errors import InputError
@@ -44,9 +44,9 @@ def main():
     if bool(cfg.IMAGES) != bool(cfg.MASKS):
         raise InputError('Two folders make pairs', ['IMAGES and MASKS: one of them is missing'])
     if cfg.IMAGES:
-        sets = {cfg.PHASE: pairs.pair_up(Path(cfg.IMAGES), Path(cfg.MASKS))}
+        sets = {cfg.PHASE: pairing.pair_up(Path(cfg.IMAGES), Path(cfg.MASKS))}
     else:
-        sets = {phase: pairs.same_sizes([(image.stem, image, mask) for image, mask in
+        sets = {phase: pairing.same_sizes([(image.stem, image, mask) for image, mask in
                                          isic.read_segmentation_list(layout, split)])
                 for split, phase in pairs.PHASES.items()}
     for phase, found in sets.items():

@@ -1,13 +1,12 @@
 """A trained generator at work: from masks to pictures."""
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
 from companions.mask2lesion import networks, pairs
 from engine import checkpoints, hardware, metrics
-from net.inputs import to_input
+from net.inputs import to_input, to_pictures
 
 SIDE = 256   # px, of weights without a record, as those of the original
 
@@ -15,12 +14,6 @@ SIDE = 256   # px, of weights without a record, as those of the original
 def mask_input(masks):
     """Masks (B, S, S) uint8, 0 to 255 -> what the generator reads: (B, 3, S, S) float32 in [-1, 1]."""
     return to_input(masks[:, None].expand(-1, 3, -1, -1), 'symmetric')
-
-
-def to_pictures(drawn):
-    """What the generator gives, (B, 3, S, S) in [-1, 1] -> (B, S, S, 3) uint8 on the host."""
-    scaled = ((drawn.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return scaled.permute(0, 2, 3, 1).cpu().numpy()
 
 
 class Painter:
@@ -58,12 +51,6 @@ def load(path, noise, device, precision):
     network = networks.load_generator(Path(path), trained.get('NORM', ''), trained.get('DROPOUT', True))
     return Painter(network, trained.get('INPUT_SIZE', SIDE), trained.get('MASK_FILTER', 'bicubic'), noise,
                    device, precision)
-
-
-def otsu_mask(picture):
-    """The darker part of a picture (H, W, 3) uint8 by Otsu's threshold of its grey values: (H, W) bool."""
-    grey = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY)
-    return cv2.threshold(grey, 0, 1, cv2.THRESH_BINARY_INV | cv2.THRESH_OTSU)[1] > 0
 
 
 def overlap(found, given):

@@ -11,7 +11,6 @@ from engine.errors import InputError
 
 MASK_FILTERS = ('bicubic', 'nearest')
 PHASES = {'Training': 'train', 'Validation': 'test'}   # split: folder of pix2pix's layout
-NAMES = 'one mask a picture, of the same name (a suffix _segmentation is dropped) and the same size'
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,6 @@ def combined_files(folder):
     return found
 
 
-def _above(path, grey):
-    with images.open_image(path) as image:
-        return (np.asarray(image.convert('L')) > grey).astype(np.uint8)
-
-
 def read_combined(path):
     """A [mask | image] file: (mask (H, W), image (H, W, 3)) uint8. Raises InputError for an odd width."""
     both = images.read_rgb(path)
@@ -95,63 +89,6 @@ def squash_mask(mask, size, mask_filter):
     return images.resize_rgb(mask, (size, size))
 
 
-def stem_of(path):
-    """A file's name without extension and, in whatever letters, without `_segmentation`."""
-    stem = path.stem
-    return stem[:-len(isic.MASK_SUFFIX)] if stem.lower().endswith(isic.MASK_SUFFIX) else stem
-
-
-def mask_files(folder):
-    """{name: path} of a folder's masks, sorted. Raises InputError where there are none, or two of a name."""
-    found, faults = _scan(Path(folder))
-    if faults:
-        raise InputError('Masks cannot be used', faults)
-    return found
-
-
-def _scan(folder):
-    if not folder.is_dir():
-        return {}, [f'{folder}: is not a folder']
-    found, faults = {}, []
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in images.EXTENSIONS and not path.name.startswith('.'):
-            if stem_of(path) in found:
-                faults.append(f'{path}: {stem_of(path)} is there twice, see {found[stem_of(path)].name}')
-            found.setdefault(stem_of(path), path)
-    return found, faults or ([] if found else [f'{folder}: holds no picture'])
-
-
-def pair_up(image_folder, mask_folder):
-    """[(name, picture, mask)] of two folders. Raises InputError with every file that has no partner, is there
-    twice, cannot be opened, or is of another size than its partner."""
-    pictures, faults = _scan(Path(image_folder))
-    masks, more = _scan(Path(mask_folder))
-    faults += more
-    if pictures and masks:
-        faults += [f'{path}: has no mask in {mask_folder}' for name, path in pictures.items()
-                   if name not in masks]
-        faults += [f'{path}: has no picture in {image_folder}' for name, path in masks.items()
-                   if name not in pictures]
-    return same_sizes([(name, path, masks[name]) for name, path in pictures.items() if name in masks], faults)
-
-
-def same_sizes(found, faults=()):
-    """`found`, [(name, picture, mask)]. Raises InputError with `faults` and with every pair of two sizes."""
-    faults = list(faults)
-    for _, *paths in found:
-        try:
-            sizes = list(map(images.image_size, paths))
-        except InputError as error:
-            faults += error.faults
-            continue
-        if sizes[0] != sizes[1]:
-            words = ['x'.join(map(str, size)) for size in sizes]
-            faults.append(f'{paths[1]}: is {words[1]} but the picture is {words[0]}')
-    if faults:
-        raise InputError('Pictures and masks do not pair up', faults, NAMES)
-    return found
-
-
 def write_combined(found, folder, layout, grey_above=0):
     """Write [mask | image] files of [(name, picture, mask)]; those that are there and current stay.
 
@@ -167,7 +104,7 @@ def write_combined(found, folder, layout, grey_above=0):
         if record.holds(f'{name}.png', ' '.join(contents)):
             return
         image = images.read_rgb(sources[0])
-        mask = _above(sources[1], grey_above) if grey_above else images.read_mask(sources[1])
+        mask = images.read_mask(sources[1], grey_above)
         images.write_png(folder / f'{name}.png', combined(mask, image))
         for source, content in zip(sources, contents, strict=True):
             extraction.refuse_changed(source, content, record.contents.of(source))

@@ -24,7 +24,18 @@ import torch
 from companions.mask2lesion import networks, painter, pairs
 from companions.mask2lesion.painter import mask_input
 from dataset.layout import Layout
-from engine import augment, checkpoints, cli, device_samples, figures, files, hardware, settings, trainer
+from engine import (
+    augment,
+    checkpoints,
+    cli,
+    device_samples,
+    figures,
+    files,
+    hardware,
+    images,
+    settings,
+    trainer,
+)
 from engine.run_folder import Run
 from engine.samples import Pictures
 from mbdcnn import stages
@@ -109,7 +120,7 @@ def gan_task(cfg, process, generator, discriminator, train, held_out, steps):
         found = drawn(numbers)
         distances = [abs(picture / 127.5 - held_out.images[number] / 127.5).mean()
                      for picture, number in zip(found, numbers, strict=True)]
-        overlaps = [painter.overlap(painter.otsu_mask(picture), held_out.masks[number] > 127)[0]
+        overlaps = [painter.overlap(images.otsu_mask(picture), held_out.masks[number] > 127)[0]
                     for picture, number in zip(found, numbers, strict=True)]
         return {'validation L1': float(sum(distances) / len(numbers)),
                 'Otsu JA': float(sum(overlaps) / len(numbers))}

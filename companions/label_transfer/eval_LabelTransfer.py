@@ -1,0 +1,258 @@
+"""Label transfer: how good are the masks of a split, beside trivial ways, plain activation maps and students?
+
+Reads   models/LabelTransfer/ (train_LabelTransfer), the split's pictures and masks; where they are there
+        models/LabelTransferCAM/ (train_CAM) and models/LabelTransferStudent*/ (train_student)
+Writes  results/LabelTransfer_<split>.csv   scores of each picture, method by method
+        results/LabelTransfer_<split>.json  means with 95 % intervals, and what was chosen on which pictures
+        results/LabelTransfer_<split>_panel.png  real, heat map, fake, mask, composite, recon, outlines
+
+    python -m companions.label_transfer.eval_LabelTransfer --SPLIT=Testing
+
+The checkpoint, alpha of the CRF and the CAM's threshold are chosen on the validation masks. ORACLE adds rows
+for which the masks of the evaluated split itself choose among the kept checkpoints; they say so. JA, DI,
+pixel-AC, pixel-SE and pixel-SP are of the mask at the picture's own size; AUC and the JA of the best
+threshold, which the evaluated masks choose, are of the map at 256 px. Cost: companions/README.md.
+"""
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+if __name__ == '__main__':
+    from engine import cli
+    cli.end_on_ctrl_c()   # in the imports, too, which take seconds
+
+import numpy as np
+from tabulate import tabulate
+from tqdm import tqdm
+
+from companions.label_transfer import (
+    cams,
+    candidates,
+    data,
+    maps,
+    panels,
+    scores,
+    student,
+    trained,
+    translator,
+    validation,
+)
+from dataset.layout import Layout
+from engine import bootstrap, cli, files, hardware, images, metrics, scoring, settings
+from mbdcnn import stages
+from mbdcnn.inference import segment_files
+from mbdcnn.panels import spread
+
+# --- Experiment
+ROOT = '.'                # folder that holds dataset/, LabelTransfer/, models/ and results/
+RECIPE = 'default'        # default (this file), or of recipes/: paper, cpu, cpu_few, demo
+SPLIT = 'Validation'      # Validation or Testing
+
+# --- What
+WEIGHTS = ''              # a generator; '' = ROOT/models/LabelTransfer/A2B.pth
+DATA = ''                 # folder in the published layout; '' = as the training
+ORACLE = False            # also let the evaluated masks choose checkpoint and alpha (released); rows say so
+METHODS = 'all'           # ways to cut the map: all, or of them, as watershed,normalised-crf
+EMPTY_CORNERS = False     # the CRF finds nothing in the picture's corners (released: True)
+
+# --- Machine
+DEVICE = 'auto'           # auto (cuda, else mps, else cpu), cuda, mps or cpu
+AMP = 'auto'              # precision: auto (bf16, else fp16 on GPUs), bf16, fp16, fp32
+DETERMINISTIC = False     # bit-reproducible algorithms also on GPUs, slower
+
+
+class Table:
+    """Scores of ways to find masks. pairs : [(name, picture, mask)] of the evaluated split"""
+
+    def __init__(self, pairs, kind):
+        self.pairs, self.kind = pairs, kind
+        self.counts, self.soft, self.chosen = {}, {}, {}
+        self.truths = files.for_all(lambda one: images.read_mask(one[2], data.GREY) > 0, pairs,
+                                    'reading masks')
+        self.squares = self.at(maps.SIDE)
+
+    def at(self, side):
+        """The pictures squashed to side x side: a list of (side, side, 3) uint8."""
+        return files.for_all(lambda one: images.resize_rgb(images.read_rgb(one[1]), (side, side)), self.pairs,
+                             'reading pictures')
+
+    def maps_of(self, looker):
+        """The map of each picture by a network, in order."""
+        for picture in tqdm(self.at(looker.side), desc=type(looker).__name__, unit='picture'):
+            yield looker.look(picture)[0]
+
+    def add(self, label, masks, chosen=''):
+        """A way, its masks (SIDE, SIDE) or of full size, bool, one a picture; chosen : by what, in words."""
+        sized = (mask if mask.shape == truth.shape else maps.at_size(mask, truth.shape[::-1])
+                 for mask, truth in zip(masks, self.truths, strict=True))
+        self.counts[label] = metrics.segmentation_scores(list(map(metrics.confusion, sized, self.truths)))
+        self.chosen[label] = chosen
+
+    def add_soft(self, label, found):
+        """What the maps (N, SIDE, SIDE) of a way are worth before they are cut."""
+        truths = np.array([images.resize_mask(truth.astype(np.uint8), (maps.SIDE, maps.SIDE)) > 0
+                           for truth in self.truths])
+        best, threshold = scores.best_threshold(np.array(found), truths)
+        areas = scores.areas(found, truths)
+        rows = np.stack([areas, best], 1)
+        rows = rows[~np.isnan(areas)]
+        self.soft[label] = {
+            **dict(zip(SOFT, rows.mean(0).tolist(), strict=True)), 'best threshold': threshold,
+            'ci95': dict(zip(SOFT, bootstrap.interval_of_means(rows).tolist(), strict=True))}
+
+    def add_attention(self, translator, alphas, cfg, threshold):
+        """All ways to cut the attention: {method: masks}. threshold : one more, chosen on validation masks"""
+        found, masks = [], {method: [] for method in cfg.METHODS}
+        for attention, square in zip(self.maps_of(translator), self.squares, strict=True):
+            cutter = maps.Cutter(attention, square, self.kind, cfg.EMPTY_CORNERS)
+            found.append(cutter.maps[''])
+            for method, rows in masks.items():
+                rows.append(cutter.mask(method, alphas.get(method)))
+        self.add_soft('attention', found)
+        self.add('chosen threshold', [one >= threshold for one in found],
+                 f'{BY_VALIDATION}, threshold {threshold:.2f}')
+        for method, rows in masks.items():
+            alpha = f', alpha {alphas[method]}' if method in alphas else ''
+            self.add(method, rows, BY_VALIDATION + alpha)
+        return masks
+
+    def add_trivial(self):
+        """Otsu's threshold: dark is lesion on skin; bright is, within the brain and over all."""
+        bright = self.kind == 'brain'
+        self.add('Otsu', [images.otsu_mask(square, bright) for square in self.squares])
+        if bright:
+            self.add('Otsu inside the brain', [images.otsu_mask(square, True, maps.inside(square, self.kind))
+                                               for square in self.squares])
+
+    def summary(self):
+        """{label: means and intervals, 'chosen': words}, see scoring.summary."""
+        return {label: scoring.summary(scoring.thresholded(rows)) | {'chosen': self.chosen[label]}
+                for label, rows in self.counts.items()}
+
+
+def add_cam(table, layout, teacher, held_out, process, cfg):
+    """Rows of the plain classifier, where it is trained: threshold and alpha are chosen on `held_out`."""
+    path = layout.run('LabelTransferCAM') / 'CAM.pth'
+    if not path.is_file():
+        print(f'{path}: is missing, so that activation maps have no row')
+        return
+    looker = cams.load(path, process.device, cfg.AMP)
+    threshold, _ = validation.chosen_threshold(looker.look, held_out, teacher.kind)
+    found = [maps.Cutter(attention, square, teacher.kind, cfg.EMPTY_CORNERS)
+             for attention, square in zip(table.maps_of(looker), table.squares, strict=True)]
+    table.add_soft('CAM', [cutter.maps[''] for cutter in found])
+    table.add('CAM', [cutter.maps[''] >= threshold for cutter in found],
+              f'{BY_VALIDATION}, threshold {threshold:.2f}')
+    if 'crf' in cfg.METHODS:
+        chosen = validation.chosen_alphas(looker.look, held_out, teacher.kind, ['crf'], cfg.EMPTY_CORNERS)
+        alpha = chosen['crf'][0]
+        table.add('CAM + CRF', [cutter.mask('crf', alpha) for cutter in found],
+                  f'{BY_VALIDATION}, alpha {alpha}')
+
+
+def add_students(table, layout, process, cfg):
+    """Rows of the students that are trained."""
+    rounds = sorted(layout.run('LabelTransferStudentEMA').glob('round*/EMA.pth'))
+    paths = {'student': layout.run('LabelTransferStudent') / 'student.pth'}
+    paths |= {'student, redrawn by its average': rounds[-1]} if rounds else {}
+    for label, path in paths.items():
+        if not path.is_file():
+            continue
+        segmenter = student.load(path, process.device, hardware.choose_precision(cfg.AMP, process.device))
+        side = translator.trained_settings(path)['INPUT_SIZE']
+        pictures = [picture for _, picture, _ in table.pairs]
+        found = segment_files(segmenter, pictures, None, [side], 4, tta=False)
+        table.add(label, [one['plain'] for one in found], BY_VALIDATION)
+
+
+def add_oracle(table, layout, teacher, process, cfg):
+    """Rows of the checkpoint among the kept ones, and of the alpha, that are best on the evaluated masks."""
+    held_out, kept = teacher.held_out(cfg.SPLIT), candidates.Candidates(layout.run('LabelTransfer'), 0)
+    best = {}
+    for step in tqdm(sorted(kept.scores), desc='oracle', unit='checkpoint'):
+        looker = translator.load(kept.path(step), process.device, cfg.AMP)
+        alphas = validation.chosen_alphas(looker.look, held_out, teacher.kind, cfg.METHODS, cfg.EMPTY_CORNERS)
+        for method in cfg.METHODS:
+            alpha, score = alphas.get(method, (None, None))
+            if score is None:
+                score = validation.scores_of(looker, held_out, held_out, teacher.kind, method)['JA']
+            if score > best.get(method, (-1.0,))[0]:
+                best[method] = score, step, alpha
+    for method, (_, step, alpha) in best.items():
+        looker = translator.load(kept.path(step), process.device, cfg.AMP)
+        cutters = (maps.Cutter(attention, square, teacher.kind, cfg.EMPTY_CORNERS)
+                   for attention, square in zip(table.maps_of(looker), table.squares, strict=True))
+        masks = [cutter.mask(method, alpha) for cutter in cutters]
+        words = f'by the masks of {cfg.SPLIT} itself, of {len(kept.scores)} checkpoints: step {step}'
+        table.add(f'oracle: {method}', masks, words + (f', alpha {alpha}' if alpha else ''))
+
+
+# Below the first function, where settings do not look.
+SOFT = 'AUC', 'best-threshold JA'
+BY_VALIDATION = 'by validation masks'
+
+
+def check(cfg):
+    """Faults of settings that do not fit together, a list of lines."""
+    return maps.method_faults(cfg.METHODS)
+
+
+def main():
+    cfg = settings.resolve(globals(), choices=stages.EVALUATION_CHOICES, check=check)
+    cfg.METHODS = maps.named(cfg.METHODS)
+    maps.require(cfg.METHODS)
+    process = hardware.start(cfg, alone=True)
+    layout = Layout(cfg.ROOT)
+    teacher = trained.load(layout, process, cfg.AMP, cfg.WEIGHTS, cfg.DATA)
+    pairs = teacher.pairs(cfg.SPLIT)
+    alphas = teacher.alphas(cfg.METHODS, cfg.EMPTY_CORNERS)
+    table = Table(pairs, teacher.kind)
+    table.add_trivial()
+    held_out = teacher.held_out('Validation')
+    add_cam(table, layout, teacher, held_out, process, cfg)
+    threshold, _ = validation.chosen_threshold(teacher.translator.look, held_out, teacher.kind)
+    masks = table.add_attention(teacher.translator, alphas, cfg, threshold)
+    add_students(table, layout, process, cfg)
+    if cfg.ORACLE:
+        add_oracle(table, layout, teacher, process, cfg)
+    summary = table.summary()
+    facts = {'split': cfg.SPLIT, 'n': len(pairs), 'methods': summary, 'maps': table.soft, 'alphas': alphas,
+             'chosen on the same pictures': cfg.SPLIT == 'Validation', 'weights': teacher.fingerprint,
+             'recipe': teacher.settings.get('RECIPE', 'unknown'), 'settings': vars(cfg)}
+    stem = layout.results / f'LabelTransfer_{cfg.SPLIT}'
+    files.write_csv(stem.with_suffix('.csv'), [
+        ('image_id', *(f'{label} {name}' for label in table.counts for name in metrics.SEGMENTATION)),
+        *((name, *(f'{value:.6f}' for value in row)) for (name, _, _), row in
+          zip(pairs, np.hstack(list(table.counts.values())), strict=True))])
+    files.write_text(stem.with_suffix('.json'), json.dumps(facts, indent=1) + '\n')
+    last, numbers = list(masks)[-1], spread(len(pairs), 8)
+    panels.draw(teacher.translator, [table.squares[number] for number in numbers],
+                [f'{pairs[number][0]}\nJA {100 * table.counts[last][number, 0]:.0f}' for number in numbers],
+                f'{stem}_panel.png', [masks[last][number] for number in numbers],
+                [table.truths[number] for number in numbers], last)
+    show(facts)
+    print(f'written: {stem}.csv, {stem}.json, {stem}_panel.png')
+
+
+def show(facts):
+    """Print the tables of masks and of maps."""
+    same = facts['chosen on the same pictures']
+    note = ': these pictures also chose the checkpoint and alpha' if same else ''
+    print(f'\nmasks on {facts["split"]} (n = {facts["n"]}), percent [95 % interval]{note}')
+    rows = [[label, *cells(row, metrics.SEGMENTATION), row['chosen']]
+            for label, row in facts['methods'].items()]
+    print(tabulate(rows, ['', *metrics.SEGMENTATION, 'chosen'], 'plain', disable_numparse=True))
+    print('\nmaps at 256 px; the best threshold is chosen by these masks')
+    rows = [[label, *cells(row, SOFT)] for label, row in facts['maps'].items()]
+    print(tabulate(rows, ['', *SOFT], 'plain', disable_numparse=True) + '\n')
+
+
+def cells(row, names):
+    """'81.2 [79.0, 83.1]' for each name."""
+    return [f'{100 * row[name]:.1f} [{100 * low:.1f}, {100 * high:.1f}]' for name in names
+            for low, high in [row['ci95'][name]]]
+
+
+if __name__ == '__main__':
+    cli.launch(main)

@@ -1,0 +1,99 @@
+"""Label transfer: masks of a split from the generator's attention, one folder for each way to cut it.
+
+Reads   models/LabelTransfer/A2B.pth (train_LabelTransfer) or WEIGHTS; the pictures that it was trained on, or
+        DATA or A in place of them
+Writes  LabelTransfer/masks/<SPLIT>/ below ROOT, or OUT:  threshold/, watershed/, crf/ and the same three
+        after normalisation, normalised-<...>/, each with <id>_segmentation.png at the picture's own size, as
+        compare.py and the challenge want them; map/<id>.png, the attention itself
+
+    python -m companions.label_transfer.generate_masks --SPLIT=Testing
+    python compare.py --SPLIT=Testing --MASKS=ours=LabelTransfer/masks/Testing/normalised-crf,other=folder
+
+Alpha of the CRF is chosen on the validation masks. A later run redoes what is missing or changed.
+Cost: companions/README.md.
+"""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+if __name__ == '__main__':
+    from engine import cli
+    cli.end_on_ctrl_c()   # in the imports, too, which take seconds
+
+import numpy as np
+from tqdm import tqdm
+
+from companions.label_transfer import data, maps, trained
+from companions.label_transfer.making import making
+from dataset.isic import MASK_SUFFIX
+from dataset.layout import Layout
+from engine import cli, hardware, images, settings
+from mbdcnn import stages
+
+# --- Experiment
+ROOT = '.'                # folder that holds dataset/, LabelTransfer/ and models/
+RECIPE = 'default'        # default (this file), or of recipes/: paper, cpu, cpu_few, demo
+SPLIT = 'Testing'         # Training, Validation or Testing
+
+# --- What
+WEIGHTS = ''              # a generator; '' = ROOT/models/LabelTransfer/A2B.pth
+DATA = ''                 # folder in the published layout; '' = as the training
+A = ''                    # folder of pictures for SPLIT=Training; '' = as the training
+OUT = ''                  # folder; '' = ROOT/LabelTransfer/masks/<SPLIT>
+
+# --- From map to mask
+METHODS = 'all'           # ways to cut the map: all, or of them, as watershed,normalised-crf
+ALPHA = 0                 # of the CRF, 1 to 8; 0 = chosen on the validation masks
+EMPTY_CORNERS = False     # the CRF finds nothing in the picture's corners (released: True)
+
+# --- Machine
+DEVICE = 'auto'           # auto (cuda, else mps, else cpu), cuda, mps or cpu
+AMP = 'auto'              # precision: auto (bf16, else fp16 on GPUs), bf16, fp16, fp32
+DETERMINISTIC = False     # bit-reproducible algorithms also on GPUs, slower
+
+
+def check(cfg):
+    """Faults of settings that do not fit together, a list of lines."""
+    return maps.method_faults(cfg.METHODS) + (
+        [] if cfg.ALPHA in (0, *maps.ALPHAS) else [f'ALPHA={cfg.ALPHA}: must be from 0 to 8'])
+
+
+def main():
+    cfg = settings.resolve(globals(), choices=stages.MACHINE_CHOICES | {'SPLIT': data.SPLITS}, check=check)
+    methods = maps.named(cfg.METHODS)
+    maps.require(methods)
+    process = hardware.start(cfg, alone=True)
+    layout = Layout(cfg.ROOT)
+    teacher = trained.load(layout, process, cfg.AMP, cfg.WEIGHTS, cfg.DATA, cfg.A)
+    pairs = teacher.source.pairs(cfg.SPLIT)
+    crfs = [method for method in methods if method.endswith('crf')]
+    alphas = dict.fromkeys(crfs, cfg.ALPHA) if cfg.ALPHA else teacher.alphas(crfs, cfg.EMPTY_CORNERS)
+    out = Path(cfg.OUT) if cfg.OUT else layout.root / 'LabelTransfer' / 'masks' / cfg.SPLIT
+    drawn_as = {'version': VERSION, 'weights': teacher.fingerprint, 'alphas': alphas, 'kind': teacher.kind,
+                'empty_corners': cfg.EMPTY_CORNERS}
+    with making(out, drawn_as, layout) as maker:
+        for name, path, _ in tqdm(pairs, desc='cutting maps', unit='picture'):
+            places = {method: f'{method}/{name}{MASK_SUFFIX}.png' for method in methods}
+            content = maker.record.contents.of(path)
+            wanted = f'map/{name}.png', *places.values()
+            if not sum(maker.needs(place, content) for place in wanted):   # notes all of them
+                continue
+            picture = images.read_rgb(path)
+            size = picture.shape[1::-1]
+            cutter = maps.Cutter(teacher.translator.look(picture)[0], maps.at_side(picture), teacher.kind,
+                                 cfg.EMPTY_CORNERS)
+            whole = images.resize_rgb(np.round(255 * cutter.maps['']).astype(np.uint8), size)
+            maker.put(f'map/{name}.png', content, images.write_png, whole)
+            for method, place in places.items():
+                mask = maps.at_size(cutter.mask(method, alphas.get(method)), size)
+                maker.put(place, content, images.write_mask, mask)
+    words = ', '.join(f'alpha of {method} {alpha}' for method, alpha in alphas.items())
+    print(f'{out}: masks of {len(pairs)} pictures, {", ".join(methods)}; {words}'.rstrip('; '))
+
+
+# Below main(), where settings do not look.
+VERSION = 1   # raise it when the same weights and settings give other masks than before
+
+
+if __name__ == '__main__':
+    cli.launch(main)

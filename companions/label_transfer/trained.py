@@ -1,0 +1,63 @@
+"""What a finished training brings to the scripts that use it: generator, pictures, and what was chosen."""
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from companions.label_transfer import data, maps, translator, validation
+from companions.label_transfer.translator import TRAIN, Translator
+from engine import checkpoints, files
+
+ALPHAS = 'alphas.json'   # beside the weights
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A generator and what it was trained on. settings : of its training; fingerprint : of the weights"""
+    translator: Translator
+    weights: Path
+    fingerprint: str
+    settings: dict
+    source: data.Source
+
+    @property
+    def kind(self):
+        return self.settings['KIND']
+
+    def pairs(self, split):
+        """[(name, picture, mask)] of a split; of Validation those that chose the checkpoint."""
+        limit = self.settings['VALIDATION_IMAGES'] if split == 'Validation' else 0
+        return data.subset(self.source.pairs(split), limit, self.source.seed)
+
+    def held_out(self, split):
+        """A split with masks at maps.SIDE, pictures at the generator's side: data.Set."""
+        return data.load_pairs(self.source.layout, split, self.pairs(split), self.translator.side, maps.SIDE)
+
+    def alphas(self, methods, empty_corners):
+        """{method: alpha} of the CRFs among the methods, chosen on Validation; kept beside the weights."""
+        wanted = [method for method in methods if method.endswith('crf')]
+        if not wanted:
+            return {}
+        held_out, path = self.held_out('Validation'), self.source.layout.run('LabelTransfer') / ALPHAS
+        facts = {'weights': self.fingerprint, 'validation': held_out.fingerprint, 'corners': empty_corners}
+        known = files.read_json(path, 'alphas')
+        known = known.get('alphas', {}) if known.get('facts') == facts else {}
+        missing = [method for method in wanted if method not in known]
+        if missing:
+            print(f'alpha of {", ".join(missing)} is chosen on {len(held_out.names)} validation pictures')
+            known |= validation.chosen_alphas(self.translator.look, held_out, self.kind, missing,
+                                              empty_corners)
+            files.write_text(path, json.dumps({'facts': facts, 'alphas': known}, indent=1) + '\n')
+        return {method: int(known[method][0]) for method in wanted}
+
+
+def load(layout, process, precision, weights='', folder='', a=''):
+    """The Trained of a root. weights : a file, '' for models/LabelTransfer/A2B.pth
+
+    folder, a : in place of the training's DATA and A, where they are not empty
+    """
+    path = Path(weights) if weights else layout.run('LabelTransfer') / 'A2B.pth'
+    fingerprint = checkpoints.fingerprint_or_refuse(path, layout.command(TRAIN))
+    settings = translator.trained_settings(path)
+    source = data.Source(layout, folder or settings['DATA'], a or settings['A'], settings['B'],
+                         settings['TRAIN_IMAGES'], settings['SEED'])
+    return Trained(translator.load(path, process.device, precision), path, fingerprint, settings, source)
