@@ -206,8 +206,8 @@ def check_data(cfg, process, layout, train, validation):
     if cfg.METHOD == 'mask' and (train.masks is None or validation.masks is None):
         faults.append(f'METHOD=mask: {lesions.table(layout, cfg.DATA)} has lesions without a true mask')
     shared = process.world * (2 if cfg.METHOD == 'acoseg' else 1)
-    if cfg.BATCH_SIZE % shared:
-        faults.append(f'BATCH_SIZE={cfg.BATCH_SIZE}: must be a multiple of {shared}')
+    if cfg.BATCH_SIZE % shared or cfg.BATCH_SIZE < 2 * shared:   # batch norms need two values
+        faults.append(f'BATCH_SIZE={cfg.BATCH_SIZE}: must be a multiple of {shared}, {2 * shared} or more')
     if faults:
         raise InputError('Settings that do not fit the data or the processes', faults)
 
