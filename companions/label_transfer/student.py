@@ -47,8 +47,8 @@ def average_of(network):
 def follow(average, network, decay):
     """Move an average towards a network, counters and all: decay of it stays.
 
-    Less at first, by how many batches the network has seen: an average of what was learnt and of first weights
-    is no network, and would redraw every mask empty.
+    Less at first, by how many batches the network has seen: an average of what was learnt and of first
+    weights is no network, and would redraw every mask empty.
     """
     seen = next(int(value) for name, value in network.state_dict().items() if name.endswith(COUNTER))
     decay = min(decay, (1 + seen) / (10 + seen))
@@ -67,7 +67,8 @@ def redraw(segmenter, images, side, at_once=8):
     size, drawn = images.shape[2:0:-1], []
     segmenter.network.eval()
     for start in range(0, len(images), at_once):
-        squares = np.stack([resize_rgb(image, (side, side)) for image in images[start:start + at_once]])
+        some = images[start:start + at_once]
+        squares = np.stack([resize_rgb(image, (side, side)) for image in some])
         logits = segmenter(to_device(squares, segmenter.device).permute(0, 3, 1, 2)).cpu().numpy()
         drawn += [mask_of([logit[None]], size).astype(np.uint8) for logit in logits]
     return np.stack(drawn)
