@@ -29,7 +29,7 @@ $(INSTALLED): requirements.txt
 	touch "$@"
 
 $(INSTALLED)-test: requirements-test.txt $(wildcard companions/*/requirements.txt) $(INSTALLED)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt -r companions/weak_labels/requirements.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r companions/label_transfer/requirements.txt || \
 		echo "pydensecrf2 cannot be compiled here: the tests of the dense CRF will be skipped"
 	touch "$@"

@@ -23,6 +23,12 @@ PACKAGES = ('torch', 'numpy', 'cv2', 'PIL', 'sklearn', 'tqdm', 'matplotlib', 'te
             'jinja2', 'safetensors', 'tabulate')
 ENVIRONMENT = Path(__file__).resolve().parent.parent / '.venv'   # of the Makefile
 
+# Threads that wait for each other after every layer look so often, then sleep; by default they look for
+# milliseconds, and beside another busy program, on a core that the one they wait for needs. OpenMP's library
+# reads it when PyTorch is imported, which scripts do after this.
+if 'OMP_WAIT_POLICY' not in os.environ:
+    os.environ.setdefault('GOMP_SPINCOUNT', '1000')
+
 _going_on = AGAIN   # how this program goes on where it stops
 
 

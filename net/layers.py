@@ -7,9 +7,9 @@ from torch import nn
 class Conv2d(nn.Conv2d):
     """nn.Conv2d; on a CPU the gradients that PyTorch is slow to find are found in other ways.
 
-    Three kinds of the convolutions in these networks are far from what the machine can do (oneDNN, bf16,
-    channels last), though their outputs are not: see `_Gradients`. All others, other devices and whatever is
-    not trained go the plain way.
+    Two kinds of the convolutions in these networks, strided depthwise and dilated ones, are far from what the
+    machine can do (oneDNN, bf16, channels last), though their outputs are not: see `_Gradients`. All others,
+    other devices and whatever is not trained go the plain way.
     """
 
     def _conv_forward(self, x, weight, bias):
@@ -23,16 +23,11 @@ class Conv2d(nn.Conv2d):
 
     def _slow(self):
         return (_is_strided_depthwise(self.weight, self.stride, self.groups)
-                or _is_product(self.weight, self.stride, self.padding, self.groups)
                 or _is_dilated(self.stride, self.padding, self.dilation, self.groups))
 
 
 def _is_strided_depthwise(weight, stride, groups):
     return stride != (1, 1) and groups == len(weight) and weight.shape[1] == 1
-
-
-def _is_product(weight, stride, padding, groups):
-    return weight.shape[2:] == (1, 1) and stride == (1, 1) and padding == (0, 0) and groups == 1
 
 
 def _is_dilated(stride, padding, dilation, groups):
@@ -60,8 +55,8 @@ class _Gradients(torch.autograd.Function):
         if of_x and _is_strided_depthwise(weight, stride, groups):
             found[0], of_x = _spread(gradient, x, weight, stride, padding, dilation), False
         if of_weight and groups == 1:
-            # A product, or one for each tap over the places where it meets the picture: at rate 18 and a side
-            # of 14 the taps around the middle one never do.
+            # A product for each tap over the places where it meets the picture: at rate 18 and a side of 14
+            # the taps around the middle one never do.
             found[1], of_weight = _by_taps(gradient, x, weight, padding, dilation), False
         if of_x or of_weight:
             rest = torch.ops.aten.convolution_backward(

@@ -1,5 +1,8 @@
 """hardware.on_each_core: items side by side on the cores of a CPU, as one after the other."""
 import itertools
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -107,3 +110,15 @@ def test_one_core_and_gpus_take_one_after_the_other():
     torch.set_num_threads(1)
     list(hardware.on_each_core(note, range(3), CPU))
     assert names == [True] * 6
+
+
+@pytest.mark.parametrize('given, kept', [({}, '1000'), ({'GOMP_SPINCOUNT': '5'}, '5'),
+                                         ({'OMP_WAIT_POLICY': 'ACTIVE'}, None)], ids=str)
+def test_waiting_threads_soon_sleep_unless_one_says_otherwise(given, kept):
+    """So that a training beside a busy program takes twice as long, not ten times."""
+    words = ('import os, sys; from engine import cli; '
+             'print(os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules)')
+    plain = {name: value for name, value in os.environ.items()
+             if name not in ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY')}
+    done = subprocess.run([sys.executable, '-c', words], env=plain | given, capture_output=True, text=True)
+    assert done.stdout.split() == [str(kept), 'False']

@@ -52,9 +52,9 @@ def test_batch_norms_of_several_gpus_are_folded_too():
 
 def test_a_folded_copy_leaves_the_network_to_train_on():
     """And its error in bf16 is of the size of the network's own, which is large: 65 random layers."""
-    torch.manual_seed(6)
+    torch.manual_seed(8)
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    network = with_statistics(deeplabv3plus(), [images / 255])
+    network = with_statistics(deeplabv3plus(dropout=False), [images / 255])
     nn.init.normal_(network.cls_conv.weight)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     expected, found = {}, {}

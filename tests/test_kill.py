@@ -122,9 +122,10 @@ def make_narrow():
     def narrow(channels):
         return channels if channels <= 4 else -(-channels // NARROW)
 
-    class Conv2d(nn.Conv2d):
-        def __init__(self, inputs, outputs, *shape, groups=1, **options):
-            super().__init__(narrow(inputs), narrow(outputs), *shape, groups=narrow(groups), **options)
+    convolution = nn.Conv2d.__init__
+
+    def narrow_convolution(self, inputs, outputs, *shape, groups=1, **options):
+        convolution(self, narrow(inputs), narrow(outputs), *shape, groups=narrow(groups), **options)
 
     class BatchNorm2d(nn.BatchNorm2d):
         def __init__(self, channels):
@@ -134,7 +135,8 @@ def make_narrow():
         def __init__(self, inputs, outputs):
             super().__init__(narrow(inputs), narrow(outputs))
 
-    nn.Conv2d, nn.BatchNorm2d, nn.Linear = Conv2d, BatchNorm2d, Linear
+    nn.Conv2d.__init__ = narrow_convolution   # its subclasses, too
+    nn.BatchNorm2d, nn.Linear = BatchNorm2d, Linear
 
 
 def attempt(words, output, after, fatal, later):

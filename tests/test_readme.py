@@ -99,8 +99,13 @@ def test_advice_quotes_what_has_spaces():
 
 def test_recipes_name_only_settings_that_exist():
     for recipe in sorted(settings.RECIPES.glob('*.toml')):
-        for script, table in tomllib.loads(recipe.read_text(encoding='utf-8')).items():
-            path, = [path for path in (*SCRIPTS, *COMPANIONS) if path.stem == script]
+        content = tomllib.loads(recipe.read_text(encoding='utf-8'))
+        nested = {path.parent.name for path in COMPANIONS} & set(content)
+        tables = [(name, content[name], (*SCRIPTS, *COMPANIONS)) for name in content.keys() - nested]
+        tables += [(name, table, [path for path in COMPANIONS if path.parent.name == companion])
+                   for companion in nested for name, table in content[companion].items()]
+        for script, table, known in tables:
+            path, = [path for path in known if path.stem == script]
             values = settings.read_constants(path)
             assert set(table) <= set(values), f'{recipe.name}: [{script}] has unknown settings'
 
