@@ -15,7 +15,6 @@ SPLIT = 'split'                        # column, where the splits are given
 WORDS = {word: split for split, said in zip(SPLITS, (('train', 'training'), ('val', 'valid', 'validation'),
                                                      ('test', 'testing')), strict=True) for word in said}
 RARE = 0.5      # a class with fewer pictures than this share of the commonest gets more crops of each
-AS_WIDE = 0.02  # by which the proportions of a mask may differ from its picture's, rounding to whole pixels
 
 
 @dataclass(frozen=True)
@@ -124,8 +123,7 @@ def inspect(image, mask, resize_masks):
     except InputError as error:
         return size, [*faults, *error.faults]
     if size and size != pixels.shape[::-1]:
-        (width, height), (its_height, its_width) = size, pixels.shape
-        alike = abs(its_width * height / (its_height * width) - 1) <= AS_WIDE
+        alike = images.alike(size, pixels.shape[::-1])
         if not (alike and resize_masks):
             more = '; --RESIZE_MASKS=True brings it to that size' if alike else ''
             faults.append(extraction.size_fault(image, size, mask, pixels.shape[::-1]) + more)

@@ -19,6 +19,7 @@ FORMATS = {'JPEG': 'jpg', 'PNG': 'png', 'BMP': 'bmp'}   # of data sets: Pillow's
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp')
 ORIENTATION = 0x0112   # EXIF tag
 LEAST_SIDE = 16        # pixels; anything smaller is not a photograph of a lesion
+ROUNDED = 0.02         # by which proportions may differ
 
 # ImageOps.exif_transpose also rewrites the EXIF block, and fails where that is damaged.
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
@@ -161,6 +162,11 @@ def _photograph_faults(path, size, mode, orientation):
     if min(size) < LEAST_SIDE:
         faults.append(f'{path}: is {size[0]}x{size[1]} px, too small to be a photograph')
     return faults
+
+
+def alike(size, other):
+    """Whether two sizes (width, height) have the same proportions, but for rounding to whole pixels."""
+    return abs(size[0] * other[1] / (size[1] * other[0]) - 1) <= ROUNDED
 
 
 def resize_rgb(image, size, box=None):

@@ -43,7 +43,7 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, stride, padding, dilation, groups):
         ctx.save_for_backward(x, weight)
-        ctx.bias, ctx.place = bias is not None, (stride, padding, dilation, groups)
+        ctx.place = stride, padding, dilation, groups
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
     @staticmethod

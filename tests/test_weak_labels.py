@@ -175,7 +175,7 @@ def test_diameters_that_do_not_cross_are_refused():
 def test_ellipses_of_real_masks_fit_as_they_were_measured(where, mean, least):
     paths = sorted((REAL / where / 'labels').glob('*.png'))
     found = [ellipses.overlap(ellipses.draw(ellipses.fit(mask), mask.shape[::-1]), mask)
-             for mask in (prepare_folder.read_mask(path, 127) for path in paths)]
+             for mask in (images.read_mask(path, 127) for path in paths)]
     assert len(found) == 8 and np.mean(found) == pytest.approx(mean, abs=0.01)
     assert min(found) == pytest.approx(least, abs=0.01)
     if where == 'brats/test':   # what LiTS' rule would leave out

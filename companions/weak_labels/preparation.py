@@ -90,10 +90,10 @@ def picture_unit(name, group, picture, mask, side, split=''):
 
 def same_shape(picture, mask):
     """Lines that report a mask whose sides are not in the picture's proportion (paths)."""
-    (width, height), (other_width, other_height) = map(images.image_size, (picture, mask))
-    if abs(width * other_height - height * other_width) <= 0.02 * width * other_height:
+    size, other = map(images.image_size, (picture, mask))
+    if images.alike(size, other):
         return []
-    return [f'{mask}: is {other_width}x{other_height}, its picture {picture.name} {width}x{height}']
+    return [f'{mask}: is {other[0]}x{other[1]}, its picture {picture.name} {size[0]}x{size[1]}']
 
 
 def check_pairs(pairs, faults=(), remedy=NAMES):

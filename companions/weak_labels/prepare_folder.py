@@ -105,7 +105,7 @@ def unit(name, picture, mask, row, cfg):
     def make():
         with images.open_image(picture) as opened:   # grey ones, too
             array = np.array(images.upright(opened).convert('RGB'))
-        true = None if mask is None else read_mask(mask, cfg.GREY_ABOVE)
+        true = None if mask is None else images.read_mask(mask, cfg.GREY_ABOVE)
         if row is None:
             return [preparation.from_mask(name, group, array, true, cfg.PATCH_SIZE, split)]
         drawn = ellipses.draw(ellipses.from_diameters(*row['ends']), array.shape[1::-1])
@@ -117,14 +117,6 @@ def unit(name, picture, mask, row, cfg):
         return [replace(found, ellipse=found.mask, mask=small)]
 
     return preparation.Unit(name, [path for path in (picture, mask) if path], make)
-
-
-def read_mask(path, grey_above):
-    """A mask (H, W) of {0, 1}. Raises InputError for one with grey values where these are not cut."""
-    if not grey_above:
-        return images.read_mask(path)
-    with images.open_image(path) as opened:
-        return (np.asarray(images.upright(opened).convert('L')) > grey_above).astype(np.uint8)
 
 
 def main():
