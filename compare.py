@@ -7,12 +7,15 @@ Writes  results/compare_<split>.csv   every score of each picture, method by met
         results/compare_<split>.json  means with 95 % intervals, and all paired differences
         results/compare_<split>.md    both as tables, which are also printed
         results/compare_<split>.png   each pair's JA, picture by picture
+        results/<baseline>_<split>_masks/  with BASELINES: the masks that nothing was trained for
 
     python compare.py --SPLIT=Testing --MASKS=ours=results/EnhancedSN_Testing_masks,other=folder
+    python compare.py --MASKS=ours=folder,other=folder,third=folder --REFERENCE=ours --BASELINES=otsu,middle
 
 A difference of two methods is tested over the same pictures (paired bootstrap, two-sided). Of many tests some
-succeed by chance: p (Holm) is corrected for the number of pairs, for each score by itself. Masks that are
-missing, too many, no masks or of another size are all named before anything is written.
+succeed by chance: p (Holm) is corrected for the number of pairs, for each score by itself; with a REFERENCE
+there are fewer of them. Masks that are missing, too many, no masks or of another size are all named before
+anything is written.
 
 Cost: 0.06 s for each mask of 6 megapixels on one core, the true ones included.
 """
@@ -30,13 +33,15 @@ from tabulate import tabulate
 
 from dataset import isic
 from dataset.layout import Layout
-from engine import bootstrap, cli, figures, files, scoring, settings
+from engine import bootstrap, cli, figures, files, images, scoring, settings
 from engine.errors import InputError
 
 # --- What is compared
 ROOT = '.'                # folder that holds dataset/ and results/
 SPLIT = 'Testing'         # Validation or Testing
 MASKS = ''                # name=folder,name=folder: a short name for each method, and where its masks lie
+REFERENCE = ''            # name of the method that all others are tested against; '' = every pair
+BASELINES = ''            # scored, too, untrained: otsu (dark pixels), middle (an ellipse), or otsu,middle
 
 # --- Scores and tests
 THRESHOLD = 0.65          # a JA below it counts as 0 in "thresholded JA" (the challenge of 2018)
@@ -65,14 +70,56 @@ def parse_masks(text):
 FEW = 30   # pictures; below, the tables say what a bootstrap cannot tell
 
 
-def compare(scores):
+def baselines(cfg):
+    """Names of the baselines that are asked for."""
+    return [name for name in cfg.BASELINES.split(',') if name]
+
+
+def check(cfg):
+    """Faults of names, a list of lines."""
+    given = [*parse_masks(cfg.MASKS), *baselines(cfg)]
+    faults = [f'BASELINES: {name} is none of {", ".join(WITHOUT_TRAINING)}'
+              for name in baselines(cfg) if name not in WITHOUT_TRAINING]
+    faults += [f'{name} is the name of several methods' for name in {*given} if given.count(name) > 1]
+    if cfg.REFERENCE and cfg.REFERENCE not in given:
+        faults.append(f'REFERENCE={cfg.REFERENCE} must be one of {", ".join(given)}')
+    return faults if 0 <= cfg.THRESHOLD <= 1 else [*faults, f'THRESHOLD={cfg.THRESHOLD} must be from 0 to 1']
+
+
+def middle_mask(image):
+    """An ellipse in the middle of an image (H, W, 3), a quarter of it: (H, W) bool."""
+    y, x = ((2 * np.arange(side) + 1) / side - 1 for side in image.shape[:2])
+    return x**2 + y[:, None]**2 <= 1 / np.pi
+
+
+WITHOUT_TRAINING = {'otsu': images.otsu_mask, 'middle': middle_mask}
+
+
+def write_baselines(layout, cfg, pictures):
+    """Write the masks of cfg.BASELINES, one a picture; returns {name: folder}."""
+    folders = {name: layout.results / f'{name}_{cfg.SPLIT}_masks' for name in baselines(cfg)}
+
+    def draw_masks(path):
+        image = images.read_rgb(path)
+        for name, folder in folders.items():
+            images.write_mask(folder / f'{path.stem}{scoring.SUFFIX}.png',
+                              WITHOUT_TRAINING[name](image).astype(np.uint8))
+
+    if folders:
+        files.for_all(draw_masks, pictures, 'baselines', cfg.NUM_WORKERS)
+    return folders
+
+
+def compare(scores, reference=''):
     """Every paired difference: a list of dicts, score by score, fractions.
 
     scores : {method: (N, 6)}, see scoring.COLUMNS; p_holm is corrected for the pairs of methods in a score.
+    reference : the method that is subtracted from each other one; '' = of every two the second
     """
+    pairs = list(itertools.combinations(scores, 2)) if not reference else [
+        (name, reference) for name in scores if name != reference]
     found = []
     for place, column in enumerate(scoring.COLUMNS):
-        pairs = list(itertools.combinations(scores, 2))
         tests = [bootstrap.paired_difference(scores[first][:, place], scores[second][:, place])
                  for first, second in pairs]
         corrected = scoring.holm([test.p for test in tests])
@@ -105,21 +152,18 @@ def markdown(summary):
 
 
 def draw(scores, differences, path):
-    """A scatter of JA for each pair of methods; a point is a picture, above the diagonal where the second is
-    better.
+    """A scatter of JA for each tested pair; above the diagonal are pictures where the second is better.
 
     scores : {method: (N, 6)}; differences : what `compare` returns
     """
-    names = list(scores)
-    count, tests = len(names) - 1, {(found['first'], found['second']): found
-                                    for found in differences if found['score'] == 'JA'}
-    figure, grid = figures.subplots(count, count, (1 + 3.2 * count, 0.6 + 3.2 * count))
-    for (row, column), axes in np.ndenumerate(np.reshape(grid, (count, count))):
-        if column > row:
-            axes.axis('off')
-            continue
-        first, second = names[column], names[row + 1]
-        found = tests[first, second]
+    tests = [found for found in differences if found['score'] == 'JA']
+    columns = min(len(tests), 4)
+    rows = -(-len(tests) // columns)
+    figure, grid = figures.subplots(rows, columns, (1 + 3.2 * columns, 0.6 + 3.2 * rows))
+    for axes in np.ravel(grid)[len(tests):]:
+        axes.axis('off')
+    for found, axes in zip(tests, np.ravel(grid), strict=False):
+        first, second = found['first'], found['second']
         axes.plot([0, 1], [0, 1], color='black', linewidth=0.8)
         axes.scatter(scores[first][:, 0], scores[second][:, 0], s=14, alpha=0.5, linewidths=0)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect='equal', xlabel=f'JA of {first}',
@@ -131,17 +175,19 @@ def draw(scores, differences, path):
 
 
 def main():
-    cfg = settings.resolve(globals(), choices={'SPLIT': ('Validation', 'Testing')})
-    if not 0 <= cfg.THRESHOLD <= 1:
-        raise InputError(f'THRESHOLD={cfg.THRESHOLD} must be from 0 to 1')
+    cfg = settings.resolve(globals(), choices={'SPLIT': ('Validation', 'Testing')}, check=check)
     layout, folders = Layout(cfg.ROOT), parse_masks(cfg.MASKS)
-    truths = {image.stem: truth for image, truth in isic.read_segmentation_list(layout, cfg.SPLIT)}
-    scores = {name: scoring.thresholded(values, cfg.THRESHOLD)
-              for name, values in scoring.score_folders(folders, truths, cfg.NUM_WORKERS).items()}
+    listed = isic.read_segmentation_list(layout, cfg.SPLIT)
+    truths = {image.stem: truth for image, truth in listed}
+    found = scoring.score_folders(folders, truths, cfg.NUM_WORKERS)
+    drawn = write_baselines(layout, cfg, [image for image, _ in listed])
+    folders |= drawn
+    found |= scoring.score_folders(drawn, truths, cfg.NUM_WORKERS)
+    scores = {name: scoring.thresholded(values, cfg.THRESHOLD) for name, values in found.items()}
     summary = {'split': cfg.SPLIT, 'n': len(truths), 'threshold': cfg.THRESHOLD,
                'methods': {name: {'folder': str(folders[name]), **scoring.summary(values)}
                            for name, values in scores.items()},
-               'differences': compare(scores)}
+               'differences': compare(scores, cfg.REFERENCE)}
     stem = layout.results / f'compare_{cfg.SPLIT}'
     files.write_csv(stem.with_suffix('.csv'), [
         ['image_id', *(f'{name} {column}' for name in scores for column in scoring.COLUMNS)],

@@ -155,6 +155,27 @@ def test_one_method_alone_has_no_differences_and_no_scatter(root):
     assert not (root.results / 'compare_Testing.png').exists()
 
 
+def test_a_reference_and_masks_that_nothing_was_trained_for(root):
+    """A picture is dark where Otsu's mask must be; the middle's is a quarter of it."""
+    for number, name in enumerate(NAMES):
+        picture = np.full((31, 20 + number, 3), 200, np.uint8)
+        picture[4:9, 2:12] = 90
+        images.write_png(root.originals('Testing') / 'Images' / f'{name}.png', picture)
+    run_script('compare.py', root.root, masks_of(root, 'good', 'poor'), '--REFERENCE=poor',
+               '--BASELINES=otsu,middle')
+    result = json.loads((root.results / 'compare_Testing.json').read_text())
+    assert list(result['methods']) == ['good', 'poor', 'otsu', 'middle']
+    assert [(found['first'], found['second']) for found in result['differences'][:3]] == [
+        ('good', 'poor'), ('otsu', 'poor'), ('middle', 'poor')] and len(result['differences']) == 18
+    for name in NAMES:
+        folders = (root.results / f'{kind}_Testing_masks' for kind in ('otsu', 'middle'))
+        otsu, middle = (images.read_mask(folder / f'{name}_segmentation.png') > 0 for folder in folders)
+        assert otsu.sum() == 50 and otsu[4:9, 2:12].all()
+        assert middle.mean() == pytest.approx(0.25, abs=0.02) and middle[15, middle.shape[1] // 2]
+        assert (middle == middle[::-1, ::-1]).all()
+    assert figure(root.results / 'compare_Testing.png').std() > 10
+
+
 def test_it_agrees_with_the_evaluation(chain):
     layout = chain.layout
     masks = {network: layout.results / f'{network}_Validation_masks'
@@ -177,6 +198,9 @@ def test_what_cannot_be_compared_is_refused(root):
                ('--MASKS=a|b=x',): 'must be name=folder',
                ('--MASKS=a=x,a=y',): 'the name a must be given once',
                ('--MASKS=a=x', '--THRESHOLD=1.5'): 'must be from 0 to 1',
+               ('--MASKS=a=x', '--REFERENCE=b'): 'REFERENCE=b must be one of a',
+               ('--MASKS=otsu=x', '--BASELINES=otsu,best'): 'best is none of otsu, middle',
+               ('--MASKS=otsu=x', '--BASELINES=otsu'): 'otsu is the name of several',
                ('--MASKS=a=x', '--SPLIT=Training'): 'must be one of',
                ('--MASKS=a=x',): 'x: is not a folder', ('--MASKS=a=x', '--SPLIT=Validation'): 'list_seg.py'}
     commands = [('compare.py', root.root, *words) for words in refused]
