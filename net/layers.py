@@ -7,9 +7,9 @@ from torch import nn
 class Conv2d(nn.Conv2d):
     """nn.Conv2d; on a CPU the gradients that PyTorch is slow to find are found in other ways.
 
-    Two kinds of the convolutions in these networks, strided depthwise and dilated ones, are far from what the
-    machine can do (oneDNN, bf16, channels last), though their outputs are not: see `_Gradients`. All others,
-    other devices and whatever is not trained go the plain way.
+    Two kinds of the convolutions in these networks, strided depthwise and dilated ones, depthwise or not, are
+    far from what the machine can do (oneDNN, bf16, channels last), though their outputs are not: see
+    `_Gradients`. All others, other devices and whatever is not trained go the plain way.
     """
 
     def _conv_forward(self, x, weight, bias):
@@ -22,16 +22,17 @@ class Conv2d(nn.Conv2d):
         return _Gradients.apply(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def _slow(self):
-        return (_is_strided_depthwise(self.weight, self.stride, self.groups)
-                or _is_dilated(self.stride, self.padding, self.dilation, self.groups))
+        depthwise = _is_depthwise(self.weight, self.groups)
+        return (depthwise and self.stride != (1, 1)) or (
+            (depthwise or self.groups == 1) and _is_dilated(self.stride, self.padding, self.dilation))
 
 
-def _is_strided_depthwise(weight, stride, groups):
-    return stride != (1, 1) and groups == len(weight) and weight.shape[1] == 1
+def _is_depthwise(weight, groups):
+    return groups == len(weight) > 1 == weight.shape[1]
 
 
-def _is_dilated(stride, padding, dilation, groups):
-    return stride == (1, 1) and padding == dilation != (1, 1) and groups == 1   # 3x3 that keep the side
+def _is_dilated(stride, padding, dilation):
+    return stride == (1, 1) and padding == dilation != (1, 1)   # 3x3 that keep the side
 
 
 class _Gradients(torch.autograd.Function):
@@ -52,12 +53,16 @@ class _Gradients(torch.autograd.Function):
         stride, padding, dilation, groups = ctx.place
         of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
         found = [None, None, gradient.sum((0, 2, 3)) if of_bias else None]
-        if of_x and _is_strided_depthwise(weight, stride, groups):
+        depthwise = _is_depthwise(weight, groups)
+        if of_x and depthwise:
             found[0], of_x = _spread(gradient, x, weight, stride, padding, dilation), False
         if of_weight and groups == 1:
             # A product for each tap over the places where it meets the picture: at rate 18 and a side of 14
             # the taps around the middle one never do.
             found[1], of_weight = _by_taps(gradient, x, weight, padding, dilation), False
+        elif of_weight and _is_dilated(stride, padding, dilation):
+            gradient, x = (_lattices(maps, dilation) for maps in (gradient, x))
+            stride = padding = dilation = 1, 1
         if of_x or of_weight:
             rest = torch.ops.aten.convolution_backward(
                 gradient, x, weight, None, stride, padding, dilation, False, (0, 0), groups,
@@ -67,18 +72,20 @@ class _Gradients(torch.autograd.Function):
 
 
 def _spread(gradient, x, weight, stride, padding, dilation):
-    """Gradient of a strided depthwise convolution's input (B, C, H, W).
+    """Gradient of a depthwise convolution's input (B, C, H, W).
 
-    That of the convolution without stride, whose gradient is zero at the places between.
+    That of the convolution without stride, whose gradient is zero at the places between: a convolution, too.
     """
-    full = x.new_zeros(*x.shape[:2], *(
-        side + 2 * edge - rate * (taps - 1)
-        for side, edge, rate, taps in zip(x.shape[2:], padding, dilation, weight.shape[2:], strict=True)
-    )).contiguous(memory_format=torch.channels_last)
-    full[:, :, ::stride[0], ::stride[1]] = gradient
+    if stride != (1, 1):
+        full = x.new_zeros(*x.shape[:2], *(
+            side + 2 * edge - rate * (taps - 1)
+            for side, edge, rate, taps in zip(x.shape[2:], padding, dilation, weight.shape[2:], strict=True)
+        )).contiguous(memory_format=torch.channels_last)
+        full[:, :, ::stride[0], ::stride[1]] = gradient
+        gradient = full
     back = [rate * (taps - 1) - edge
             for rate, taps, edge in zip(dilation, weight.shape[2:], padding, strict=True)]
-    return F.conv2d(full, weight.flip(2, 3), None, 1, back, dilation, len(weight))
+    return F.conv2d(gradient, weight.flip(2, 3), None, 1, back, dilation, len(weight))
 
 
 def _by_taps(gradient, x, weight, padding, dilation):
@@ -94,6 +101,17 @@ def _by_taps(gradient, x, weight, padding, dilation):
                 seen = x[:, :, max(down, 0):height + min(down, 0), max(right, 0):width + min(right, 0)]
                 found[:, :, row, column] = _rows(met).t() @ _rows(seen)
     return found
+
+
+def _lattices(maps, dilation):
+    """Places d apart as pictures of their own, zeros at the end: (B, C, H, W) -> (d d B, C, H / d, W / d).
+
+    On each of them a convolution of rate d has rate 1.
+    """
+    (down, right), (height, width) = dilation, maps.shape[2:]
+    maps = F.pad(maps, (0, -width % right, 0, -height % down)).permute(0, 2, 3, 1)
+    maps = maps.unflatten(2, (-1, right)).unflatten(1, (-1, down))      # B, H / d, d, W / d, d, C
+    return maps.permute(2, 4, 0, 1, 3, 5).flatten(0, 2).permute(0, 3, 1, 2)
 
 
 def _rows(maps):

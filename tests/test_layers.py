@@ -15,7 +15,8 @@ OWN_WAY = '_GradientsBackward'
 @pytest.mark.parametrize('settings', [
     {'stride': 2, 'padding': 1, 'groups': 12, 'bias': False}, {'stride': (1, 3), 'padding': 0, 'groups': 12},
     {'stride': 2, 'padding': 2, 'dilation': 2, 'groups': 12}, {'padding': 6, 'dilation': 6},
-    {'padding': 18, 'dilation': 18, 'bias': False},
+    {'padding': 18, 'dilation': 18, 'bias': False}, {'padding': 2, 'dilation': 2, 'groups': 12},
+    {'padding': (2, 3), 'dilation': (2, 3), 'groups': 12},
 ], ids=str)
 @pytest.mark.parametrize('side', [(14, 14), (9, 20)], ids=str)
 @pytest.mark.parametrize('layout', [torch.channels_last, torch.contiguous_format], ids=str)
