@@ -13,8 +13,8 @@ from benchmarks import works_data, works_net
 
 WORKS = {'extraction': works_data.Extraction, 'samples': works_data.Samples,
          'pairs': works_net.Pairs, 'rank_loss': works_net.RankLoss, 'cam': works_net.Cam,
-         'coarse_step': works_net.CoarseStep, 'mask_step': works_net.MaskStep,
-         'coarse_inference': works_net.CoarseInference,
+         'coarse_step': works_net.CoarseStep, 'coarse_step_8': works_net.CoarseStepOf8,
+         'mask_step': works_net.MaskStep, 'coarse_inference': works_net.CoarseInference,
          'mask_inference': works_net.MaskInference, 'evaluation': works_net.Evaluation,
          'validation': works_net.Validation, 'epoch': works_net.Epoch, 'start': works_data.Start,
          'mask2lesion_step': works_net.Mask2LesionStep, 'transfer_step': works_net.TransferStep,
