@@ -39,6 +39,7 @@ from dataset.layout import Layout
 from engine import checkpoints, figures, images, metrics, run_folder, trainer
 from engine.errors import InputError
 from engine.run_folder import Run
+from mbdcnn import networks as coarse_networks
 from tests import conftest, test_training
 from tests.test_gan import assert_same_runs
 from tests.test_training import ALONE, SETTINGS, load
@@ -366,6 +367,24 @@ def test_the_crf_follows_the_picture_and_may_empty_the_corners():
     assert not whole[0, :80].any() and not whole[-1, -79:].any() and whole[128].all() and whole[0, 100]
 
 
+def spoilt(truth, seed=0):
+    """A map (256, 256) as a training may give it, of a mask (256, 256): coarse, too large, noisy."""
+    coarse = F.interpolate(torch.from_numpy(truth)[None, None].float(), size=64, mode='area')
+    larger = F.max_pool2d(coarse, 3, 1, 1)[0, 0].numpy()
+    noise = np.random.default_rng(seed).normal(0, 0.1, larger.shape)
+    return maps.enlarged((larger + noise).clip(0, 1))
+
+
+@needs_crf
+@pytest.mark.parametrize('kind', data.KINDS)
+def test_the_crf_mends_maps_that_are_too_large_and_noisy(kind):
+    picture, mask = toys.draw(np.random.default_rng(1), kind, True, maps.SIDE)
+    rough = spoilt(mask > 0)
+    found = maps.Cutter(rough, picture, kind).mask('crf', 3)
+    before, after = scores.overlap([rough > 0.5, found], [mask > 0] * 2)[:, 0]
+    assert after > 0.93 and after > before + 0.09
+
+
 def test_without_the_package_the_crf_says_what_to_install(monkeypatch):
     monkeypatch.setattr(maps.cli.importlib.util, 'find_spec', lambda _: None)
     maps.require(['threshold', 'normalised-watershed'])
@@ -403,26 +422,32 @@ def mean_overlap(found, pairs):
 @pytest.mark.parametrize('name, wanted, small', [('BraTS test', 0.911, 0.865), ('BraTS val', 0.890, 0.843),
                                                  ('ISIC testA', 0.973, 0.963), ('ISIC val', 0.974, 0.964)])
 def test_watershed_of_perfect_maps_of_the_samples(name, wanted, small):
-    pairs, _ = sample(name)
+    """Up to 1.9 points beside what was measured of the original on BraTS, see companions/README.md."""
+    pairs, kind = sample(name)
+    near = 0.02 if kind == 'brain' else 0.01
     whole = [torch.from_numpy(truth)[None, None].float() for _, truth in pairs]
     perfect = [F.interpolate(truth, size=side, mode='area')[0, 0].numpy()
                for side in (maps.SIDE, 64) for truth in whole]
     found = [maps.watershed(maps.enlarged(attention)) for attention in perfect]
-    assert mean_overlap(found[:len(pairs)], pairs) == pytest.approx(wanted, abs=0.02)
-    assert mean_overlap(found[len(pairs):], pairs) == pytest.approx(small, abs=0.02)
+    assert mean_overlap(found[:len(pairs)], pairs) == pytest.approx(wanted, abs=near)
+    assert mean_overlap(found[len(pairs):], pairs) == pytest.approx(small, abs=near)
 
 
 @needs_samples
 @needs_crf
-@pytest.mark.parametrize('name, alpha, wanted', [('BraTS test', 3, 0.888), ('ISIC testA', 5, 0.968)])
-def test_the_crf_of_area_averaged_maps_of_the_samples(name, alpha, wanted):
-    pairs, found = sample(name)[0], []
-    for picture, truth in pairs:
+@pytest.mark.parametrize('name, alpha, wanted, rough, mended', [('BraTS test', 3, 0.888, 0.652, 0.871),
+                                                                ('ISIC testA', 5, 0.968, 0.860, 0.914)])
+def test_the_crf_of_area_averaged_and_of_spoilt_maps_of_the_samples(name, alpha, wanted, rough, mended):
+    pairs, found = sample(name)[0], {'averaged': [], 'spoilt': [], 'mended': []}
+    for number, (picture, truth) in enumerate(pairs):
+        crf, bad = maps.Crf(picture), spoilt(truth, number)
         whole = torch.from_numpy(truth)[None, None].float()
         reduced = F.interpolate(whole, size=64, mode='area')[0, 0].numpy()
-        soft = maps.Crf(picture)(maps.enlarged(reduced), alpha)
-        found.append(maps.without_corners(soft) > 0.5)
-    assert mean_overlap(found, pairs) == pytest.approx(wanted, abs=0.02)
+        found['spoilt'].append(bad > 0.5)
+        for what, attention, power in ('averaged', maps.enlarged(reduced), alpha), ('mended', bad, 2):
+            found[what].append(maps.without_corners(crf(attention, power)) > 0.5)
+    for what, score in ('averaged', wanted), ('spoilt', rough), ('mended', mended):
+        assert mean_overlap(found[what], pairs) == pytest.approx(score, abs=0.02)
 
 
 @needs_samples
@@ -707,6 +732,23 @@ def test_students_learn_the_teachers_masks_and_their_average_redraws_them(traine
     assert capsys.readouterr().out.count('already trained') == 2   # the redrawn masks are the same again
     with pytest.raises(InputError, match='has drawn no masks(.|\n)*--SPLIT=Training'):
         train_student.teacher_masks(Layout(trained_root.root / 'x'), [('a', None, None)], 'crf', 16)
+
+
+def test_coarse_sn_may_be_the_student(trained_root, tmp_path, monkeypatch, no_figures):
+    for module in student, coarse_networks:   # coarse-SN itself takes seconds
+        monkeypatch.setattr(module, 'deeplabv3plus', lambda *_, **__: networks.UNet(4))
+    for part in 'dataset', 'LabelTransfer', 'models/LabelTransfer':
+        (tmp_path / part).parent.mkdir(exist_ok=True)
+        (tmp_path / part).symlink_to(trained_root.root / part)
+    options = f'--ROOT={tmp_path}', *STUDENT, '--STUDENT=coarse-sn', '--XCEPTION_WEIGHTS=mine.pth'
+    with pytest.raises(InputError, match='mine.pth: is missing'):
+        call(train_student, *options, '--PRETRAINED=xception')
+    call(train_student, *options, '--PRETRAINED=none')
+    folder = Layout(tmp_path).run('LabelTransferStudent')
+    assert json.loads((folder / 'config.json').read_text())['settings']['NUM_CLASSES'] == 2
+    found = student.load(folder / 'student.pth', ALONE.device, 'fp32').network.state_dict()
+    kept = load(folder, 'student.pth')
+    assert found.keys() == kept.keys() and all(torch.equal(found[name], kept[name]) for name in kept)
 
 
 def test_an_average_follows_the_network():
