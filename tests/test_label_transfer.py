@@ -184,7 +184,7 @@ def small(**changes):
         'D_LAYERS': (5, 4), 'ATTENTION': 'centred', 'KIND': 'skin', 'SEED': 0,
         'SELECT_BY': 'best-threshold',
         'ADV_WEIGHT': 1.0, 'CYCLE_WEIGHT': 10.0, 'IDENTITY_WEIGHT': 10.0, 'RECON_WEIGHT': 10.0,
-        'CAM_WEIGHT': 1000.0} | changes)
+        'CAM_WEIGHT': 1000.0, 'JUDGE_COMPOSITES': False} | changes)
 
 
 def drawn(count, kind, diseased, side, seed=0, mask_side=maps.SIDE):
@@ -230,6 +230,15 @@ def test_the_logged_terms_make_the_losses_and_each_step_moves_its_networks_alone
     assert next(steps, None) is None
 
 
+def test_composites_are_judged_where_that_is_asked_for(tmp_path):
+    found = []
+    for asked in False, True:
+        task, made = small_task(small(JUDGE_COMPOSITES=asked), tmp_path)
+        _, loss, _ = next(task.losses(made, next(iter(task.stream(0, 1)))))
+        found.append(loss.item())
+    assert found[1] > found[0] > 0   # the same pictures, networks and terms, and some more
+
+
 def test_losses_are_those_of_the_description():
     """From networks that answer by constants: each term by hand."""
     a, b = torch.full((1, 3, 8, 8), 0.5), torch.full((1, 3, 8, 8), -0.5)
@@ -253,9 +262,10 @@ def test_losses_are_those_of_the_description():
     assert found['adv'] == pytest.approx(2 * (0.4**2 + 0.45**2 + 2) + 1.7**2 + 1.6**2 + 2)
     assert found['cycle'] == pytest.approx(2 * 0.1) and found['identity'] == pytest.approx(0.1 + 0.2)
     assert found['recon'] == pytest.approx(0.5) and found['cam'] == pytest.approx(2 * (bce[0.0] + bce[1.0]))
-    judged = {name: float(value) for name, value in step.discriminators([judge], [judge, judge]).items()}
-    assert judged['D A'] == pytest.approx(0.5**2 + 1 + 0.7**2)
-    assert judged['D B'] == pytest.approx(2 * (1.5**2 + 1 + 0.6**2))
+    for composites, more in (False, (0, 0)), (True, (0.6**2, 0.55**2)):
+        judged = step.discriminators([judge], [judge, judge], composites)
+        assert judged['D A'].item() == pytest.approx(0.5**2 + 1 + 0.7**2 + more[0])
+        assert judged['D B'].item() == pytest.approx(2 * (1.5**2 + 1 + 0.6**2 + more[1]))
 
 
 def run_small(folder, total=6, every=2, **changes):
