@@ -356,8 +356,8 @@ class TransferStep(Work):
         return SimpleNamespace(**SETTINGS | {
             'BATCH_SIZE': 1, 'INPUT_SIZE': self.size, 'LOAD_SIZE': self.size, 'FLIPS': False, 'CONTRAST': 0.0,
             'WEIGHT_DECAY': 2e-5, 'ADV_WEIGHT': 1.0, 'CYCLE_WEIGHT': 10.0, 'IDENTITY_WEIGHT': 10.0,
-            'RECON_WEIGHT': 10.0, 'CAM_WEIGHT': 1000.0, 'ATTENTION': 'plain', 'KIND': 'skin',
-            'SELECT_BY': 'best-threshold'} | self.settings)
+            'RECON_WEIGHT': 10.0, 'CAM_WEIGHT': 1000.0, 'JUDGE_COMPOSITES': False,
+            'ATTENTION': 'plain', 'KIND': 'skin', 'SELECT_BY': 'best-threshold'} | self.settings)
 
     def pictures(self):
         """A lesion, and skin: (size, size, 3) uint8 each."""

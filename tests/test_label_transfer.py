@@ -39,6 +39,7 @@ from dataset.layout import Layout
 from engine import checkpoints, figures, images, metrics, run_folder, trainer
 from engine.errors import InputError
 from engine.run_folder import Run
+from mbdcnn import networks as coarse_networks
 from tests import conftest, test_training
 from tests.test_gan import assert_same_runs
 from tests.test_training import ALONE, SETTINGS, load
@@ -183,7 +184,7 @@ def small(**changes):
         'D_LAYERS': (5, 4), 'ATTENTION': 'centred', 'KIND': 'skin', 'SEED': 0,
         'SELECT_BY': 'best-threshold',
         'ADV_WEIGHT': 1.0, 'CYCLE_WEIGHT': 10.0, 'IDENTITY_WEIGHT': 10.0, 'RECON_WEIGHT': 10.0,
-        'CAM_WEIGHT': 1000.0} | changes)
+        'CAM_WEIGHT': 1000.0, 'JUDGE_COMPOSITES': False} | changes)
 
 
 def drawn(count, kind, diseased, side, seed=0, mask_side=maps.SIDE):
@@ -229,6 +230,15 @@ def test_the_logged_terms_make_the_losses_and_each_step_moves_its_networks_alone
     assert next(steps, None) is None
 
 
+def test_composites_are_judged_where_that_is_asked_for(tmp_path):
+    found = []
+    for asked in False, True:
+        task, made = small_task(small(JUDGE_COMPOSITES=asked), tmp_path)
+        _, loss, _ = next(task.losses(made, next(iter(task.stream(0, 1)))))
+        found.append(loss.item())
+    assert found[1] > found[0] > 0   # the same pictures, networks and terms, and some more
+
+
 def test_losses_are_those_of_the_description():
     """From networks that answer by constants: each term by hand."""
     a, b = torch.full((1, 3, 8, 8), 0.5), torch.full((1, 3, 8, 8), -0.5)
@@ -252,9 +262,10 @@ def test_losses_are_those_of_the_description():
     assert found['adv'] == pytest.approx(2 * (0.4**2 + 0.45**2 + 2) + 1.7**2 + 1.6**2 + 2)
     assert found['cycle'] == pytest.approx(2 * 0.1) and found['identity'] == pytest.approx(0.1 + 0.2)
     assert found['recon'] == pytest.approx(0.5) and found['cam'] == pytest.approx(2 * (bce[0.0] + bce[1.0]))
-    judged = {name: float(value) for name, value in step.discriminators([judge], [judge, judge]).items()}
-    assert judged['D A'] == pytest.approx(0.5**2 + 1 + 0.7**2)
-    assert judged['D B'] == pytest.approx(2 * (1.5**2 + 1 + 0.6**2))
+    for composites, more in (False, (0, 0)), (True, (0.6**2, 0.55**2)):
+        judged = step.discriminators([judge], [judge, judge], composites)
+        assert judged['D A'].item() == pytest.approx(0.5**2 + 1 + 0.7**2 + more[0])
+        assert judged['D B'].item() == pytest.approx(2 * (1.5**2 + 1 + 0.6**2 + more[1]))
 
 
 def run_small(folder, total=6, every=2, **changes):
@@ -366,6 +377,24 @@ def test_the_crf_follows_the_picture_and_may_empty_the_corners():
     assert not whole[0, :80].any() and not whole[-1, -79:].any() and whole[128].all() and whole[0, 100]
 
 
+def spoilt(truth, seed=0):
+    """A map (256, 256) as a training may give it, of a mask (256, 256): coarse, too large, noisy."""
+    coarse = F.interpolate(torch.from_numpy(truth)[None, None].float(), size=64, mode='area')
+    larger = F.max_pool2d(coarse, 3, 1, 1)[0, 0].numpy()
+    noise = np.random.default_rng(seed).normal(0, 0.1, larger.shape)
+    return maps.enlarged((larger + noise).clip(0, 1))
+
+
+@needs_crf
+@pytest.mark.parametrize('kind', data.KINDS)
+def test_the_crf_mends_maps_that_are_too_large_and_noisy(kind):
+    picture, mask = toys.draw(np.random.default_rng(1), kind, True, maps.SIDE)
+    rough = spoilt(mask > 0)
+    found = maps.Cutter(rough, picture, kind).mask('crf', 3)
+    before, after = scores.overlap([rough > 0.5, found], [mask > 0] * 2)[:, 0]
+    assert after > 0.93 and after > before + 0.09
+
+
 def test_without_the_package_the_crf_says_what_to_install(monkeypatch):
     monkeypatch.setattr(maps.cli.importlib.util, 'find_spec', lambda _: None)
     maps.require(['threshold', 'normalised-watershed'])
@@ -403,26 +432,32 @@ def mean_overlap(found, pairs):
 @pytest.mark.parametrize('name, wanted, small', [('BraTS test', 0.911, 0.865), ('BraTS val', 0.890, 0.843),
                                                  ('ISIC testA', 0.973, 0.963), ('ISIC val', 0.974, 0.964)])
 def test_watershed_of_perfect_maps_of_the_samples(name, wanted, small):
-    pairs, _ = sample(name)
+    """Up to 1.9 points beside what was measured of the original on BraTS, see companions/README.md."""
+    pairs, kind = sample(name)
+    near = 0.02 if kind == 'brain' else 0.01
     whole = [torch.from_numpy(truth)[None, None].float() for _, truth in pairs]
     perfect = [F.interpolate(truth, size=side, mode='area')[0, 0].numpy()
                for side in (maps.SIDE, 64) for truth in whole]
     found = [maps.watershed(maps.enlarged(attention)) for attention in perfect]
-    assert mean_overlap(found[:len(pairs)], pairs) == pytest.approx(wanted, abs=0.02)
-    assert mean_overlap(found[len(pairs):], pairs) == pytest.approx(small, abs=0.02)
+    assert mean_overlap(found[:len(pairs)], pairs) == pytest.approx(wanted, abs=near)
+    assert mean_overlap(found[len(pairs):], pairs) == pytest.approx(small, abs=near)
 
 
 @needs_samples
 @needs_crf
-@pytest.mark.parametrize('name, alpha, wanted', [('BraTS test', 3, 0.888), ('ISIC testA', 5, 0.968)])
-def test_the_crf_of_area_averaged_maps_of_the_samples(name, alpha, wanted):
-    pairs, found = sample(name)[0], []
-    for picture, truth in pairs:
+@pytest.mark.parametrize('name, alpha, wanted, rough, mended', [('BraTS test', 3, 0.888, 0.652, 0.871),
+                                                                ('ISIC testA', 5, 0.968, 0.860, 0.914)])
+def test_the_crf_of_area_averaged_and_of_spoilt_maps_of_the_samples(name, alpha, wanted, rough, mended):
+    pairs, found = sample(name)[0], {'averaged': [], 'spoilt': [], 'mended': []}
+    for number, (picture, truth) in enumerate(pairs):
+        crf, bad = maps.Crf(picture), spoilt(truth, number)
         whole = torch.from_numpy(truth)[None, None].float()
         reduced = F.interpolate(whole, size=64, mode='area')[0, 0].numpy()
-        soft = maps.Crf(picture)(maps.enlarged(reduced), alpha)
-        found.append(maps.without_corners(soft) > 0.5)
-    assert mean_overlap(found, pairs) == pytest.approx(wanted, abs=0.02)
+        found['spoilt'].append(bad > 0.5)
+        for what, attention, power in ('averaged', maps.enlarged(reduced), alpha), ('mended', bad, 2):
+            found[what].append(maps.without_corners(crf(attention, power)) > 0.5)
+    for what, score in ('averaged', wanted), ('spoilt', rough), ('mended', mended):
+        assert mean_overlap(found[what], pairs) == pytest.approx(score, abs=0.02)
 
 
 @needs_samples
@@ -707,6 +742,23 @@ def test_students_learn_the_teachers_masks_and_their_average_redraws_them(traine
     assert capsys.readouterr().out.count('already trained') == 2   # the redrawn masks are the same again
     with pytest.raises(InputError, match='has drawn no masks(.|\n)*--SPLIT=Training'):
         train_student.teacher_masks(Layout(trained_root.root / 'x'), [('a', None, None)], 'crf', 16)
+
+
+def test_coarse_sn_may_be_the_student(trained_root, tmp_path, monkeypatch, no_figures):
+    for module in student, coarse_networks:   # coarse-SN itself takes seconds
+        monkeypatch.setattr(module, 'deeplabv3plus', lambda *_, **__: networks.UNet(4))
+    for part in 'dataset', 'LabelTransfer', 'models/LabelTransfer':
+        (tmp_path / part).parent.mkdir(exist_ok=True)
+        (tmp_path / part).symlink_to(trained_root.root / part)
+    options = f'--ROOT={tmp_path}', *STUDENT, '--STUDENT=coarse-sn', '--XCEPTION_WEIGHTS=mine.pth'
+    with pytest.raises(InputError, match='mine.pth: is missing'):
+        call(train_student, *options, '--PRETRAINED=xception')
+    call(train_student, *options, '--PRETRAINED=none')
+    folder = Layout(tmp_path).run('LabelTransferStudent')
+    assert json.loads((folder / 'config.json').read_text())['settings']['NUM_CLASSES'] == 2
+    found = student.load(folder / 'student.pth', ALONE.device, 'fp32').network.state_dict()
+    kept = load(folder, 'student.pth')
+    assert found.keys() == kept.keys() and all(torch.equal(found[name], kept[name]) for name in kept)
 
 
 def test_an_average_follows_the_network():

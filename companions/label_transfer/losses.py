@@ -50,10 +50,18 @@ class Exchange:
         self.composite_a = composite(b, self.fake_a, from_b.mask[:count])
         self.logits = torch.cat([from_a.logits, from_b.logits])   # of the own kind, the other; twice
 
-    def discriminators(self, of_a, of_b):
-        """{'D A': loss, 'D B': loss} of lists of discriminators of either kind."""
-        return {'D A': judged(of_a, [self.a, self.fake_a.detach()], [1.0, 0.0]),
-                'D B': judged(of_b, [self.b, self.fake_b.detach()], [1.0, 0.0])}
+    def discriminators(self, of_a, of_b, composites=False):
+        """{'D A': loss, 'D B': loss} of lists of discriminators of either kind.
+
+        composites : whether they learn that composites are no real pictures either
+        """
+        shown = {'D A': (of_a, self.a, self.fake_a, self.composite_a),
+                 'D B': (of_b, self.b, self.fake_b, self.composite_b)}
+        found = {}
+        for name, (networks, real, *drawn) in shown.items():
+            fakes = [one.detach() for one in drawn[:1 + composites]]
+            found[name] = judged(networks, [real, *fakes], [1.0] + [0.0] * len(fakes))
+        return found
 
     def generators(self, of_a, of_b):
         """The generators' losses, without weights: {'adv', 'cycle', 'identity', 'recon', 'cam': loss}."""

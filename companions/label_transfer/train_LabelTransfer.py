@@ -71,6 +71,7 @@ CYCLE_WEIGHT = 10.0            # of coming back (released: 10; ISIC 50)
 IDENTITY_WEIGHT = 10.0         # of leaving pictures of the other kind alone (released: 10; ISIC 50)
 RECON_WEIGHT = 10.0            # of the input drawn again (released: 10)
 CAM_WEIGHT = 1000.0            # of the class (released: 1000; ISIC 1400)
+JUDGE_COMPOSITES = True        # composites are fakes that discriminators learn from, too (released: no)
 
 # --- Input and augmentation
 INPUT_SIZE = 256               # px, side of the networks' input (released)
@@ -116,7 +117,7 @@ def transfer_task(cfg, process, made, a, b, held_out, healthy, candidates):
         of_a, of_b = ([models[kind + side] for kind in 'GL'] for side in 'AB')
         step = losses.Exchange(models['A2B'], models['B2A'], *(
             losses.jittered(batch[f'{name}_image'], cfg.CONTRAST) for name in sets))
-        parts = step.discriminators(of_a, of_b)
+        parts = step.discriminators(of_a, of_b, cfg.JUDGE_COMPOSITES)
         yield 'D', cfg.ADV_WEIGHT * (parts['D A'] + parts['D B']), parts
         groups['D'].requires_grad_(False)   # their gradients would be thrown away
         parts = step.generators(of_a, of_b)

@@ -52,6 +52,9 @@ DECAY = 0.99                   # of the moving average, a step
 STUDENT = 'unet'               # unet, a small one from random weights, or coarse-sn
 WIDTH = 16                     # channels of the U-Net's first level
 PRETRAINED = 'auto'            # coarse-SN: auto, voc, xception65, xception or none, see train_CoarseSN.py
+VOC_WEIGHTS = 'models/deeplabv3plus_xception_VOC2012_epoch46_all.pth'   # file, see models/README.md
+XCEPTION65_WEIGHTS = 'models/xception65.tf_in1k.pth'                    # file, see models/README.md
+XCEPTION_WEIGHTS = 'models/xception-43020ad28.pth'                      # file, see models/README.md
 
 # --- Optimisation
 STEPS = 2000                   # steps, of all rounds together
@@ -168,8 +171,7 @@ def main():
 
 
 # Below the first function, where settings do not look: what coarse-SN's training has besides.
-OF_COARSE = ('VOC_WEIGHTS', 'XCEPTION65_WEIGHTS', 'XCEPTION_WEIGHTS', 'INITIAL_WEIGHTS', 'NUM_CLASSES',
-             'DROPOUT', 'BN_EPS', 'SMALL_START', 'PATIENCE')
+OF_COARSE = 'INITIAL_WEIGHTS', 'NUM_CLASSES', 'DROPOUT', 'BN_EPS', 'SMALL_START', 'PATIENCE'
 
 
 if __name__ == '__main__':
