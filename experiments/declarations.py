@@ -261,8 +261,13 @@ class Declarations:
                 self.faults.append(f'{place}: has more printed scores than columns')
             if 'of' in row:
                 self._check_scored(place, row, columns)
+            elif 'masks' in row:
+                self.faults += [f'{place}: masks have no {column}' for column in columns
+                                if column not in COLUMNS['segmentation']]
             elif 'paper' not in row:
-                self.faults.append(f'{place}: needs `of` or `paper`')
+                self.faults.append(f'{place}: needs `of`, `masks` or `paper`')
+            if {'of', 'masks'} <= row.keys():
+                self.faults.append(f'{place}: has `of` and `masks`')
         self.faults += [f'{where}: compares {pair}, which are not two of its labels'
                         for pair in table.get('compare', ()) if not set(pair) <= set(labels)]
 

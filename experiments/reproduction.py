@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 
 from dataset import isic, splits
-from engine import bootstrap, figures, hardware
+from dataset.layout import Layout
+from engine import bootstrap, figures, hardware, scoring
 from experiments import line_charts, results, tables
 from experiments.declarations import points, split_of
 from mbdcnn import evaluation, networks, panels
@@ -35,12 +36,12 @@ class Reproduction:
         rows, scored = [], {}
         for row in declared['rows']:
             paper = dict(zip(columns, row.get('paper', ()), strict=False))
-            by_seed, why = self._results(row, split) if 'of' in row else ({}, '')
+            by_seed, why = self._results(row, split) if 'of' in row else self._of_folder(row, split)
             found = list(by_seed.values())
             rows.append(tables.Row(row['label'], {
                 column: tables.make_cell(paper.get(column), found, column, why) for column in columns},
-                printed='of' not in row))
-            if 'of' in row:
+                printed='of' not in row and 'masks' not in row))
+            if not rows[-1].printed:
                 scored[row['label']] = by_seed
         notes = [f'{row["label"]}: {row["source"]}.' for row in declared['rows'] if 'source' in row]
         notes += [*declared.get('notes', ()), *self._facts(declared['rows'], scored, split)]
@@ -67,13 +68,30 @@ class Reproduction:
                 found[seed] = results.read([self.store.written(job)[0] for job in jobs], labels)
         return found, why
 
+    def _of_folder(self, row, split):
+        """As `_results`, of a row's folder of masks, whoever drew them: one training, for all that is known.
+
+        Raises InputError with every mask that is missing, of no image, or of another size than the truth.
+        """
+        if 'masks' not in row:
+            return {}, ''
+        root, split = Layout(self.store.root), row.get('split', split)
+        folder = root.root / row['masks']
+        if not folder.is_dir():
+            return {}, f'{row["masks"]} is not there'
+        truths = {image.stem: truth for image, truth in isic.read_segmentation_list(root, split)}
+        values, = scoring.score_folders({row['label']: folder}, truths).values()
+        return {self.seeds[0]: results.Result('segmentation', (
+            results.Part(tuple(truths), values, source=str(folder)),))}, ''
+
     def _facts(self, rows, scored, split):
         """Sentences on what the numbers are of: split, data, number of images, recipe, seeds."""
         sets, drawn = {}, False   # (split, data): {number of images}
         for row in rows:
             for result in scored.get(row.get('label'), {}).values():
-                jobs = self.declarations.scorings(row, split)
-                key = row.get('split', split), ', '.join(dict.fromkeys(job.data for job in jobs))
+                jobs = self.declarations.scorings(row, split) if 'of' in row else []
+                drawn |= not jobs and Layout(self.store.root).drawn
+                key = row.get('split', split), ', '.join(dict.fromkeys(job.data for job in jobs if job.data))
                 sets.setdefault(key, set()).add(result.count)
                 drawn |= any(map(self.store.drawn, jobs))
         if not sets:

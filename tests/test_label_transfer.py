@@ -703,6 +703,10 @@ def test_the_table_holds_what_was_scored_and_marks_the_oracle(trained_root):
     otsu = [maps.at_size(images.otsu_mask(square), (48, 48)) for square in squares]
     assert rows['Otsu']['JA'] == pytest.approx(scores.overlap(otsu, truths)[:, 0].mean())
     assert {'CAM', 'student', 'student, redrawn by its average'} <= rows.keys()
+    for label, run in ('student', 'Student'), ('student, redrawn by its average', 'StudentEMA'):
+        folder = trained_root.results / f'LabelTransfer{run}_Testing_masks'
+        found = [images.read_mask(folder / f'{name}_segmentation.png') > 0 for name, _, _ in pairs]
+        assert rows[label]['JA'] == pytest.approx(scores.overlap(found, truths)[:, 0].mean())
     assert ('CAM + CRF' in rows) == HAS_CRF and not summary['chosen on the same pictures']
     assert summary['maps'].keys() == {'CAM', 'attention'} and 0 <= summary['maps']['attention']['AUC'] <= 1
     lines = (trained_root.results / 'LabelTransfer_Testing.csv').read_text().splitlines()

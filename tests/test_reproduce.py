@@ -15,8 +15,9 @@ EXHIBITS = """
 [table.mine]
 title = 'Ways to transfer'
 columns = ['JA', 'DI']
-rows = [{ label = 'A', of = 'coarse', paper = [78.9, 86.5] }, { label = 'D-Net', of = 'd_net' }]
-compare = [['A', 'D-Net']]
+rows = [{ label = 'A', of = 'coarse', paper = [78.9, 86.5] }, { label = 'D-Net', of = 'd_net' },
+        { label = 'folder', masks = 'runs/scores_d_net-Validation/results/EnhancedSN_Validation_masks' }]
+compare = [['A', 'D-Net'], ['A', 'folder']]
 [figure.line]
 title = 'A line'
 score = 'JA'
@@ -52,6 +53,7 @@ def test_a_table_and_its_figures_from_beginning_to_end(declarations, sibling):
     assert '--TRANSFER=d-net' in planned and not (layout.root / 'runs').exists()
 
     assert 'not run yet' in partial and 'figure pictures: not drawn' in partial
+    assert 'EnhancedSN_Validation_masks is not there' in partial
 
     process = start_script(*words, '--TABLE=mine', '--FIGURE=line,pictures')
     wait_for(process, 'step 2:')   # a validation
@@ -65,10 +67,11 @@ def test_a_table_and_its_figures_from_beginning_to_end(declarations, sibling):
     run = Layout(layout.root / 'runs/d_net')
     assert (run.run('EnhancedSN') / 'EnhancedSN.pth').is_file()
     assert run.run('CoarseSN').resolve() == layout.run('CoarseSN').resolve()
-    assert '"D-Net" minus "A"' in text and 'n = 6 images' in text
+    found = [line.split('paired over images: ')[1] for line in text.splitlines() if ' minus "A"' in line]
+    assert '"D-Net" minus "A"' in text and len(found) == 2 and found[0] == found[1] and 'n = 6 images' in text
     rows = list(csv.DictReader((layout.results / 'tables/table_mine.csv').read_text().splitlines()))
     ours = {(row['row'], row['column']): float(row['ours']) for row in rows}
-    for network, name in (('CoarseSN', 'A'), ('EnhancedSN', 'D-Net')):
+    for network, name in (('CoarseSN', 'A'), ('EnhancedSN', 'D-Net'), ('EnhancedSN', 'folder')):
         where = 'coarse' if network == 'CoarseSN' else 'd_net'
         scored = layout.root / f'runs/scores_{where}-Validation/results/{network}_Validation.json'
         for column in ('JA', 'DI'):

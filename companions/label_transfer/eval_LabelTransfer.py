@@ -5,6 +5,7 @@ Reads   models/LabelTransfer/ (train_LabelTransfer), the split's pictures and ma
 Writes  results/LabelTransfer_<split>.csv   scores of each picture, method by method
         results/LabelTransfer_<split>.json  means with 95 % intervals, and what was chosen on which pictures
         results/LabelTransfer_<split>_panel.png  real, heat map, fake, mask, composite, recon, outlines
+        results/LabelTransferStudent*_<split>_masks/  the students' masks at the pictures' own size
 
     python -m companions.label_transfer.eval_LabelTransfer --SPLIT=Testing
 
@@ -38,6 +39,7 @@ from companions.label_transfer import (
     translator,
     validation,
 )
+from dataset.isic import MASK_SUFFIX
 from dataset.layout import Layout
 from engine import bootstrap, cli, files, hardware, images, metrics, scoring, settings
 from mbdcnn import stages
@@ -152,7 +154,7 @@ def add_cam(table, layout, teacher, held_out, process, cfg):
 
 
 def add_students(table, layout, process, cfg):
-    """Rows of the students that are trained."""
+    """Rows of the students that are trained, and their masks as files."""
     rounds = sorted(layout.run('LabelTransferStudentEMA').glob('round*/EMA.pth'))
     paths = {'student': layout.run('LabelTransferStudent') / 'student.pth'}
     paths |= {'student, redrawn by its average': rounds[-1]} if rounds else {}
@@ -163,7 +165,11 @@ def add_students(table, layout, process, cfg):
         side = translator.trained_settings(path)['INPUT_SIZE']
         pictures = [picture for _, picture, _ in table.pairs]
         found = segment_files(segmenter, pictures, None, [side], 4, tta=False)
-        table.add(label, [one['plain'] for one in found], BY_VALIDATION)
+        masks = [one['plain'] for one in found]
+        table.add(label, masks, BY_VALIDATION)
+        run = path.relative_to(layout.run('LabelTransfer').parent).parts[0]
+        for (name, _, _), mask in zip(table.pairs, masks, strict=True):
+            images.write_mask(layout.results / f'{run}_{cfg.SPLIT}_masks' / f'{name}{MASK_SUFFIX}.png', mask)
 
 
 def add_oracle(table, layout, teacher, process, cfg):
