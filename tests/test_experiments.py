@@ -23,7 +23,7 @@ from tests.stand_ins import SWEEP, SYSTEM, VALUES, declare, run_table
 
 def test_the_papers_experiments_are_declared():
     declared = Declarations(REPOSITORY / 'experiments.toml', VALUES)
-    assert set(declared.tables) == {*map(str, range(1, 8)), 'mask2lesion', *(
+    assert set(declared.tables) == {*map(str, range(1, 8)), 'mask2lesion', 'supervision', *(
         f'weak_labels{end}' for end in ('', '_lits', '_deeplesion', '_isic'))}
     assert set(declared.figures) == {str(number) for number in range(4, 10)}
     for item in (*declared.tables.values(), *declared.figures.values()):
