@@ -114,39 +114,11 @@ def weak_task(cfg, process, network, train, validation, labels=(None, None)):
                      for logits, half in zip(found, order, strict=True)]
             yield name, cfg.MASK_WEIGHT * sum(parts), {'mask': sum(parts) / 2}
 
-    def score(trained, numbers):
-        """Rows of lesions: mask loss, counts against the target, IoU with the truth, class right."""
-        logits, classes = trained.frames(validation.images, numbers)
-        target = to_device(wanted[numbers], process.device)
-        losses = torch.nn.functional.binary_cross_entropy_with_logits(
-            logits, networks.padded(target, cfg.INPUT_SIZE).float(), reduction='none').mean((1, 2))
-        middle = networks.cropped(logits, side)
-        rows = [losses[:, None], counts_on_device(middle, target).float()]
-        if validation.masks is not None:
-            truth = to_device(validation.masks[numbers], process.device) > 0
-            both, either = ((middle > 0) & truth).sum((1, 2)), ((middle > 0) | truth).sum((1, 2))
-            rows.append((both / either.clamp(min=1))[:, None])
-        if classes is not None:
-            true = torch.from_numpy(labels[1][numbers]).to(process.device)
-            rows.append((classes.argmax(1) == true).float()[:, None])
-        return torch.cat(rows, 1)
-
     def validate():
-        work = functools.partial(score, predictor.folded())
+        work = functools.partial(score, cfg, validation, wanted, labels[1], predictor.folded())
         rows = np.array(evaluation.all_rows(work, len(validation.names), cfg.BATCH_SIZE, PICTURES_ON_A_CORE,
                                             process))
-        if not np.isfinite(rows).all():
-            raise FloatingPointError('The output for a validation lesion is not finite')
-        dice = metrics.segmentation_scores(rows[:, 1:5])[:, 1].mean()
-        found = {'mask loss': rows[:, 0].mean(), 'Dice': dice}
-        if cfg.SELECT == 'Dice':
-            found = dict(reversed(found.items()))
-        last = 5
-        if validation.masks is not None:
-            found['true IoU'], last = rows[:, 5].mean(), 6   # to look at: it selects nothing
-        if labels[1] is not None:
-            found['validation class accuracy'] = rows[:, last].mean()
-        return {key: float(value) for key, value in found.items()}
+        return means(cfg, rows, validation.masks is not None, labels[1] is not None)
 
     def panel(path):
         shown = spread(len(validation.names), PANEL_ROWS).tolist()
@@ -164,6 +136,43 @@ def weak_task(cfg, process, network, train, validation, labels=(None, None)):
         stream=lambda first, last: device_samples.batches(pictures, cfg, process, first, last),
         losses=losses_of_pairs if cfg.METHOD == 'acoseg' else losses, rate=lambda _: 1.0,
         validate=validate, panel=panel, monitor=cfg.SELECT, smaller_is_better=cfg.SELECT == 'mask loss')
+
+
+def score(cfg, data, wanted, labels, trained, numbers):
+    """A row for each of some lesions: mask loss, four counts against the target; if there are such, IoU with
+    the truth, and whether the class is right.
+
+    data : lesions.Lesions; wanted : (N, P, P) targets; labels : (N,) clusters or None; trained : Predictor
+    """
+    logits, classes = trained.frames(data.images, numbers)
+    target = to_device(wanted[numbers], trained.device)
+    losses = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, networks.padded(target, cfg.INPUT_SIZE).float(), reduction='none').mean((1, 2))
+    middle = networks.cropped(logits, data.side)
+    rows = [losses[:, None], counts_on_device(middle, target).float()]
+    if data.masks is not None:
+        truth = to_device(data.masks[numbers], trained.device) > 0
+        both, either = ((middle > 0) & truth).sum((1, 2)), ((middle > 0) | truth).sum((1, 2))
+        rows.append((both / either.clamp(min=1))[:, None])
+    if classes is not None:
+        true = torch.from_numpy(labels[numbers]).to(trained.device)
+        rows.append((classes.argmax(1) == true).float()[:, None])
+    return torch.cat(rows, 1)
+
+
+def means(cfg, rows, with_truth, with_classes):
+    """{name: mean} of rows of `score`, what selects first; FloatingPointError if one is not finite."""
+    if not np.isfinite(rows).all():
+        raise FloatingPointError('The output for a validation lesion is not finite')
+    dice = metrics.segmentation_scores(rows[:, 1:5])[:, 1].mean()
+    found = {'mask loss': rows[:, 0].mean(), 'Dice': dice}
+    if cfg.SELECT == 'Dice':
+        found = dict(reversed(found.items()))
+    if with_truth:
+        found['true IoU'] = rows[:, 5].mean()   # to look at: it selects nothing
+    if with_classes:
+        found['validation class accuracy'] = rows[:, -1].mean()
+    return {key: float(value) for key, value in found.items()}
 
 
 # Below the first function, where settings do not look.
