@@ -10,7 +10,7 @@ import json
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from engine import files
 
@@ -76,14 +76,15 @@ def write(state, path, **how):
     """Pack parameters into a .safetensors file; how : as of `pack`."""
     tensors, packed = pack(state, **how)
     with files.replacing(path) as temporary:
-        save_file(tensors, temporary, {'packed': json.dumps(packed)})
+        temporary.write_bytes(save(tensors, {'packed': json.dumps(packed)}))
 
 
 def write_half(state, path):
     """Write parameters as float16 into a .safetensors file, running statistics and counters as they are."""
     with files.replacing(path) as temporary:
-        save_file({name: (tensor if 'running_' in name or not tensor.is_floating_point() else tensor.half()
-                          ).contiguous() for name, tensor in state.items()}, temporary)
+        temporary.write_bytes(save({
+            name: (tensor if 'running_' in name or not tensor.is_floating_point() else tensor.half()).contiguous()
+            for name, tensor in state.items()}))
 
 
 def read(path):

@@ -130,6 +130,7 @@ class MBDCNN:
     def load(cls, folder='models', device='auto', precision='auto'):
         """Load the networks from a models folder (CoarseSN/, MaskCN/ and EnhancedSN/ within it).
 
+        Where none of the three lies in the folder, those of models/isic2017/ are taken, and a line says so.
         device : 'auto', 'cuda', 'mps' or 'cpu'; precision : 'auto', 'bf16', 'fp16' or 'fp32'
         Raises InputError for weights that are missing (it says which scripts make them), damaged, or
         of networks that were not trained on each other. What does not come out finite of these weights is an
@@ -141,7 +142,8 @@ class MBDCNN:
                 raise InputError(f'{name}={value!r} must be one of {", ".join(known)}')
         layout = Layout(Path(folder).parent)
         layout.models = Path(folder)
-        layout = networks.or_published(layout)
+        if layout.models.is_dir() or folder == 'models':   # another that is not there was mistyped
+            layout = networks.or_published(layout)
         _require_weights(layout)
         trained = {name: networks.trained_settings(layout.weights(name)) for name in NETWORKS}
         sides = {name: settings.get('INPUT_SIZE', INPUT_SIZE) for name, settings in trained.items()}

@@ -121,11 +121,14 @@ def test_packed_networks_predict_alike(models, model, tmp_path, monkeypatch, cap
     packed = {path.stem: path for path in (tmp_path / 'packed').glob('*/*.safetensors')}
     assert sorted(packed) == sorted(NETWORKS)
     assert 0.6 < sum(path.stat().st_size for path in packed.values()) / before < 0.8
-    for line in (tmp_path / 'packed' / 'SHA256SUMS').read_text().splitlines():
+    beside = tmp_path / 'packed' / 'SHA256SUMS'
+    assert {path.stat().st_mode for path in packed.values()} == {beside.stat().st_mode}   # for others to read
+    for line in beside.read_text().splitlines():
         digest, _, name = line.partition('  ')
         assert hashlib.sha256((tmp_path / 'packed' / name).read_bytes()).hexdigest() == digest
 
     monkeypatch.setattr(networks, 'PUBLISHED', tmp_path / 'packed')   # what a fresh clone has
+    (tmp_path / 'nothing').mkdir()
     small = MBDCNN.load(tmp_path / 'nothing', device='cpu', precision='fp32')
     assert 'holds no trained networks' in capsys.readouterr().out
     theirs, ours = model(PICTURE, tta=False), small(PICTURE, tta=False)
@@ -337,7 +340,7 @@ def test_no_pictures(tmp_path, monkeypatch, capsys):
 
 def test_missing_weights_name_the_scripts(tmp_path, monkeypatch, capsys):
     Image.fromarray(drawn(40, 40)).save(tmp_path / 'one.png')
-    assert launch(monkeypatch, tmp_path, f'--MODELS={tmp_path}', f'--OUT={tmp_path}/out') == 2
+    assert launch(monkeypatch, tmp_path, f'--MODELS={tmp_path}/typo', f'--OUT={tmp_path}/out') == 2
     said = capsys.readouterr().err
     for hint in ('train_CoarseSN.py', 'train_MaskCN.py', 'train_EnhancedSN.py', '--MODELS=demo/models'):
         assert hint in said

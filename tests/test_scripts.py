@@ -380,15 +380,15 @@ def test_settings_that_cannot_be_used_are_refused(chain, tmp_path):
 # Stages out of order
 
 def test_a_missing_stage_is_named(chain, sibling, tmp_path_factory):
-    empty, listed = tmp_path_factory.mktemp('empty'), sibling()
-    coarse, mask = sibling('CoarseSN'), sibling('CoarseSN', 'MaskCN')
+    empty = tmp_path_factory.mktemp('empty')
+    coarse, mask, alone = sibling('CoarseSN'), sibling('CoarseSN', 'MaskCN'), sibling('MaskCN')
     needed = {('train_CoarseSN.py', empty): 'python dataset/list_seg.py',
               ('generate_Coarse_mask.py', empty): 'python dataset/list_seg.py',
               ('train_MaskCN.py', empty): 'python train_CoarseSN.py',
               ('train_MaskCN.py', empty, '--INPUT_CHANNEL=3'): 'python dataset/list_cls.py',
               ('eval_EnhancedSN.py', empty): 'python dataset/list_seg.py',
-              ('eval_MaskCN.py', empty): 'python train_MaskCN.py',
-              ('generate_Coarse_mask.py', listed.root): 'python train_CoarseSN.py',
+              ('eval_MaskCN.py', coarse.root): 'python train_MaskCN.py',
+              ('generate_Coarse_mask.py', alone.root): 'python train_CoarseSN.py',
               ('train_EnhancedSN.py', coarse.root): 'python train_MaskCN.py',
               ('eval_EnhancedSN.py', mask.root): 'python train_EnhancedSN.py'}
     for command, text in zip(needed, run_in_turn(*needed, expect=2), strict=True):
