@@ -75,16 +75,14 @@ def unpack(tensors, packed):
 def write(state, path, **how):
     """Pack parameters into a .safetensors file; how : as of `pack`."""
     tensors, packed = pack(state, **how)
-    with files.replacing(path) as temporary:
-        temporary.write_bytes(save(tensors, {'packed': json.dumps(packed)}))
+    files.write_bytes(path, save(tensors, {'packed': json.dumps(packed)}))
 
 
 def write_half(state, path):
     """Write parameters as float16 into a .safetensors file, running statistics and counters as they are."""
-    with files.replacing(path) as temporary:
-        temporary.write_bytes(save({
-            name: (tensor if 'running_' in name or not tensor.is_floating_point() else tensor.half()).contiguous()
-            for name, tensor in state.items()}))
+    half = {name: tensor if 'running_' in name or not tensor.is_floating_point() else tensor.half()
+            for name, tensor in state.items()}
+    files.write_bytes(path, save({name: tensor.contiguous() for name, tensor in half.items()}))
 
 
 def read(path):
