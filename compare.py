@@ -102,8 +102,14 @@ def write_baselines(layout, cfg, pictures):
     def draw_masks(path):
         image = images.read_rgb(path)
         for name, folder in folders.items():
-            images.write_mask(folder / f'{path.stem}{scoring.SUFFIX}.png',
-                              WITHOUT_TRAINING[name](image).astype(np.uint8))
+            images.write_mask(folder / called(path), WITHOUT_TRAINING[name](image).astype(np.uint8))
+
+    def called(path):
+        return f'{path.stem}{scoring.SUFFIX}.png'
+
+    for folder in folders.values():   # masks of pictures that the list no longer has
+        for stale in {*folder.glob('*.png')} - {folder / called(path) for path in pictures}:
+            stale.unlink()
 
     if folders:
         files.for_all(draw_masks, pictures, 'baselines', cfg.NUM_WORKERS)
@@ -197,6 +203,7 @@ def main():
     text = markdown(summary)
     files.write_text(stem.with_suffix('.md'), text)
     print(f'\n{text}\nwritten: {stem}.csv, {stem}.json, {stem}.md')
+    stem.with_suffix('.png').unlink(missing_ok=True)   # of an earlier comparison
     if len(scores) > 1:
         draw(scores, summary['differences'], stem.with_suffix('.png'))
         print(f'scatter: {stem}.png')

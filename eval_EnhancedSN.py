@@ -28,7 +28,7 @@ from report import page as report
 
 # --- Experiment
 ROOT = '.'                # folder that holds dataset/, Coarse_masks/, models/ and results/
-RECIPE = 'default'        # default (this file), or of recipes/: paper, released, cpu, cpu_long, demo
+RECIPE = 'default'        # default (this file), or a file of recipes/, as paper, released, cpu
 SPLIT = 'Validation'      # Validation or Testing
 NETWORK = 'EnhancedSN'    # EnhancedSN or CoarseSN
 
@@ -57,7 +57,7 @@ def main():
     pairs = isic.read_segmentation_list(layout, cfg.SPLIT)
     pictures, truths = map(list, zip(*pairs, strict=True))
     used, coarse_paths = [layout.weights(cfg.NETWORK)], None
-    evaluation.require_equal_sizes(pairs)
+    evaluation.require_equal_sizes(layout, pairs)
     if cfg.NETWORK == 'EnhancedSN' and (kind := networks.trained_transfer(layout)) in networks.GUIDED:
         folder = layout.coarse_for_segmentation(cfg.SPLIT)
         if 'coarse_masks' in transfer.require(layout, kind, [folder], ('MaskCN', 'EnhancedSN')):

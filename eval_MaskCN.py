@@ -29,7 +29,7 @@ from report import page as report
 
 # --- Experiment
 ROOT = '.'                # folder that holds dataset/, Coarse_masks/, models/ and results/
-RECIPE = 'default'        # default (this file), or of recipes/: paper, released, cpu, cpu_long, demo
+RECIPE = 'default'        # default (this file), or a file of recipes/, as paper, released, cpu
 SPLIT = 'Validation'      # Validation or Testing
 
 # --- Input

@@ -36,7 +36,7 @@ from mbdcnn import coarse_masks, inference, networks, stages
 
 # --- Experiment
 ROOT = '.'                # folder that holds dataset/, Coarse_masks/, models/ and results/
-RECIPE = 'default'        # default (this file), or of recipes/: paper, released, cpu, cpu_long, demo
+RECIPE = 'default'        # default (this file), or a file of recipes/, as paper, released, cpu
 RESUME = True             # keep the masks that are there; False deletes them and draws all anew
 
 # --- Masks

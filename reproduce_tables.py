@@ -30,7 +30,7 @@ from mbdcnn import stages
 
 # --- Experiment
 ROOT = '.'                        # folder that holds dataset/, models/ and results/; runs/ is added
-RECIPE = 'default'                # default (the scripts' file tops), paper, released, cpu, cpu_long or demo
+RECIPE = 'default'                # default (the scripts' file tops), or a file of recipes/
 EXPERIMENTS = 'experiments.toml'  # file that declares experiments, tables and figures
 
 # --- What
@@ -143,7 +143,7 @@ def show_list(store, wanted, jobs, rates):
             state = f'finished in {folder}'
             if not store.finished(job):
                 pflop = costs.of_job(job, store.settings(job), store.data_root(job))
-                time = pflop / rates.get(job.script, float('nan')) / 60
+                time = pflop and pflop / rates.get(job.script, float('nan')) / 60
                 begun = (store.root / store.folder(job)).exists()
                 state = f'{"begun in" if begun else "missing,"} {folder}: {work(pflop, time)}'
                 if inputs.missing(store.data_root(job), inputs.read_by(job.script, store.values(job))):

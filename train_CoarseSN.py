@@ -28,7 +28,7 @@ from net.loss import hybrid_loss
 
 # --- Experiment
 ROOT = '.'                     # folder that holds dataset/, Coarse_masks/, models/ and results/
-RECIPE = 'default'             # default (this file), or of recipes/: paper, released, cpu, cpu_long, demo
+RECIPE = 'default'             # default (this file), or a file of recipes/, as paper, released, cpu
 RESUME = True                  # go on from models/CoarseSN/last.pth; False starts anew
 SEED = 0                       # of the weights, the order of the pictures, their augmentation, the folds
 CROSS_FIT = 0                  # 2 or more: train this many instead, each without one fold of the pictures

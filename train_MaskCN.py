@@ -28,7 +28,7 @@ from net.inputs import to_maskcn_input
 
 # --- Experiment
 ROOT = '.'                     # folder that holds dataset/, Coarse_masks/, models/ and results/
-RECIPE = 'default'             # default (this file), or of recipes/: paper, released, cpu, cpu_long, demo
+RECIPE = 'default'             # default (this file), or a file of recipes/, as paper, released, cpu
 RESUME = True                  # go on from models/MaskCN/last.pth; False starts anew
 SEED = 0                       # of the weights, the order of the crops and their augmentation
 

@@ -74,10 +74,11 @@ def main():
 # Below main(), where settings.resolve does not look: these are fixed, not settings.
 REMOTE_NAMES = {'Training': 'Training', 'Validation': 'Validation', 'Testing': 'Test_v2'}
 PICTURES = {'Training': 2000, 'Validation': 150, 'Testing': 600}   # in the official splits
+EXTRA = 'dataset/download.py', '--EXTRA=True'
 PH2 = """Optional: PH2, 200 pictures to test on. Its makers give it to who fills in a form:
   https://www.fc.up.pt/addi/ph2%20database.html
   Unpack it to {folder} (that folder then holds PH2_dataset.txt and 'PH2 Dataset images/').
-Optional: the paper's 1320 extra training pictures: python dataset/download.py --EXTRA=True"""
+Optional: the paper's 1320 extra training pictures: {command}"""
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,8 @@ def fetch_challenge(layout, cfg):
         found = len(label_csv.read(labels.path))
         print(f'{split}: {pictures.count()} pictures, {masks.count()} masks, {found} labels '
               f'(the challenge has {PICTURES[split]}) in {layout.originals(split)}')
-    print(PH2.format(folder=layout.data / 'PH2Dataset'))
-    print('next: python dataset/check_data.py')
+    print(PH2.format(folder=layout.data / 'PH2Dataset', command=layout.command(*EXTRA)))
+    print(f'next: {layout.command("dataset/check_data.py")}')
 
 
 def plan(parts, cfg):
@@ -199,7 +200,7 @@ Each writes metadata.csv beside its pictures. Where the pictures are there alrea
   isic metadata download --search "$search" --outfile {folder}/$n.csv </dev/null; \\
   done <{list}
 
-Then run this command again: python dataset/download.py --EXTRA=True"""
+Then run this command again: {command}"""
 
 
 def fetch_extra(layout, cfg):
@@ -222,7 +223,7 @@ def fetch_extra(layout, cfg):
     print(f'{len(ids)} extra pictures are named in {listed}; {len(pictures)} pictures and {len(rows)} '
           f'rows of metadata lie in {folder}')
     print(EXTRA_COMMANDS.format(searches=len(searches), folder=shlex.quote(str(folder)),
-                                list=shlex.quote(str(searches_path))))
+                                list=shlex.quote(str(searches_path)), command=layout.command(*EXTRA)))
 
 
 def read_ids(path):

@@ -54,9 +54,12 @@ class Layout:
         return not self.drawn and not os.path.exists(self.data / classes.FILE)
 
     def command(self, script, *options):
-        """The command that a reader should type for this root: python <script> [--ROOT=...] <options>."""
+        """The command that a reader should type for this root: python <script> [--ROOT=...] <options>.
+
+        script : a path without spaces, or '-m <module>'
+        """
         root = () if self.root == Path('.') else (f'--ROOT={self.root}',)
-        return shlex.join(['python', script, *root, *options])
+        return shlex.join(['python', *script.split(' '), *root, *options])
 
     def originals(self, split):
         """Folder with `Images/` and `Annotation/` as downloaded; split may also be ADDED."""

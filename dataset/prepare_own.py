@@ -157,8 +157,8 @@ def refuse_empty(parts, table, layout):
 
 
 def record_split(layout, cases, table, split_of, group_of):
-    """Write split.csv. Raises InputError where networks were trained with another split: they would be
-    tested on what they were trained on."""
+    """Write split.csv. Raises InputError where networks were trained and a picture changes its split: they
+    would be tested on what they were trained on."""
     path, text = layout.root / SPLIT_FILE, io.StringIO()
     csv.writer(text, lineterminator='\n').writerows([
         ('image_id', 'class', 'split', 'group', 'mask'),
@@ -166,9 +166,14 @@ def record_split(layout, cases, table, split_of, group_of):
            'yes' if case.mask else 'no') for case in cases)])
     before = path.read_text(encoding='utf-8') if path.is_file() else ''
     trained = sorted(layout.models.glob('*/*.pth'))
-    if before and before != text.getvalue() and trained:
-        raise InputError(f'{path} would change', [f'{weights}: was trained with it' for weights in trained],
-                         'choose another --ROOT, or move the networks away')
+    earlier = {row['image_id']: row['split'] for row in csv.DictReader(io.StringIO(before))}
+    moved = [name for name, split in split_of.items() if earlier.get(name, split) != split]
+    if moved and trained:
+        raise InputError(f'{path} would change', [
+            f'{len(moved)} pictures would move to another split, {moved[0]} from {earlier[moved[0]]} to '
+            f'{split_of[moved[0]]}', *(f'{weights}: was trained with it' for weights in trained)],
+            'give the splits of split.csv in a column of the labels, choose another --ROOT, or move the '
+            'networks away')
     files.write_changed(path, text.getvalue())
 
 

@@ -88,7 +88,8 @@ def _build(target, paths, shape, kind, workers):
             pixels[number] = read(paths[number], shape[1])
 
         files.for_all(fill, range(len(paths)), f'caching {target.stem.rpartition("-")[0]}', workers,
-                      summary='Pictures that cannot be read', remedy='python dataset/check_data.py')
+                      summary='Pictures that cannot be read',
+                      remedy='bring these files back whole, then run the same command again')
         digest = hashlib.sha256()
         for picture in pixels:
             # Of masks as their files hold them, {0, 255}: a training begun when caches did so too goes on.

@@ -19,6 +19,7 @@ from engine.errors import InputError
 MAY_CHANGE = {'ROOT', 'RECIPE', 'NUM_WORKERS', 'RESUME', 'EPOCH', 'STEPS', 'PATIENCE', 'DEVICE',
               'PICTURES_ON', 'COMPILE',
               'INITIAL_WEIGHTS', 'BN_EPS'}   # the weights themselves, and their epsilon, are among the inputs
+LENGTHS = 'EPOCH', 'STEPS'
 SECONDS_BETWEEN_FIGURES = 60
 SECONDS_BETWEEN_PANELS = 1800   # in TensorBoard, which keeps them all: about 0.5 MB each
 GO_ANEW = 'start anew with --RESUME=False'
@@ -48,6 +49,7 @@ class Run:
                        'versions': versions(process.device), 'processes': process.world}
         self.rows, self._board = [], None
         self._drawn = self._shown = -math.inf   # when the figures were last drawn, and shown in TensorBoard
+        self._present = {part: self.config[part] for part in ('settings', 'versions')}
         self.was_finished = False   # the run that `begin` found
         folder.mkdir(parents=True, exist_ok=True)
         self._open = contextlib.ExitStack()
@@ -67,6 +69,9 @@ class Run:
             before = self._recorded(state)
             self._refuse_other_settings(before)
             self.config['start'], self.was_finished = before.get('start'), 'finished' in before
+            # Of the steps that there are; `go_on` records what makes more of them.
+            self.config |= {part: before[part] for part in ('settings', 'versions', 'earlier')
+                            if part in before}
             self.config['processes'] = before.get('processes', 1)
         elif resume and (there := [path for path in self.kept.values() if path.exists()]):
             raise InputError('Trained weights would be overwritten',
@@ -86,17 +91,24 @@ class Run:
             self._write_config()
         return state
 
-    def note_processes(self):
-        """Record by how many processes the run is trained from now on: a number, or a list where it changed.
+    def go_on(self):
+        """Record what the run is trained with from now on: settings, versions, and what was otherwise before.
 
-        Dropout draws, and mostly batch norm, differ with it (README, several processes).
+        'processes' : a number, or a list where it changed: dropout draws, and mostly batch norm, differ with
+            it (README, several processes)
+        'earlier' : former lengths, [{'EPOCH': ...}, ...], by which the rates of earlier steps were set
         """
         before, now = self.config['processes'], self.process.world
         past = before if isinstance(before, list) else [before]
         if past[-1:] != [now]:
             self.config['processes'] = [*past, now]
-            if self.process.main:
-                self._write_config()
+        lengths = [{name: settings[name] for name in LENGTHS if name in settings}
+                   for settings in (self.config['settings'], self._present['settings'])]
+        if lengths[0] != lengths[1]:
+            self.config['earlier'] = [*self.config.get('earlier', ()), lengths[0]]
+        self.config |= self._present
+        if self.process.main:
+            self._write_config()
 
     def finish(self, step, best, best_step):
         """Mark the training as finished in config.json; `begin` takes the mark away.

@@ -84,7 +84,7 @@ def fit(task, cfg, run, process, total_steps, validate_every):
               f'nothing to do (--RESUME=False starts anew)')
         session.finish(draw=not run.was_finished)   # else it was killed between its last step and its end
         return
-    run.note_processes()
+    run.go_on()
     print(f'training on {process.world} x {process.device}, {session.precision}, '
           f'steps {progress.step} to {total_steps}')
     stream = task.stream(progress.step, total_steps)

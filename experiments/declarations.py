@@ -255,6 +255,8 @@ class Declarations:
         columns, labels = table['columns'], [row['label'] for row in table['rows']]
         if not columns or not labels:
             self.faults.append(f'{where}: needs columns and rows')
+        self.faults += [f'{where}: two rows are labelled {label!r}' for label in sorted(set(labels))
+                        if labels.count(label) > 1]
         for row in table['rows']:
             place = f'{where}, row {row["label"]!r}'
             if len(row.get('paper', ())) > len(columns):

@@ -48,7 +48,7 @@ class Reproduction:
         for first, second in declared.get('compare', ()):
             notes += _compared(first, second, scored, columns[0])
         shown = f'Table {ROMAN.get(name, name)}'
-        return tables.Table(shown, declared.get('title', ''), list(columns), rows, notes)
+        return tables.Table(shown, declared.get('title', ''), list(columns), rows, notes, name in ROMAN)
 
     def _results(self, row, split):
         """({seed: Result} of the seeds that are finished, why there are none or not all)."""
@@ -130,7 +130,7 @@ class Reproduction:
         line_charts.draw(drawn, f'{split} {score}, %', title, paths)
         facts = self._facts([point | {'label': row.label} for row, point in zip(rows, every, strict=True)],
                             scored, split)
-        return paths, tables.Table(f'Figure {name}', title, [score], rows, facts)
+        return paths, tables.Table(f'Figure {name}', title, [score], rows, facts, name.isdigit())
 
     def panel(self, name, folder):
         """Draw a declared figure of pictures, of the first seed; (paths, why there are none)."""
@@ -198,6 +198,8 @@ def _compared(first, second, scored, column):
     if found is None:
         return []
     scale = results.scale(column)
+    more = any(len(scored[label]) > len(seeds) for label in (first, second))
+    alone = f' of seed {", ".join(map(str, seeds))} alone' if more else ''
     mean, low, high = (f'{scale * value:+.1f}' for value in (found.mean, found.low, found.high))
-    return [f'{column}, "{second}" minus "{first}", paired over images: {mean} [{low}, {high}], '
+    return [f'{column}, "{second}" minus "{first}"{alone}, paired over images: {mean} [{low}, {high}], '
             f'{bootstrap.p_in_words(found)}.']

@@ -1,6 +1,5 @@
 """What evaluation csv files say: scores of a table's columns, their intervals, and paired differences."""
 import csv
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,6 +8,7 @@ from companions.weak_labels import shape_scores
 from dataset.classes import PAPER
 from engine import bootstrap, metrics
 from engine.errors import InputError
+from mbdcnn import evaluation
 
 COLUMNS = {
     'segmentation': metrics.SEGMENTATION,
@@ -69,7 +69,8 @@ def read(paths, labels=None):
     parts, faults, kinds, labels = [], [], set(), labels or {}
     for path in map(str, paths):
         try:
-            kind, names, values = read_csv(path)
+            kind, names, values = evaluation.read_csv(path, others={'weak': shape_scores.COLUMNS},
+                                                      unbounded=shape_scores.PIXELS)
         except (OSError, ValueError, csv.Error) as error:
             faults.append(f'{path}: cannot be read: {error}')
             continue
@@ -85,27 +86,6 @@ def read(paths, labels=None):
         raise InputError('Results of an evaluation cannot be used', faults,
                          'run the evaluation again; labels are those of stage 0')
     return Result(kinds.pop(), tuple(parts))
-
-
-def read_csv(path, classes=PAPER.names):
-    """(kind, image ids, (N, columns) values) of an evaluation's csv. Raises OSError or ValueError.
-
-    classes : names of mask-CN's; the tables of the paper have the paper's
-    """
-    with open(path, encoding='utf-8-sig', newline='') as file:
-        header, *rows = list(csv.reader(file)) or [[]]
-    known = {'segmentation': metrics.SEGMENTATION, 'classification': classes,   # columns after image_id
-             'weak': shape_scores.COLUMNS}
-    kind = next((kind for kind, columns in known.items() if header == ['image_id', *columns]), None)
-    if kind is None:
-        raise ValueError(f'has the columns {",".join(header)[:80]!r}, not those of an evaluation '
-                         f'(of mask-CN with {", ".join(classes)})')
-    values = np.array([[float(word) for word in row[1:]] for row in rows])   # ValueError where ragged, too
-    most = [math.inf if name in shape_scores.PIXELS else 1 for name in header[1:]]
-    if values.shape != (len(rows), len(header) - 1) or not (
-            np.isfinite(values) & (values >= 0) & (values <= most)).all():
-        raise ValueError(f'must hold rows of an id and {len(header) - 1} numbers from 0 to 1')
-    return kind, tuple(row[0] for row in rows), values
 
 
 def scale(column):

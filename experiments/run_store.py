@@ -60,17 +60,22 @@ class RunStore:
     def settings(self, job):
         """Those of `values` that decide what a job gives; a subset of all images or more counts as 0."""
         ignored = WITHOUT_EFFECT | (set() if job.network else FOR_SPEED)
-        values = {name: value for name, value in json.loads(json.dumps(self.values(job))).items()
-                  if name not in ignored and not name.endswith('_WEIGHTS')}
-        for name in SUBSETS:
-            if values.get(name) and 0 < self._training_images(job) <= values[name]:
-                values[name] = 0
-        return values
+        values = json.loads(json.dumps(self.values(job)))
+        return self._whole(job, {name: value for name, value in values.items()
+                                 if name not in ignored and not name.endswith('_WEIGHTS')})
+
+    def _whole(self, job, values):
+        """Settings of a run, with 0 for a subset of all images or more; what is no record is left alone."""
+        if not isinstance(values, dict):
+            return values
+        return values | {name: 0 for name in SUBSETS
+                         if values.get(name) and 0 < self._training_images(job) <= values[name]}
 
     def too_few(self, job):
-        """'only N images' when a job was to train on more images than there are, else ''."""
-        there = self._training_images(job)
-        return f'there are only {there} images' if 0 < there < self.values(job).get('TRAIN_IMAGES', 0) else ''
+        """'only N images' when a job is declared for more images than there are, else ''; a recipe's number
+        is the most that it takes."""
+        there, wanted = self._training_images(job), dict(job.overrides).get('TRAIN_IMAGES', 0)
+        return f'there are only {there} images' if 0 < there < wanted else ''
 
     def _training_images(self, job):
         if job.script == WEAK_TRAINING:
@@ -247,7 +252,8 @@ class RunStore:
             config = checkpoints.read_config(weights)
             recorded = config.get('settings', {})
             if not (weights.is_file() and config.get('finished') and not recorded.get('INITIAL_WEIGHTS')
-                    and agree(made_from, recorded) and start in str(config.get('start'))
+                    and agree(made_from, self._whole(job, recorded)) and not config.get('earlier')
+                    and start in str(config.get('start'))
                     and config.get('processes', 1) == made_from['processes']):
                 return False
             training, validation = read = read or inputs.read_by_training(
@@ -283,8 +289,8 @@ class RunStore:
                                layout.coarse_for_classification(split))
                 splits.coarse_paths(layout, folders[-1], [picture for picture, _ in entries])
         coarse_masks.require(layout, folders)
-        return all(agree(made_from, files.read_json(folder / coarse_masks.RECORD).get('settings'))
-                   for folder in folders)
+        return all(agree(made_from, self._whole(job, files.read_json(folder / coarse_masks.RECORD).get(
+            'settings'))) for folder in folders)
 
     def _scored_in_root(self, job, made_from, layout):
         values, path = self.values(job), self.written(job, layout)[0]

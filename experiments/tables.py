@@ -57,12 +57,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper: `name` as printed ('Table VI'), `notes` a list of sentences."""
+    """A table: `name` as printed ('Table VI'), `notes` a list of sentences; `of_paper`, or one of our own."""
     name: str
     title: str
     columns: list
     rows: list
     notes: list = field(default_factory=list)
+    of_paper: bool = True
 
 
 def make_cell(paper, found, column, note=''):
@@ -196,7 +197,8 @@ def to_latex(table):
                        colalign=('left', *['center'] * len(table.columns)))
     for rule in (r'\toprule', r'\midrule', r'\bottomrule'):   # its own booktabs form escapes once more
         tabular = tabular.replace(r'\hline', rule, 1)
-    caption = _latex(f'{table.title} ({table.name} of the original paper). {legend}')
+    origin = f' ({table.name} of the original paper)' if table.of_paper else ''
+    caption = _latex(f'{table.title}{origin}. {legend}')
     text = [rf'\begin{{{kind}}}[t]', r'\centering', rf'\caption{{{caption}}}', rf'\label{{tab:{slug}}}',
             r'\footnotesize', r'\setlength{\tabcolsep}{4pt}', tabular]
     if notes:

@@ -17,7 +17,8 @@ def lock(layout):
     folder = layout.coarse_masks
     if folder.is_symlink() and (layout.root / 'experiment.json').is_file():
         raise InputError('These coarse masks belong to another experiment',
-                         [f'{folder}: is a link to {folder.resolve()}'], 'python reproduce_tables.py')
+                         [f'{folder}: is a link to {folder.resolve()}'],
+                         'python reproduce_tables.py --LIST=True says which command draws them anew')
     folder.mkdir(parents=True, exist_ok=True)
     return files.lock(folder / '.lock', InputError(
         'Two programs that draw coarse masks', [f'{folder}: another process draws there'],

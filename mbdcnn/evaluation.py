@@ -1,4 +1,5 @@
 """Section 8 of the evaluation protocol: per-image scores at full size, and what is written of them."""
+import csv
 import io
 import json
 import zipfile
@@ -152,7 +153,7 @@ def read_error_maps(path):
 # --- Full evaluation of a segmentation network
 
 
-def require_equal_sizes(pairs):
+def require_equal_sizes(layout, pairs):
     """Raise InputError naming every picture and mask whose sizes (px) differ. pairs : of paths"""
     def fault(pair):
         image, mask = (images.image_size(path) for path in pair)
@@ -160,7 +161,7 @@ def require_equal_sizes(pairs):
                                          f'{image[0]}x{image[1]} ({pair[0]})')
     faults = list(filter(None, files.for_all(fault, pairs, 'sizes')))
     if faults:
-        raise InputError('Masks and images differ in size', faults, 'python dataset/check_data.py')
+        raise InputError('Masks and images differ in size', faults, layout.command('dataset/check_data.py'))
 
 
 def predict_to_disk(segmenter, paths, coarse_paths, scales, cfg, folder):
@@ -184,6 +185,28 @@ def predict_to_disk(segmenter, paths, coarse_paths, scales, cfg, folder):
                                  strict=True):
             images.write_mask(target, found.get('tta', found['plain']))
             yield found
+
+
+def read_csv(path, classes=PAPER.names, others=None, unbounded=()):
+    """(kind, image ids, (N, columns) values) of an evaluation's csv. Raises OSError, ValueError or csv.Error.
+
+    classes : names of mask-CN's; the tables of the paper have the paper's
+    others : {kind: columns} of other evaluations, besides 'segmentation' and 'classification'
+    unbounded : names of columns that may exceed 1
+    """
+    with open(path, encoding='utf-8-sig', newline='') as file:
+        header, *rows = list(csv.reader(file)) or [[]]
+    known = {'segmentation': metrics.SEGMENTATION, 'classification': classes, **(others or {})}
+    kind = next((kind for kind, columns in known.items() if header == ['image_id', *columns]), None)
+    if kind is None:
+        raise ValueError(f'has the columns {",".join(header)[:80]!r}, not those of an evaluation '
+                         f'(of mask-CN with {", ".join(classes)})')
+    values = np.array([[float(word) for word in row[1:]] for row in rows])   # ValueError where ragged, too
+    most = [np.inf if name in unbounded else 1 for name in header[1:]]
+    if values.shape != (len(rows), len(header) - 1) or not (
+            np.isfinite(values) & (values >= 0) & (values <= most)).all():
+        raise ValueError(f'must hold rows of an id and {len(header) - 1} numbers from 0 to 1')
+    return kind, tuple(row[0] for row in rows), values
 
 
 def predicted_paths(folder, names):
@@ -272,7 +295,7 @@ def _report(layout, network, split, rows, content, shown, paper, kinds, more='')
 
 
 def provenance(cfg, weight_paths, data_fingerprint):
-    """What a result was computed from, for the json: recipe, settings, weights, data, versions.
+    """What a result was computed from, for the json: recipe, settings, weights, data.
 
     The recipe is the one that the first of the networks was trained by; drawn_pictures : a program drew the
     data. Prints a line when it drew those of the training alone.

@@ -10,7 +10,7 @@ from net.inputs import SCALINGS
 from net.models import STRIDE
 
 # Of runs without record, where that is no file top's.
-BEFORE = {'E_LAYER_START': 'random', 'bn_eps': 1e-5, 'classes': PAPER.record()}
+BEFORE = {'E_LAYER_START': 'random', 'BN_EPS': 1e-5, 'bn_eps': 1e-5, 'classes': PAPER.record()}
 MACHINE_CHOICES = {'DEVICE': hardware.DEVICES, 'AMP': hardware.PRECISIONS}
 TRAINING_CHOICES = MACHINE_CHOICES | {'PICTURES_ON': ('auto', 'device', 'host'),
                                       'COMPILE': ('off', *hardware.COMPILATIONS)}

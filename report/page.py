@@ -11,13 +11,12 @@ import numpy as np
 from dataset import isic, label_csv
 from engine import bootstrap, files, metrics, run_folder, scoring
 from engine.errors import InputError
-from experiments.results import read_csv
 from mbdcnn import evaluation, networks, paper_scores
 from report import charts
 from report.render import render
 
 SPLITS = 'Testing', 'Validation'
-NETWORKS = 'CoarseSN', 'MaskCN', 'EnhancedSN'
+NETWORKS = networks.NETWORKS
 SEGMENTERS = 'CoarseSN', 'EnhancedSN'
 GROUP = 3      # pictures in each of best, median and worst
 ERRORS = 24    # misclassified pictures that are shown, the most confident first
@@ -87,7 +86,7 @@ def evaluations_below(layout, damaged):
     damaged : list that lines about unusable files are added to
     """
     found, classes = {}, layout.classes
-    read = partial(read_csv, classes=classes.names)
+    read = partial(evaluation.read_csv, classes=classes.names)
     for network, split in itertools.product(NETWORKS, SPLITS):
         path = layout.results / f'{network}_{split}.json'
         summary = _read(path, _summary, damaged)
@@ -102,7 +101,7 @@ def evaluations_below(layout, damaged):
         else:
             _, item['names'], item['values'] = rows
             if network == 'MaskCN':
-                item['labels'] = _labels(layout.labels(split), classes, item['names'], faults)
+                item['labels'] = _labels(layout.labels(split), classes, item, summary, faults)
         found[network, split] = item | {'summary': summary, 'faults': ''.join(faults)}
     return found
 
@@ -129,11 +128,15 @@ def _summary(path):
     return summary
 
 
-def _labels(path, classes, names, faults):
+def _labels(path, classes, item, summary, faults):
     """(N,) class numbers, or None and a line more in `faults`."""
     try:
         known = label_csv.read(path, classes)
-        return np.array([known[name] for name in names])
+        labels = np.array([known[name] for name in item['names']])
+        counts = _counts(labels, item['values']).tolist()
+        if summary.get('confusion', counts) == counts:
+            return labels
+        faults.append(f'{path.name} has changed since; run eval_MaskCN.py again')
     except InputError as error:
         faults.append(f'the labels cannot be read: {error.faults[0]}')
     except KeyError as error:
@@ -236,11 +239,16 @@ def confusion(split, item, classes):
 
     classes : names
     """
-    from sklearn.metrics import confusion_matrix
-    counts = confusion_matrix(item['labels'], item['values'].argmax(1), labels=range(len(classes)))
+    counts = _counts(item['labels'], item['values'])
     return {'split': split, 'classes': classes, 'rows': [
         (name, int(row.sum()), [(int(count), count / max(1, row.sum())) for count in row])
         for name, row in zip(classes, counts, strict=True)]}
+
+
+def _counts(labels, probabilities):
+    """(C, C): of the images of each class, how many are most probably of each."""
+    from sklearn.metrics import confusion_matrix  # slow to import
+    return confusion_matrix(labels, probabilities.argmax(1), labels=range(probabilities.shape[1]))
 
 
 def _score(scores, name, interval=None):

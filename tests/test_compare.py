@@ -150,6 +150,8 @@ def test_what_is_written_agrees_and_is_printed(root):
 
 
 def test_one_method_alone_has_no_differences_and_no_scatter(root):
+    root.results.mkdir(exist_ok=True)
+    (root.results / 'compare_Testing.png').write_bytes(b'of an earlier comparison')
     text = run_script('compare.py', root.root, masks_of(root, 'good'), '--THRESHOLD=0.9')
     assert 'good' in text and 'p (Holm)' not in text and 'below 90 %' in text
     assert not (root.results / 'compare_Testing.png').exists()
@@ -161,8 +163,11 @@ def test_a_reference_and_masks_that_nothing_was_trained_for(root):
         picture = np.full((31, 20 + number, 3), 200, np.uint8)
         picture[4:9, 2:12] = 90
         images.write_png(root.originals('Testing') / 'Images' / f'{name}.png', picture)
+    stale = root.results / 'otsu_Testing_masks' / 'of_a_former_list_segmentation.png'
+    images.write_mask(stale, np.ones((4, 4), np.uint8))
     run_script('compare.py', root.root, masks_of(root, 'good', 'poor'), '--REFERENCE=poor',
                '--BASELINES=otsu,middle')
+    assert not stale.exists()
     result = json.loads((root.results / 'compare_Testing.json').read_text())
     assert list(result['methods']) == ['good', 'poor', 'otsu', 'middle']
     assert [(found['first'], found['second']) for found in result['differences'][:3]] == [

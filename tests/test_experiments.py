@@ -86,6 +86,8 @@ def test_tables_share_one_coarse_sn():
      "rows = [{ label = 'r', of = 'a' }]", 'a has no JA'),
     ('[table.x]\ncolumns = ["JA"]\nrows = [{ label = "r", paper = [1] }]\ncompare = [["r", "s"]]',
      'which are not two of its labels'),
+    ('[table.x]\ncolumns = ["JA"]\nrows = [{ label = "r", paper = [1] }, { label = "r", paper = [2] }]',
+     "two rows are labelled 'r'"),
     ('[figure.x]\npictures = ["moon"]\nchoose = "spread"', 'picture moon must be one of'),
     ('[tables.x]', 'tables: is neither'), ('x = [', 'cannot be read'),
 ])

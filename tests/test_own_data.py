@@ -215,8 +215,19 @@ def test_a_second_run_changes_nothing_another_split_only_before_training(copied,
     other = words_of(mine, layout.root, '--RESIZE_MASKS=True', '--SEED=1', '--SCORED=bcc')
     with pytest.raises(InputError, match='split.csv would change') as error:
         call(monkeypatch, prepare_own, *other)
-    assert str(weights) in error.value.faults[0] and state(layout.root).keys() - before.keys() == {
-        'models/CoarseSN/CoarseSN.pth'}
+    assert str(weights) in error.value.faults[1] and 'to another split' in error.value.faults[0]
+    assert state(layout.root).keys() - before.keys() == {'models/CoarseSN/CoarseSN.pth'}
+    rows = split_rows(layout)   # a corrected label, in the splits that there are
+    assert rows['mine_00']['class'] == 'nv'
+    with open(mine / 'again.csv', 'w', newline='') as file:
+        csv.writer(file).writerows([('lesion_id', 'image_id', 'dx', 'split'), *(
+            (row['group'], name, 'bkl' if name == 'mine_00' else row['class'], row['split'])
+            for name, row in rows.items())])
+    call(monkeypatch, prepare_own, *(word.replace('labels.csv', 'again.csv') for word in words_of(
+        mine, layout.root, '--RESIZE_MASKS=True')))
+    now = split_rows(layout)
+    assert now['mine_00']['class'] == 'bkl'
+    assert all(now[name]['split'] == row['split'] for name, row in rows.items())
     weights.unlink()
     table = layout.classes
     call(monkeypatch, prepare_own, *other)

@@ -95,6 +95,7 @@ def test_make_takes_names_with_spaces(tmp_path):
 def test_advice_quotes_what_has_spaces():
     words = ['python', 'train_MaskCN.py', '--ROOT=my root', '--RESUME=False']
     assert shlex.split(Layout('my root').command(words[1], words[3])) == words
+    assert Layout('run').command('-m companions.x.y', '--A=1') == 'python -m companions.x.y --ROOT=run --A=1'
 
 
 def test_recipes_name_only_settings_that_exist():

@@ -21,7 +21,6 @@ from dataset.layout import Layout
 from dataset.splits import Classification
 from engine import bootstrap, checkpoints, images, scoring
 from engine.errors import InputError
-from experiments.results import read_csv
 from mbdcnn import evaluation, paper_scores
 from report import charts
 from report import page as report
@@ -126,7 +125,7 @@ class Maps:
 
 def add_maps(layout, split, labels):
     """The maps of the images that `add_classification` got wrong."""
-    _, names, p = read_csv(layout.results / f'MaskCN_{split}.csv')
+    _, names, p = evaluation.read_csv(layout.results / f'MaskCN_{split}.csv')
     data = Classification(np.zeros((len(names), 8, 8, 3), np.uint8), None, labels, np.arange(len(names)),
                           list(names), '')
     evaluation.write_error_maps(layout, split, Maps(), data, p, labels, 2)
@@ -202,7 +201,7 @@ def test_every_score_of_the_tables_is_there(full):
 
 def test_the_confusion_matrix_counts_image_by_image(full):
     layout, summaries, page = full
-    decided = read_csv(layout.results / 'MaskCN_Testing.csv')[2].argmax(1)
+    decided = evaluation.read_csv(layout.results / 'MaskCN_Testing.csv')[2].argmax(1)
     counts = [[sum((LABELS == true) & (decided == found)) for found in range(3)] for true in range(3)]
     assert summaries['MaskCN']['confusion'] == counts and 0 < np.trace(counts) < len(NAMES)
     matrix = Reader(re.search(r'<table class="matrix">.*?</table>', page, re.S)[0])
@@ -215,7 +214,7 @@ def test_the_confusion_matrix_counts_image_by_image(full):
 
 def test_misclassified_pictures_stand_with_both_maps(full):
     layout, summaries, page = full
-    _, names, p = read_csv(layout.results / 'MaskCN_Testing.csv')
+    _, names, p = evaluation.read_csv(layout.results / 'MaskCN_Testing.csv')
     wrong = sorted(np.flatnonzero(p.argmax(1) != LABELS), key=lambda number: -p[number].max())
     text = Reader(page.partition('id="errors"')[2].partition('</section>')[0]).text
     captions = re.findall(r'found: (\w+) +true: (\w+) +(\S.*?): ([\d.]+) % (\w+), true: (\w+)', text)
@@ -400,6 +399,16 @@ def test_a_split_of_one_class_has_no_auc_and_no_roc_curve(empty):
     page = report.page(empty, MOMENT)
     assert 'melanoma AUC</th><td>94.6</td><td>–</td>' in page
     assert 'undefined' in page and 'no ROC curve' in page and 'Reliability diagram' in page
+
+
+def test_labels_that_were_corrected_since_are_not_mixed_with_earlier_scores(empty):
+    add_classification(empty, 'Testing', LABELS)
+    path = empty.labels('Testing')
+    assert 'has changed since' not in report.page(empty, MOMENT)
+    path.write_text(re.sub('[01],[01]\n', '0,0\n', path.read_text()))   # all are nevi
+    reader = Reader(report.page(empty, MOMENT))
+    assert f'{path.name} has changed since; run eval_MaskCN.py again' in reader.text
+    assert 'Reliability diagram' not in reader.text
 
 
 def test_damaged_and_foreign_files_are_named_and_the_rest_is_reported(empty):

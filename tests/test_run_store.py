@@ -104,9 +104,25 @@ rows = [{ label = 'all', of = 'coarse' }]
     assert cells[2].note == 'there are only 4 images'
 
 
-def train_in_root(root, job, **changed):
+def test_a_recipe_that_takes_at_most_so_many_images_leaves_nothing_out(tmp_path, root):
+    job = declare(tmp_path, RANDOM).job('coarse')
+    store = RunStore(root, 'cpu')
+    assert store.values(job)['TRAIN_IMAGES'] == 600 and not store.too_few(job)   # there are 4
+    train_in_root(root, job, 'cpu')
+    assert store.settings(job)['TRAIN_IMAGES'] == 0 and store.folder(job) == HERE
+
+
+def test_a_run_that_was_made_longer_is_not_one_of_that_length(tmp_path, root):
+    job = declare(tmp_path, RANDOM).job('coarse')
+    train_in_root(root, job)
+    assert RunStore(root).finished(job)
+    train_in_root(root, job, earlier=[{'EPOCH': 1}])
+    assert not RunStore(root).finished(job)
+
+
+def train_in_root(root, job, recipe='default', **changed):
     """As if train_CoarseSN.py had run in ROOT itself: its weights and its config.json, with these changes."""
-    layout, values = Layout(root), json.loads(json.dumps(RunStore(root).values(job)))
+    layout, values = Layout(root), json.loads(json.dumps(RunStore(root, recipe).values(job)))
     run = layout.run('CoarseSN')
     run.mkdir(parents=True, exist_ok=True)
     (run / 'CoarseSN.pth').write_text('trained in ROOT')

@@ -3,6 +3,7 @@ import csv
 import io
 import re
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -100,6 +101,7 @@ def test_the_four_forms_of_a_small_table():
     assert tables.to_markdown(SMALL) == MARKDOWN
     assert tables.to_csv(SMALL) == CSV
     assert tables.to_latex(SMALL) == LATEX
+    assert 'original paper' not in tables.to_latex(replace(SMALL, of_paper=False))
     assert tables.to_text(SMALL) == TEXT
 
 

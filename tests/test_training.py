@@ -416,13 +416,27 @@ def test_a_run_records_by_how_many_processes_it_was_trained(tmp_path, monkeypatc
         run.begin(True)
         monkeypatch.setattr(run, 'process', two)   # another count, in the same folder
         assert recorded() == 1                     # as long as it trains nothing
-        run.note_processes()
-        run.note_processes()
+        run.go_on()
+        run.go_on()
         assert recorded() == [1, 2]
     train(tmp_path)                                # already trained
     assert recorded() == [1, 2]
     train(tmp_path, total=TOTAL + 1)
     assert recorded() == [1, 2, 1]
+
+
+def test_a_run_records_the_length_that_its_steps_were_planned_for(tmp_path):
+    def recorded():
+        config = json.loads((tmp_path / 'config.json').read_text())
+        return config['settings']['STEPS'], config.get('earlier')
+
+    train(tmp_path, STEPS=TOTAL)
+    train(tmp_path, total=2, STEPS=2)              # already trained: still what it was
+    assert recorded() == (TOTAL, None)
+    train(tmp_path, total=TOTAL + 1, STEPS=TOTAL + 1)
+    assert recorded() == (TOTAL + 1, [{'STEPS': TOTAL}])
+    train(tmp_path, total=TOTAL + 1, STEPS=TOTAL + 1)
+    assert recorded() == (TOTAL + 1, [{'STEPS': TOTAL}])
 
 
 def test_without_resume_a_run_starts_anew(tmp_path):
