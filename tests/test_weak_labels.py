@@ -426,8 +426,8 @@ def test_ham10000_is_prepared_split_by_lesion_and_goes_on(drawn, tmp_path, capsy
         assert ellipses.overlap(data.masks[number], data.ellipses[number]) > 0.7
     source, folder = tmp_path / 'source', lesions.folder(Layout(tmp_path), 'HAM10000')
     source.mkdir()
-    for part, count in (('HAM10000_images_part_1', 2), ('HAM10000_images_part_2', 3),
-                        ('HAM10000_segmentations_lesion_tschandl', 5)):   # as it is downloaded
+    for part, count in (('HAM10000_images_part_1', 2), ('HAM10000_images_part_2', 4),
+                        ('HAM10000_segmentations_lesion_tschandl', 6)):   # as it is downloaded
         kind = 'masks' if 'seg' in part else 'images'
         place = 2 if part.endswith('2') else 0
         (source / part).mkdir()
@@ -437,18 +437,20 @@ def test_ham10000_is_prepared_split_by_lesion_and_goes_on(drawn, tmp_path, capsy
     (source / 'HAM10000_metadata.csv').write_text(metadata)
     full = source / 'HAM10000_segmentations_lesion_tschandl' / 'ISIC_0000003_segmentation.png'
     images.write_mask(full, np.ones((48, 48)))
-    again = [f'--ROOT={tmp_path}', f'--SOURCE={source}']
+    again = [f'--ROOT={tmp_path}', f'--SOURCE={source}', '--SPLIT=random']
+    with pytest.raises(InputError, match='Too few groups(.|\n)*5 lesions of 5 groups leave none for Testing'
+                                         '(.|\n)*--SPLIT=random, which tears groups apart$'):
+        call(prepare_HAM10000, *again[:2])
     call(prepare_HAM10000, *again)
     assert 'ISIC_0000003: the mask fills the picture' in capsys.readouterr().out
-    assert [row['name'] for row in lesions.rows(Layout(tmp_path), 'HAM10000')] == [
-        f'ISIC_000000{number}' for number in (0, 1, 2, 4)]
+    rows = lesions.rows(Layout(tmp_path), 'HAM10000')
+    assert [row['name'] for row in rows] == [f'ISIC_000000{number}' for number in (0, 1, 2, 4, 5)]
+    assert [row['split'] for row in rows] == lesions.at_random(5, 1)
     assert rewritten(folder, lambda: call(prepare_HAM10000, *again)) == set()
     (folder / 'ellipses/ISIC_0000001.png').unlink()
     images.write_png(source / 'HAM10000_images_part_1/ISIC_0000000.png', np.full((48, 48, 3), 9, np.uint8))
     assert rewritten(folder, lambda: call(prepare_HAM10000, *again)) == {
         'ISIC_0000000.png', 'ISIC_0000001.png'}
-    call(prepare_HAM10000, *again, '--SPLIT=random')
-    assert [row['split'] for row in lesions.rows(Layout(tmp_path), 'HAM10000')] == lesions.at_random(4, 1)
 
 
 def test_all_faults_of_ham10000_are_named_at_once(drawn, tmp_path):
@@ -501,15 +503,14 @@ def test_lits_volumes_become_patches_of_tumours(tmp_path, capsys):
     units, marks = write_volume(source, 0, {1: [(40, 60, 9, 6), (100, 30, 5, 8)], 4: [(60, 60, 3, 3)]})
     write_volume(source, 1, {0: [(64, 64, 12, 20)], 3: [(5, 64, 8, 8)]})
     write_volume(source, 12, {2: [(64, 64, 10, 10)]})
-    options = [f'--ROOT={tmp_path}', f'--SOURCE={tmp_path / "source"}', '--WINDOW=0,255']
+    options = [f'--ROOT={tmp_path}', f'--SOURCE={tmp_path / "source"}', '--WINDOW=0,255', '--SPLIT=random']
     call(prepare_LiTS, *options)
     said, layout = capsys.readouterr().out, Layout(tmp_path)
     assert 'volume-0_4_1: the tumour has 29 pixels' in said
     rows = {row['name']: row for row in lesions.rows(layout, 'LiTS')}
     assert list(rows) == ['volume-0_1_1', 'volume-0_1_2', 'volume-12_2_1', 'volume-1_0_1', 'volume-1_3_1']
     assert {row['group'] for row in rows.values()} == {'volume-0', 'volume-1', 'volume-12'}
-    for name in ('volume-0_1_1', 'volume-0_1_2'):
-        assert rows[name]['split'] == rows['volume-0_1_1']['split'] and rows[name]['iou'] > 0.85
+    assert min(rows[name]['iou'] for name in ('volume-0_1_1', 'volume-0_1_2')) > 0.85
     # Axes as nibabel has them: x is the second one. 2 * 9 + 1 px and twice 18, halved: 27 either way.
     row = rows['volume-0_1_2']
     assert (row['picture_width'], row['picture_height']) == (54, 54)
@@ -644,14 +645,20 @@ def test_any_folder_with_diameters(tmp_path):
     layout, pictures = Layout(tmp_path), tmp_path / 'pictures'
     for number in range(4):
         images.write_png(pictures / f'p{number}.png', np.full((60, 80), 40 * number, np.uint8))   # grey
-    lines = [f'p{number}.png,20,30,60,30,40,20,40,40,patient{number // 2}' for number in range(4)]
-    table = tmp_path / 'diameters.csv'
-    table.write_text('image,x1,y1,x2,y2,x3,y3,x4,y4,group\n' + '\n'.join(lines))
+    lines = [f'p{number}.png,20,30,60,30,40,20,40,40,patient{min(number, 2)},' for number in range(4)]
+    table, header = tmp_path / 'diameters.csv', 'image,x1,y1,x2,y2,x3,y3,x4,y4,group,split'
+    table.write_text('\n'.join([header, *lines]))
     options = [f'--ROOT={tmp_path}', f'--IMAGES={pictures}', f'--DIAMETERS={table}', '--DATA=ct',
                '--PATCH_SIZE=40']
+    with pytest.raises(InputError, match='4 lesions of 3 groups leave none for .*Testing(.|\n)*: prepare '
+                                         'more, or name the splits in a column of the csv of --DIAMETERS$'):
+        call(prepare_folder, *options)
+    lines = [line + split for line, split in zip(lines, (*SPLITS, 'Testing'), strict=True)]
+    table.write_text('\n'.join([header, *lines]))
     call(prepare_folder, *options)
     rows = lesions.rows(layout, 'ct')
-    assert {(row['iou'], row['group']) for row in rows} == {(None, 'patient0'), (None, 'patient1')}
+    assert [(row['iou'], row['group'], row['split']) for row in rows] == [
+        (None, f'patient{min(number, 2)}', SPLITS[min(number, 2)]) for number in range(4)]
     # Of 80x60, the ellipse of 40x20 px in the middle is 20 x 13.3 px of the patch.
     found = [rows[0][name] for name in lesions.ELLIPSE[:4]]
     assert found == pytest.approx([20, 20, 13.3, 20], abs=0.8)
@@ -668,15 +675,17 @@ def test_any_folder_with_diameters(tmp_path):
 def test_any_folder_with_masks(tmp_path):
     """Grey ones, as resampling leaves them, are refused or cut."""
     layout, grey = Layout(tmp_path), 100 * ellipses.draw((30, 20, 15, 30, 70), (60, 40))
-    for number in range(3):
+    for number in range(5):
         images.write_png(tmp_path / f'images/p{number}.png', np.full((40, 60, 3), 99, np.uint8))
         images.write_png(tmp_path / f'masks/p{number}{"_segmentation" * (number > 0)}.png', 2 * grey)
-    options = [f'--ROOT={tmp_path}', f'--IMAGES={tmp_path / "images"}', f'--MASKS={tmp_path / "masks"}']
+    options = [f'--ROOT={tmp_path}', f'--IMAGES={tmp_path / "images"}', f'--MASKS={tmp_path / "masks"}',
+               '--SPLIT=random']
     with pytest.raises(InputError, match='p0.png: is not a binary mask(.|\n)*p2_segmentation.png: is not'):
         call(prepare_folder, *options)
     call(prepare_folder, *options, '--GREY_ABOVE=127')
     rows = lesions.rows(layout, 'mine')
-    assert [row['name'] for row in rows] == ['p0', 'p1', 'p2'] and min(row['iou'] for row in rows) > 0.9
+    assert [row['name'] for row in rows] == [f'p{number}' for number in range(5)]
+    assert min(row['iou'] for row in rows) > 0.9
     (tmp_path / 'masks/p0.png').unlink()
     with pytest.raises(InputError, match='masks: has no mask of p0'):
         call(prepare_folder, *options, '--GREY_ABOVE=127')

@@ -118,7 +118,8 @@ def run(layout, data, cfg, units, drawn=False, truth='', index_files=''):
     cfg : the script's Settings with PATCH_SIZE and NUM_WORKERS; SPLIT and SEED where it draws the splits
     units : list of Unit; drawn : whether a program drew the pictures; truth : what the true masks are, where
         nobody drew them; index_files : see lesions.by_files, '' where splits are drawn or known
-    Raises InputError with every unit that cannot be used; the others are done then.
+    Raises InputError with every unit that cannot be used; the others are done then. Likewise where the drawn
+    splits leave one empty.
     """
     folder = lesions.folder(layout, data)
     if data in ('', '.', '..') or '/' in data:
@@ -213,6 +214,16 @@ def _split(rows, cfg, index_files):
         splits = lesions.by_group([row['group'] for row in rows], cfg.SEED)
     for row, split in zip(rows, splits, strict=True):
         row['split'] = split
+    empty = [split for split in SPLITS if split not in splits]
+    if empty and not index_files:   # those are said by the user
+        ways, groups = ['prepare more'], len({row['group'] for row in rows})
+        if cfg.SPLIT == 'group' and set(lesions.at_random(len(rows), cfg.SEED)) == set(SPLITS):
+            ways.append('--SPLIT=random, which tears groups apart')
+        if 'DIAMETERS' in vars(cfg):
+            ways.append('name the splits in a column of the csv of --DIAMETERS')
+        raise InputError('Too few groups for three splits', [
+            f'SPLIT={cfg.SPLIT}: {len(rows)} lesions of {groups} groups leave none for {", ".join(empty)}'],
+            ', or '.join(ways))
 
 
 def panel(layout, data, rows):
