@@ -451,6 +451,10 @@ def test_ham10000_is_prepared_split_by_lesion_and_goes_on(drawn, tmp_path, capsy
     images.write_png(source / 'HAM10000_images_part_1/ISIC_0000000.png', np.full((48, 48, 3), 9, np.uint8))
     assert rewritten(folder, lambda: call(prepare_HAM10000, *again)) == {
         'ISIC_0000000.png', 'ISIC_0000001.png'}
+    (source / 'HAM10000_metadata.csv').write_text(metadata.replace('HAM_0000002,', 'HAM_0000001,'))
+    assert rewritten(folder, lambda: call(prepare_HAM10000, *again)) == {'ISIC_0000002.png'}
+    rows = lesions.rows(Layout(tmp_path), 'HAM10000')
+    assert [row['group'] for row in rows[:3]] == ['HAM_0000000', 'HAM_0000001', 'HAM_0000001']
 
 
 def test_all_faults_of_ham10000_are_named_at_once(drawn, tmp_path):
@@ -587,7 +591,7 @@ def write_table(source, rows):
 
 def test_deeplesion_becomes_patches_with_its_own_diameters(tmp_path):
     layout = Layout(tmp_path)
-    write_deeplesion(tmp_path / 'source')
+    table = write_deeplesion(tmp_path / 'source')
     options = [f'--ROOT={tmp_path}', f'--SOURCE={tmp_path / "source"}']
     call(prepare_DeepLesion, *options)
     rows = lesions.rows(layout, 'DeepLesion')
@@ -606,6 +610,12 @@ def test_deeplesion_becomes_patches_with_its_own_diameters(tmp_path):
         patch = images.read_rgb(folder / 'patches' / f'{row["name"]}.png')
         np.testing.assert_array_equal(patch[2, 2], grey(np.array(units), (-175, 275)))
     assert 'GrabCut' in lesions.facts(layout, 'DeepLesion')['truth']
+    table[1] |= {'Train_Val_Test': 3, 'DICOM_windows': '-175, 25'}
+    write_table(tmp_path / 'source', table)
+    name = f'{rows[1]["name"]}.png'
+    assert rewritten(folder, lambda: call(prepare_DeepLesion, *options)) == {name}
+    assert [row['split'] for row in lesions.rows(layout, 'DeepLesion')] == ['Training'] + ['Testing'] * 3
+    assert images.read_rgb(folder / 'patches' / name)[2, 2, 1] == grey(np.array(0), (-175, 25))
     area = images.read_mask(folder / f'ellipses/{rows[0]["name"]}.png').sum()
     call(prepare_DeepLesion, *options, '--RECIPE=paper')
     assert images.read_mask(folder / f'ellipses/{rows[0]["name"]}.png').sum() > 1.3 * area
@@ -663,6 +673,14 @@ def test_any_folder_with_diameters(tmp_path):
     found = [rows[0][name] for name in lesions.ELLIPSE[:4]]
     assert found == pytest.approx([20, 20, 13.3, 20], abs=0.8)
     assert lesions.load(layout, 'ct', rows[0]['split']).masks is None
+    lines[0] = 'p0.png,10,30,70,30,40,20,40,40,patient0,Testing'
+    lines[3] = lines[3].replace('Testing', 'Training')
+    table.write_text('\n'.join([header, *lines]))
+    assert rewritten(lesions.folder(layout, 'ct'), lambda: call(prepare_folder, *options)) == {
+        'p0.png', 'p3.png'}
+    rows = lesions.rows(layout, 'ct')
+    assert [row['split'] for row in rows] == ['Testing', *SPLITS[1:], 'Training']
+    assert rows[0]['long'] == pytest.approx(30, abs=0.8)
     lines = ['p0,1,1,9,1,1,2,9,2', 'p9,0,0,9,0,4,4,4,9', 'p1,x,0,9,0,4,4,4,9']
     table.write_text('\n'.join(['image,x1,y1,x2,y2,x3,y3,x4,y4', *lines]))
     with pytest.raises(InputError) as error:
@@ -686,6 +704,11 @@ def test_any_folder_with_masks(tmp_path):
     rows = lesions.rows(layout, 'mine')
     assert [row['name'] for row in rows] == [f'p{number}' for number in range(5)]
     assert min(row['iou'] for row in rows) > 0.9
+    table = tmp_path / 'diameters.csv'   # measured later
+    table.write_text('\n'.join(['image,x1,y1,x2,y2,x3,y3,x4,y4', *(
+        f'p{number},10,20,50,20,30,10,30,30' for number in range(5))]))
+    call(prepare_folder, *options, '--GREY_ABOVE=127', f'--DIAMETERS={table}')
+    assert max(row['iou'] for row in lesions.rows(layout, 'mine')) < 0.8
     (tmp_path / 'masks/p0.png').unlink()
     with pytest.raises(InputError, match='masks: has no mask of p0'):
         call(prepare_folder, *options, '--GREY_ABOVE=127')
@@ -904,6 +927,14 @@ def test_masks_of_isic_stand_beside_those_of_any_method(tiny, root):
     call(compare, f'--ROOT={root}', '--SPLIT=Validation', f'--MASKS=weak={folder}')
     facts = json.loads((layout.results / 'compare_Validation.json').read_text())
     assert facts['n'] == 4 and 0 <= facts['methods']['weak']['JA'] <= 1
+    for part in ('Images/Validation0.png', 'Annotation/Validation0_segmentation.png'):   # split anew
+        (layout.segmentation('Validation') / part).rename(layout.segmentation('Training') / part)
+    ours, theirs = map(layout.segmentation_list, SPLITS[:2])
+    line, rest = theirs.read_text().split('\n', 1)
+    ours.write_text(f'{ours.read_text()}{line}\n')
+    theirs.write_text(rest)
+    call(prepare_ISIC, f'--ROOT={root}', '--PATCH_SIZE=40')
+    assert [row['split'] for row in lesions.rows(layout, 'ISIC')] == ['Training'] * 5 + ['Validation'] * 3
 
 
 def test_the_papers_row_stands_beside_its_own_split_alone(drawn, tmp_path):
