@@ -755,6 +755,10 @@ def test_a_stopped_and_resumed_training_is_the_undisturbed_one(
             table = list(csv.DictReader(file))
         assert len(table) > 20 and {row['cluster'] for row in table} == {'0', '1', '2'}
         assert images.image_size(whole / 'clusters.png')[0] > 200
+        meant = (whole / 'clusters.csv').read_bytes()
+        with pytest.raises(InputError, match='holds a run with other settings(.|\n)*ANGLE'):
+            train(Layout(tmp_path / 'whole'), method, *options, '--ANGLE=degrees')
+        assert (whole / 'clusters.csv').read_bytes() == meant
 
 
 class Stub(nn.Module):
