@@ -382,6 +382,12 @@ def test_masks_with_grey_values_are_refused_or_cut_where_asked(folders, tmp_path
     call(make_pairs, *options, '--GREY_ABOVE=127', '--PHASE=test')
     mask, _ = pairs.read_combined(tmp_path / 'pairs/test/ISIC_3.png')
     assert mask[:20].min() == 255 and mask[20:].max() == 0
+    images.write_png(tmp_path / 'pairs/test/other.png', np.zeros((40, 80, 3), np.uint8))
+    for path in (folders[0] / 'ISIC_1.png', folders[1] / 'ISIC_1_segmentation.png'):
+        path.unlink()
+    call(make_pairs, *options, '--GREY_ABOVE=127', '--PHASE=test')
+    assert [path.name for path in sorted((tmp_path / 'pairs/test').glob('*.png'))] == [
+        'ISIC_2.png', 'ISIC_3.png', 'other.png']
 
 
 def test_a_subset_is_the_one_of_coarse_sn(root):
