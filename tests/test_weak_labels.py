@@ -873,12 +873,16 @@ def test_the_evaluation_scores_what_the_network_finds(trained, tiny, drawn, caps
     assert images.image_size(Path(f'{stem}_panel.png'))[0] > 300
 
 
-def test_the_ellipses_alone_are_scored_without_a_network(drawn, tmp_path):
+def test_the_ellipses_alone_are_scored_without_a_network(drawn, tmp_path, capsys):
     pytest.importorskip('skimage')
     layout = run_root(drawn, tmp_path)
     call(eval_WeakSN, f'--ROOT={tmp_path}', '--METHOD=ellipse')
     facts = json.loads((layout.results / 'WeakSN_ellipse_Testing.json').read_text())
     assert facts['IoU'] == facts['ellipse']['IoU'] > 0.7 and facts['weights'] == ''
+    (layout.results / 'WeakSN_ellipse_Testing.json').write_text(json.dumps(facts | {'data set': 'LiTS'}))
+    call(eval_WeakSN, f'--ROOT={tmp_path}', '--METHOD=ellipse')
+    said = capsys.readouterr().out
+    assert said.count('results of') == 1 and 'ellipse_Testing.*: these results of LiTS are replaced' in said
 
 
 def test_a_pair_network_sees_each_picture_beside_the_next(tiny, drawn):
@@ -945,10 +949,11 @@ def test_the_papers_row_stands_beside_its_own_split_alone(drawn, tmp_path):
     layout, about = Layout(tmp_path), {'side': 120, 'lesions': 10_012, 'drawn': False}
     for chosen, there in (({'SPLIT': 'random', 'SEED': 1}, True), ({'SPLIT': 'group', 'SEED': 1}, False)):
         lesions.write_facts(layout, 'HAM10000', about | {'settings': chosen})
-        assert bool(paper.row(layout, 'HAM10000', 'a1l')) == there
+        assert bool(paper.row(layout, 'HAM10000', 'Testing', 'a1l')) == there
+        assert paper.row(layout, 'HAM10000', 'Validation', 'a1l') == {}
     about |= {'settings': {'SPLIT': 'random', 'SEED': 1}, 'lesions': 9}
     lesions.write_facts(layout, 'HAM10000', about)
-    assert paper.row(layout, 'HAM10000', 'a1l') == {} == paper.row(layout, 'mine', 'a1')
+    assert paper.row(layout, 'HAM10000', 'Testing', 'a1l') == {} == paper.row(layout, 'mine', 'Testing', 'a1')
 
 
 # --- The experiment

@@ -10,7 +10,8 @@ Writes  results/WeakSN_<METHOD>_<SPLIT>.csv   scores of each lesion
     python -m companions.weak_labels.eval_WeakSN --METHOD=a1l
     python compare.py --SPLIT=Testing --MASKS=weak=results/WeakSN_a1l_Testing_masks,coarse=folder
 
-The second scores the masks of DATA=ISIC beside those of any other method. Cost: companions/README.md.
+The second scores the masks of DATA=ISIC beside those of any other method. Results are replaced, also those of
+another DATA: a root holds one network of a METHOD. Cost: companions/README.md.
 """
 import json
 import sys
@@ -67,6 +68,9 @@ def main():
     data = lesions.load(layout, cfg.DATA, cfg.SPLIT)
     check_data(cfg, layout, data, config)
     stem = layout.results / f'WeakSN_{cfg.METHOD}_{cfg.SPLIT}'
+    before = files.read_json(stem.with_suffix('.json')).get('data set', cfg.DATA)
+    if before != cfg.DATA:
+        print(f'{stem}.*: these results of {before} are replaced')
     found = write_masks(cfg, trained, data, stem.with_name(f'{stem.name}_masks'))
     truths = data.masks > 0
     scores = shape_scores.table(found, truths)
@@ -177,7 +181,7 @@ def show(cfg, layout, facts):
     rows = [[label, *(cell(part[name], part['ci95'][name], 100 if name in FRACTIONS else 1)
                       for name in COLUMNS)]
             for label, part in ((cfg.METHOD, facts), ('the ellipse itself', facts['ellipse']))]
-    printed = paper.row(layout, cfg.DATA, cfg.METHOD)
+    printed = paper.row(layout, cfg.DATA, cfg.SPLIT, cfg.METHOD)
     if printed:
         rows.append(['paper', *(f'{printed[name]:.1f}' if name in printed else '' for name in COLUMNS)])
     print(f'\n{cfg.DATA}, {cfg.SPLIT} (n = {facts["n"]}): percent, pixels of the patch [95 % interval]')
