@@ -527,6 +527,8 @@ def test_lits_volumes_become_patches_of_tumours(tmp_path, capsys):
         'volume-12_2_1.png'}
     for number, name in enumerate(('tr_ind', 'val_ind', 'test_ind')):
         np.save(tmp_path / f'{name}.npy', np.arange(2 * number, 2 * number + 2))
+    with pytest.raises(InputError, match='LEAST_AREA=50: INDEX_FILES count tumours from one pixel on'):
+        call(prepare_LiTS, *options, f'--INDEX_FILES={tmp_path}')
     call(prepare_LiTS, *options, '--LEAST_AREA=1', f'--INDEX_FILES={tmp_path}')
     assert [row['split'] for row in lesions.rows(layout, 'LiTS')] == [split for split in SPLITS for _ in '12']
 
