@@ -474,7 +474,7 @@ def test_all_faults_of_ham10000_are_named_at_once(drawn, tmp_path):
                   'ISIC_0000003.png: has no row in the metadata', 'ISIC_0000002_segmentation.png: is 90x48'):
         assert fault in str(error.value)
     assert not (tmp_path / 'WeakLabels').exists()
-    with pytest.raises(InputError, match='HAM10000 is missing(.|\n)*make_demo_lesions'):
+    with pytest.raises(InputError, match=f'HAM10000 is missing(.|\n)*make_demo_lesions --ROOT={tmp_path}$'):
         call(prepare_HAM10000, f'--ROOT={tmp_path}')
 
 
