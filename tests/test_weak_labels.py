@@ -853,6 +853,7 @@ def test_the_evaluation_scores_what_the_network_finds(trained, tiny, drawn, caps
     call(eval_WeakSN, *at, '--SPLIT=Validation')
     said = capsys.readouterr().out
     assert all(name in said for name in shape_scores.COLUMNS) and 'drawn by a program' in said
+    assert all(meaning in said for meaning in shape_scores.MEANING.values())
     assert 'paper' not in said.splitlines()[-6:-1]
     data = lesions.load(drawn, 'HAM10000', 'Validation')
     config = json.loads((trained.run('WeakSN_a1') / 'config.json').read_text())['settings']
