@@ -382,6 +382,12 @@ def test_masks_with_grey_values_are_refused_or_cut_where_asked(folders, tmp_path
     call(make_pairs, *options, '--GREY_ABOVE=127', '--PHASE=test')
     mask, _ = pairs.read_combined(tmp_path / 'pairs/test/ISIC_3.png')
     assert mask[:20].min() == 255 and mask[20:].max() == 0
+    images.write_png(tmp_path / 'pairs/test/other.png', np.zeros((40, 80, 3), np.uint8))
+    for path in (folders[0] / 'ISIC_1.png', folders[1] / 'ISIC_1_segmentation.png'):
+        path.unlink()
+    call(make_pairs, *options, '--GREY_ABOVE=127', '--PHASE=test')
+    assert [path.name for path in sorted((tmp_path / 'pairs/test').glob('*.png'))] == [
+        'ISIC_2.png', 'ISIC_3.png', 'other.png']
 
 
 def test_a_subset_is_the_one_of_coarse_sn(root):
@@ -518,9 +524,30 @@ def test_masks_of_all_kinds_are_there_and_come_again(drawn_root, tmp_path, no_pa
     again = json.loads((tmp_path / 'again/masks.json').read_text())
     assert again['content'] == record['content'] and again['masks'] == record['masks']
     for options, said in ((['--KIND=moon'], 'moon must be(.|\n)*-m companions.mask2lesion.draw_masks --help'),
-                          ([f'--OUT={drawn_root.root / "Mask2Lesion/lesions/Images"}'], 'of another origin')):
+                          ([f'--OUT={drawn_root.root / "Mask2Lesion/lesions/Images"}'], 'of another origin'),
+                          (['--KIND=elastic', f'--MASKS={folder}'], 'MASKS and OUT are one folder')):
         with pytest.raises(InputError, match=said):
             call(draw_masks, f'--ROOT={drawn_root.root}', *options)
+    assert len(list(folder.glob('*.png'))) == len(there)
+
+
+def test_masks_drawn_by_hand_stay_where_others_are_drawn_anew(tmp_path, monkeypatch, no_panels):
+    """Also after a call that was stopped halfway."""
+    options, write = [f'--OUT={tmp_path}', '--KIND=shapes', '--SIZE=48'], images.write_mask
+    call(draw_masks, *options, '--COUNT=2')
+    write(tmp_path / 'mine_segmentation.png', np.eye(48))
+
+    def stopped(path, mask):
+        write(path, mask)
+        if '0006' in path.name:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(images, 'write_mask', stopped)
+        call(draw_masks, *options, '--COUNT=8')
+    call(draw_masks, *options, '--COUNT=1')
+    assert [path.name for path in sorted(tmp_path.glob('*.png'))] == [
+        'mine_segmentation.png', 'shapes_0000_circle_segmentation.png']
 
 
 def test_every_mask_has_its_picture_and_its_place_on_the_page(drawn_root, tmp_path, no_panels):

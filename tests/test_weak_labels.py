@@ -426,8 +426,8 @@ def test_ham10000_is_prepared_split_by_lesion_and_goes_on(drawn, tmp_path, capsy
         assert ellipses.overlap(data.masks[number], data.ellipses[number]) > 0.7
     source, folder = tmp_path / 'source', lesions.folder(Layout(tmp_path), 'HAM10000')
     source.mkdir()
-    for part, count in (('HAM10000_images_part_1', 2), ('HAM10000_images_part_2', 3),
-                        ('HAM10000_segmentations_lesion_tschandl', 5)):   # as it is downloaded
+    for part, count in (('HAM10000_images_part_1', 2), ('HAM10000_images_part_2', 4),
+                        ('HAM10000_segmentations_lesion_tschandl', 6)):   # as it is downloaded
         kind = 'masks' if 'seg' in part else 'images'
         place = 2 if part.endswith('2') else 0
         (source / part).mkdir()
@@ -437,18 +437,24 @@ def test_ham10000_is_prepared_split_by_lesion_and_goes_on(drawn, tmp_path, capsy
     (source / 'HAM10000_metadata.csv').write_text(metadata)
     full = source / 'HAM10000_segmentations_lesion_tschandl' / 'ISIC_0000003_segmentation.png'
     images.write_mask(full, np.ones((48, 48)))
-    again = [f'--ROOT={tmp_path}', f'--SOURCE={source}']
+    again = [f'--ROOT={tmp_path}', f'--SOURCE={source}', '--SPLIT=random']
+    with pytest.raises(InputError, match='Too few groups(.|\n)*5 lesions of 5 groups leave none for Testing'
+                                         '(.|\n)*--SPLIT=random, which tears groups apart$'):
+        call(prepare_HAM10000, *again[:2])
     call(prepare_HAM10000, *again)
     assert 'ISIC_0000003: the mask fills the picture' in capsys.readouterr().out
-    assert [row['name'] for row in lesions.rows(Layout(tmp_path), 'HAM10000')] == [
-        f'ISIC_000000{number}' for number in (0, 1, 2, 4)]
+    rows = lesions.rows(Layout(tmp_path), 'HAM10000')
+    assert [row['name'] for row in rows] == [f'ISIC_000000{number}' for number in (0, 1, 2, 4, 5)]
+    assert [row['split'] for row in rows] == lesions.at_random(5, 1)
     assert rewritten(folder, lambda: call(prepare_HAM10000, *again)) == set()
     (folder / 'ellipses/ISIC_0000001.png').unlink()
     images.write_png(source / 'HAM10000_images_part_1/ISIC_0000000.png', np.full((48, 48, 3), 9, np.uint8))
     assert rewritten(folder, lambda: call(prepare_HAM10000, *again)) == {
         'ISIC_0000000.png', 'ISIC_0000001.png'}
-    call(prepare_HAM10000, *again, '--SPLIT=random')
-    assert [row['split'] for row in lesions.rows(Layout(tmp_path), 'HAM10000')] == lesions.at_random(4, 1)
+    (source / 'HAM10000_metadata.csv').write_text(metadata.replace('HAM_0000002,', 'HAM_0000001,'))
+    assert rewritten(folder, lambda: call(prepare_HAM10000, *again)) == {'ISIC_0000002.png'}
+    rows = lesions.rows(Layout(tmp_path), 'HAM10000')
+    assert [row['group'] for row in rows[:3]] == ['HAM_0000000', 'HAM_0000001', 'HAM_0000001']
 
 
 def test_all_faults_of_ham10000_are_named_at_once(drawn, tmp_path):
@@ -468,7 +474,7 @@ def test_all_faults_of_ham10000_are_named_at_once(drawn, tmp_path):
                   'ISIC_0000003.png: has no row in the metadata', 'ISIC_0000002_segmentation.png: is 90x48'):
         assert fault in str(error.value)
     assert not (tmp_path / 'WeakLabels').exists()
-    with pytest.raises(InputError, match='HAM10000 is missing(.|\n)*make_demo_lesions'):
+    with pytest.raises(InputError, match=f'HAM10000 is missing(.|\n)*make_demo_lesions --ROOT={tmp_path}$'):
         call(prepare_HAM10000, f'--ROOT={tmp_path}')
 
 
@@ -501,15 +507,14 @@ def test_lits_volumes_become_patches_of_tumours(tmp_path, capsys):
     units, marks = write_volume(source, 0, {1: [(40, 60, 9, 6), (100, 30, 5, 8)], 4: [(60, 60, 3, 3)]})
     write_volume(source, 1, {0: [(64, 64, 12, 20)], 3: [(5, 64, 8, 8)]})
     write_volume(source, 12, {2: [(64, 64, 10, 10)]})
-    options = [f'--ROOT={tmp_path}', f'--SOURCE={tmp_path / "source"}', '--WINDOW=0,255']
+    options = [f'--ROOT={tmp_path}', f'--SOURCE={tmp_path / "source"}', '--WINDOW=0,255', '--SPLIT=random']
     call(prepare_LiTS, *options)
     said, layout = capsys.readouterr().out, Layout(tmp_path)
     assert 'volume-0_4_1: the tumour has 29 pixels' in said
     rows = {row['name']: row for row in lesions.rows(layout, 'LiTS')}
     assert list(rows) == ['volume-0_1_1', 'volume-0_1_2', 'volume-12_2_1', 'volume-1_0_1', 'volume-1_3_1']
     assert {row['group'] for row in rows.values()} == {'volume-0', 'volume-1', 'volume-12'}
-    for name in ('volume-0_1_1', 'volume-0_1_2'):
-        assert rows[name]['split'] == rows['volume-0_1_1']['split'] and rows[name]['iou'] > 0.85
+    assert min(rows[name]['iou'] for name in ('volume-0_1_1', 'volume-0_1_2')) > 0.85
     # Axes as nibabel has them: x is the second one. 2 * 9 + 1 px and twice 18, halved: 27 either way.
     row = rows['volume-0_1_2']
     assert (row['picture_width'], row['picture_height']) == (54, 54)
@@ -522,6 +527,8 @@ def test_lits_volumes_become_patches_of_tumours(tmp_path, capsys):
         'volume-12_2_1.png'}
     for number, name in enumerate(('tr_ind', 'val_ind', 'test_ind')):
         np.save(tmp_path / f'{name}.npy', np.arange(2 * number, 2 * number + 2))
+    with pytest.raises(InputError, match='LEAST_AREA=50: INDEX_FILES count tumours from one pixel on'):
+        call(prepare_LiTS, *options, f'--INDEX_FILES={tmp_path}')
     call(prepare_LiTS, *options, '--LEAST_AREA=1', f'--INDEX_FILES={tmp_path}')
     assert [row['split'] for row in lesions.rows(layout, 'LiTS')] == [split for split in SPLITS for _ in '12']
 
@@ -586,7 +593,7 @@ def write_table(source, rows):
 
 def test_deeplesion_becomes_patches_with_its_own_diameters(tmp_path):
     layout = Layout(tmp_path)
-    write_deeplesion(tmp_path / 'source')
+    table = write_deeplesion(tmp_path / 'source')
     options = [f'--ROOT={tmp_path}', f'--SOURCE={tmp_path / "source"}']
     call(prepare_DeepLesion, *options)
     rows = lesions.rows(layout, 'DeepLesion')
@@ -605,6 +612,12 @@ def test_deeplesion_becomes_patches_with_its_own_diameters(tmp_path):
         patch = images.read_rgb(folder / 'patches' / f'{row["name"]}.png')
         np.testing.assert_array_equal(patch[2, 2], grey(np.array(units), (-175, 275)))
     assert 'GrabCut' in lesions.facts(layout, 'DeepLesion')['truth']
+    table[1] |= {'Train_Val_Test': 3, 'DICOM_windows': '-175, 25'}
+    write_table(tmp_path / 'source', table)
+    name = f'{rows[1]["name"]}.png'
+    assert rewritten(folder, lambda: call(prepare_DeepLesion, *options)) == {name}
+    assert [row['split'] for row in lesions.rows(layout, 'DeepLesion')] == ['Training'] + ['Testing'] * 3
+    assert images.read_rgb(folder / 'patches' / name)[2, 2, 1] == grey(np.array(0), (-175, 25))
     area = images.read_mask(folder / f'ellipses/{rows[0]["name"]}.png').sum()
     call(prepare_DeepLesion, *options, '--RECIPE=paper')
     assert images.read_mask(folder / f'ellipses/{rows[0]["name"]}.png').sum() > 1.3 * area
@@ -644,18 +657,32 @@ def test_any_folder_with_diameters(tmp_path):
     layout, pictures = Layout(tmp_path), tmp_path / 'pictures'
     for number in range(4):
         images.write_png(pictures / f'p{number}.png', np.full((60, 80), 40 * number, np.uint8))   # grey
-    lines = [f'p{number}.png,20,30,60,30,40,20,40,40,patient{number // 2}' for number in range(4)]
-    table = tmp_path / 'diameters.csv'
-    table.write_text('image,x1,y1,x2,y2,x3,y3,x4,y4,group\n' + '\n'.join(lines))
+    lines = [f'p{number}.png,20,30,60,30,40,20,40,40,patient{min(number, 2)},' for number in range(4)]
+    table, header = tmp_path / 'diameters.csv', 'image,x1,y1,x2,y2,x3,y3,x4,y4,group,split'
+    table.write_text('\n'.join([header, *lines]))
     options = [f'--ROOT={tmp_path}', f'--IMAGES={pictures}', f'--DIAMETERS={table}', '--DATA=ct',
                '--PATCH_SIZE=40']
+    with pytest.raises(InputError, match='4 lesions of 3 groups leave none for .*Testing(.|\n)*: prepare '
+                                         'more, or name the splits in a column of the csv of --DIAMETERS$'):
+        call(prepare_folder, *options)
+    lines = [line + split for line, split in zip(lines, (*SPLITS, 'Testing'), strict=True)]
+    table.write_text('\n'.join([header, *lines]))
     call(prepare_folder, *options)
     rows = lesions.rows(layout, 'ct')
-    assert {(row['iou'], row['group']) for row in rows} == {(None, 'patient0'), (None, 'patient1')}
+    assert [(row['iou'], row['group'], row['split']) for row in rows] == [
+        (None, f'patient{min(number, 2)}', SPLITS[min(number, 2)]) for number in range(4)]
     # Of 80x60, the ellipse of 40x20 px in the middle is 20 x 13.3 px of the patch.
     found = [rows[0][name] for name in lesions.ELLIPSE[:4]]
     assert found == pytest.approx([20, 20, 13.3, 20], abs=0.8)
     assert lesions.load(layout, 'ct', rows[0]['split']).masks is None
+    lines[0] = 'p0.png,10,30,70,30,40,20,40,40,patient0,Testing'
+    lines[3] = lines[3].replace('Testing', 'Training')
+    table.write_text('\n'.join([header, *lines]))
+    assert rewritten(lesions.folder(layout, 'ct'), lambda: call(prepare_folder, *options)) == {
+        'p0.png', 'p3.png'}
+    rows = lesions.rows(layout, 'ct')
+    assert [row['split'] for row in rows] == ['Testing', *SPLITS[1:], 'Training']
+    assert rows[0]['long'] == pytest.approx(30, abs=0.8)
     lines = ['p0,1,1,9,1,1,2,9,2', 'p9,0,0,9,0,4,4,4,9', 'p1,x,0,9,0,4,4,4,9']
     table.write_text('\n'.join(['image,x1,y1,x2,y2,x3,y3,x4,y4', *lines]))
     with pytest.raises(InputError) as error:
@@ -668,15 +695,22 @@ def test_any_folder_with_diameters(tmp_path):
 def test_any_folder_with_masks(tmp_path):
     """Grey ones, as resampling leaves them, are refused or cut."""
     layout, grey = Layout(tmp_path), 100 * ellipses.draw((30, 20, 15, 30, 70), (60, 40))
-    for number in range(3):
+    for number in range(5):
         images.write_png(tmp_path / f'images/p{number}.png', np.full((40, 60, 3), 99, np.uint8))
         images.write_png(tmp_path / f'masks/p{number}{"_segmentation" * (number > 0)}.png', 2 * grey)
-    options = [f'--ROOT={tmp_path}', f'--IMAGES={tmp_path / "images"}', f'--MASKS={tmp_path / "masks"}']
+    options = [f'--ROOT={tmp_path}', f'--IMAGES={tmp_path / "images"}', f'--MASKS={tmp_path / "masks"}',
+               '--SPLIT=random']
     with pytest.raises(InputError, match='p0.png: is not a binary mask(.|\n)*p2_segmentation.png: is not'):
         call(prepare_folder, *options)
     call(prepare_folder, *options, '--GREY_ABOVE=127')
     rows = lesions.rows(layout, 'mine')
-    assert [row['name'] for row in rows] == ['p0', 'p1', 'p2'] and min(row['iou'] for row in rows) > 0.9
+    assert [row['name'] for row in rows] == [f'p{number}' for number in range(5)]
+    assert min(row['iou'] for row in rows) > 0.9
+    table = tmp_path / 'diameters.csv'   # measured later
+    table.write_text('\n'.join(['image,x1,y1,x2,y2,x3,y3,x4,y4', *(
+        f'p{number},10,20,50,20,30,10,30,30' for number in range(5))]))
+    call(prepare_folder, *options, '--GREY_ABOVE=127', f'--DIAMETERS={table}')
+    assert max(row['iou'] for row in lesions.rows(layout, 'mine')) < 0.8
     (tmp_path / 'masks/p0.png').unlink()
     with pytest.raises(InputError, match='masks: has no mask of p0'):
         call(prepare_folder, *options, '--GREY_ABOVE=127')
@@ -723,6 +757,10 @@ def test_a_stopped_and_resumed_training_is_the_undisturbed_one(
             table = list(csv.DictReader(file))
         assert len(table) > 20 and {row['cluster'] for row in table} == {'0', '1', '2'}
         assert images.image_size(whole / 'clusters.png')[0] > 200
+        meant = (whole / 'clusters.csv').read_bytes()
+        with pytest.raises(InputError, match='holds a run with other settings(.|\n)*ANGLE'):
+            train(Layout(tmp_path / 'whole'), method, *options, '--ANGLE=degrees')
+        assert (whole / 'clusters.csv').read_bytes() == meant
 
 
 class Stub(nn.Module):
@@ -815,6 +853,7 @@ def test_the_evaluation_scores_what_the_network_finds(trained, tiny, drawn, caps
     call(eval_WeakSN, *at, '--SPLIT=Validation')
     said = capsys.readouterr().out
     assert all(name in said for name in shape_scores.COLUMNS) and 'drawn by a program' in said
+    assert all(meaning in said for meaning in shape_scores.MEANING.values())
     assert 'paper' not in said.splitlines()[-6:-1]
     data = lesions.load(drawn, 'HAM10000', 'Validation')
     config = json.loads((trained.run('WeakSN_a1') / 'config.json').read_text())['settings']
@@ -837,12 +876,16 @@ def test_the_evaluation_scores_what_the_network_finds(trained, tiny, drawn, caps
     assert images.image_size(Path(f'{stem}_panel.png'))[0] > 300
 
 
-def test_the_ellipses_alone_are_scored_without_a_network(drawn, tmp_path):
+def test_the_ellipses_alone_are_scored_without_a_network(drawn, tmp_path, capsys):
     pytest.importorskip('skimage')
     layout = run_root(drawn, tmp_path)
     call(eval_WeakSN, f'--ROOT={tmp_path}', '--METHOD=ellipse')
     facts = json.loads((layout.results / 'WeakSN_ellipse_Testing.json').read_text())
     assert facts['IoU'] == facts['ellipse']['IoU'] > 0.7 and facts['weights'] == ''
+    (layout.results / 'WeakSN_ellipse_Testing.json').write_text(json.dumps(facts | {'data set': 'LiTS'}))
+    call(eval_WeakSN, f'--ROOT={tmp_path}', '--METHOD=ellipse')
+    said = capsys.readouterr().out
+    assert said.count('results of') == 1 and 'ellipse_Testing.*: these results of LiTS are replaced' in said
 
 
 def test_a_pair_network_sees_each_picture_beside_the_next(tiny, drawn):
@@ -895,16 +938,25 @@ def test_masks_of_isic_stand_beside_those_of_any_method(tiny, root):
     call(compare, f'--ROOT={root}', '--SPLIT=Validation', f'--MASKS=weak={folder}')
     facts = json.loads((layout.results / 'compare_Validation.json').read_text())
     assert facts['n'] == 4 and 0 <= facts['methods']['weak']['JA'] <= 1
+    for part in ('Images/Validation0.png', 'Annotation/Validation0_segmentation.png'):   # split anew
+        (layout.segmentation('Validation') / part).rename(layout.segmentation('Training') / part)
+    ours, theirs = map(layout.segmentation_list, SPLITS[:2])
+    line, rest = theirs.read_text().split('\n', 1)
+    ours.write_text(f'{ours.read_text()}{line}\n')
+    theirs.write_text(rest)
+    call(prepare_ISIC, f'--ROOT={root}', '--PATCH_SIZE=40')
+    assert [row['split'] for row in lesions.rows(layout, 'ISIC')] == ['Training'] * 5 + ['Validation'] * 3
 
 
 def test_the_papers_row_stands_beside_its_own_split_alone(drawn, tmp_path):
     layout, about = Layout(tmp_path), {'side': 120, 'lesions': 10_012, 'drawn': False}
     for chosen, there in (({'SPLIT': 'random', 'SEED': 1}, True), ({'SPLIT': 'group', 'SEED': 1}, False)):
         lesions.write_facts(layout, 'HAM10000', about | {'settings': chosen})
-        assert bool(paper.row(layout, 'HAM10000', 'a1l')) == there
+        assert bool(paper.row(layout, 'HAM10000', 'Testing', 'a1l')) == there
+        assert paper.row(layout, 'HAM10000', 'Validation', 'a1l') == {}
     about |= {'settings': {'SPLIT': 'random', 'SEED': 1}, 'lesions': 9}
     lesions.write_facts(layout, 'HAM10000', about)
-    assert paper.row(layout, 'HAM10000', 'a1l') == {} == paper.row(layout, 'mine', 'a1')
+    assert paper.row(layout, 'HAM10000', 'Testing', 'a1l') == {} == paper.row(layout, 'mine', 'Testing', 'a1')
 
 
 # --- The experiment

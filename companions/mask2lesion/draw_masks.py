@@ -2,7 +2,8 @@
 
 Reads   the masks in dataset/ISIC/Training_seg.txt (stage 1), or the folder MASKS; nothing for KIND=shapes
 Writes  Mask2Lesion/masks/ below ROOT, or OUT:  <name>_segmentation.png, masks.json (kind and source of
-        each); beside the folder <its name>_panel.png, some of each kind
+        each); beside the folder <its name>_panel.png, some of each kind. Those of an earlier call are
+        removed; other masks in the folder, as drawn by hand, stay
 
     python -m companions.mask2lesion.draw_masks --KIND=pca --COUNT=300
     python -m companions.mask2lesion.draw_masks --KIND=real,shapes,elastic,walks
@@ -136,14 +137,18 @@ def check(cfg):
     return faults + ([] if 0 < cfg.WALK_SHARE <= 1 else [f'WALK_SHARE={cfg.WALK_SHARE}: must be from 0 to 1'])
 
 
-def clear(folder):
-    """Begin a folder of this script anew. Raises InputError where pictures of another origin lie in it."""
+def earlier(folder, sources):
+    """The masks of an output folder that RECORD lists, those of this script: a dict by name.
+
+    sources : MASKS. Raises InputError where that is the folder, or where pictures lie without a record.
+    """
+    if sources and Path(sources).resolve() == folder.resolve():
+        raise InputError('MASKS and OUT are one folder', [f'{folder}: its masks would be removed'],
+                         'choose another --OUT')
     there = sorted(folder.glob('*.png'))
     if there and not (folder / RECORD).is_file():
         raise InputError('A folder holds pictures of another origin', there[:5], 'choose another --OUT')
-    files.write_text(folder / RECORD, '{}\n')   # not finished
-    for path in there:
-        path.unlink()
+    return files.read_json(folder / RECORD, 'masks').get('masks', {})
 
 
 def mask_path(folder, name):
@@ -155,15 +160,20 @@ def main():
                            least={'SEED': 0, 'COUNT': 0, 'TRAIN_IMAGES': 0, 'ELASTIC_ALPHA': 0}, check=check)
     layout = Layout(cfg.ROOT)
     out = Path(cfg.OUT) if cfg.OUT else layout.root / 'Mask2Lesion' / 'masks'
-    clear(out)
-    factory, record, shown = Factory(cfg, layout), {}, {}
+    before = earlier(out, cfg.MASKS)
+    factory, record, made, shown = Factory(cfg, layout), {}, {}, {}
     for kind in cfg.KIND.split(','):
         for name, mask, what, source in getattr(factory, kind)():
-            images.write_mask(mask_path(out, name), mask)
+            made[name] = mask
             row = name.rpartition('_')[0] if kind == 'walks' else kind
             of = [str(path) for path in (source or ())[1:] if path]
             record[name] = {'kind': row, 'what': what, 'of': of}
             shown.setdefault(row, []).append(mask)
+    files.write_text(out / RECORD, json.dumps({'masks': before | record}) + '\n')   # not finished
+    for name in before.keys() - record.keys():
+        mask_path(out, name).unlink(missing_ok=True)
+    for name, mask in made.items():
+        images.write_mask(mask_path(out, name), mask)
     panel = out.with_name(f'{out.name}_panel.png')
     panels.grid(shown, panel)
     content = {'settings': vars(cfg), 'masks': record,

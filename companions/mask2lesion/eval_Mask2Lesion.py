@@ -28,8 +28,9 @@ from tqdm import tqdm
 
 from companions.mask2lesion import judgement, painter, pairs, panels
 from dataset.layout import Layout
-from engine import bootstrap, checkpoints, cli, figures, files, hardware, images, settings
+from engine import checkpoints, cli, figures, files, hardware, images, scoring, settings
 from mbdcnn import inference, networks, stages
+from mbdcnn.panels import spread
 
 # --- Experiment
 ROOT = '.'                # folder that holds dataset/, models/ and results/
@@ -85,7 +86,7 @@ def main():
     shown = [(f'{held_out.names[number]}\nDI {100 * scores[judge, "drawn"][number, 1]:.0f}', [
         truths[number].astype(np.uint8), drawn[number], found[judge, 'drawn'][number].astype(np.uint8),
         held_out.images[number], seen.images[nearest[number]]])
-        for number in panels.spread(range(len(drawn)))]
+        for number in spread(len(drawn), panels.COLUMNS)]
     titles = ['mask given', 'drawn', f'found by {judge}', 'real', 'nearest seen']
     figures.panel(shown, titles, f'{stem}_panel.png')
     show(facts)
@@ -115,9 +116,7 @@ def coarse_judge(layout, cfg, process):
 
 def adherence(scores):
     """{'coarse-SN drawn': {'JA': mean, 'DI': mean, 'ci95': {...}}, ...} of {(judge, kind): (N, 2)}."""
-    return {f'{judge} {kind}': dict(zip(METRICS, rows.mean(0).tolist(), strict=True)) | {
-        'ci95': dict(zip(METRICS, bootstrap.interval_of_means(rows).tolist(), strict=True))}
-        for (judge, kind), rows in scores.items()}
+    return {f'{judge} {kind}': scoring.summary(rows, METRICS) for (judge, kind), rows in scores.items()}
 
 
 def show(facts):

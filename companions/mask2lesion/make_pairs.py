@@ -7,8 +7,9 @@ Writes  Mask2Lesion/pairs/{train,test}/<name>.png below ROOT, or OUT: mask left,
     python -m companions.mask2lesion.make_pairs
     python -m companions.mask2lesion.make_pairs --IMAGES=pictures --MASKS=masks --OUT=pairs
 
-All files that cannot be used are listed before any is written. The training reads a root's lists without
-this; it reads these files with --PAIRS=folder. Cost: 0.1 s for a pair of 1600 px on two CPU cores.
+All files that cannot be used are listed before any is written. Pairs of an earlier call that are not among
+the present ones are removed. The training reads a root's lists without this; it reads these files with
+--PAIRS=folder. Cost: 0.1 s for a pair of 1600 px on two CPU cores.
 """
 import sys
 from pathlib import Path

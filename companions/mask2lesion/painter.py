@@ -25,7 +25,7 @@ class Painter:
 
     def __init__(self, network, side, mask_filter, noise, device, precision):
         self.network = network.to(device, memory_format=torch.channels_last).train(noise)
-        self.side, self.mask_filter, self.noise = side, mask_filter, noise
+        self.side, self.mask_filter = side, mask_filter
         self.device, self.precision = device, hardware.choose_precision(precision, device)
 
     @torch.no_grad()

@@ -90,7 +90,7 @@ def squash_mask(mask, size, mask_filter):
 
 
 def write_combined(found, folder, layout, grey_above=0):
-    """Write [mask | image] files of [(name, picture, mask)]; those that are there and current stay.
+    """Write [mask | image] files of [(name, picture, mask)]; current ones stay, those written of others go.
 
     layout : of the root that remembers what was read
     grey_above : masks that are not binary are lesion above this value; 0 refuses them
@@ -113,3 +113,6 @@ def write_combined(found, folder, layout, grey_above=0):
     with extraction.at_work(folder, {'grey_above': grey_above}, layout) as record:
         files.for_all(write, found, f'writing {folder}', summary='Pairs that cannot be made',
                       remedy='replace these files; masks with grey values: --GREY_ABOVE=127')
+        for name in record.made.keys() - {f'{name}.png' for name, *_ in found}:
+            (folder / name).unlink(missing_ok=True)
+            del record.made[name]

@@ -2,6 +2,7 @@
 import numpy as np
 
 from engine import figures
+from mbdcnn.panels import spread
 
 COLUMNS = 8
 
@@ -13,14 +14,9 @@ def grid(rows, path, under=None):
     """
     lines = []
     for kind, masks in rows.items():
-        some = spread(masks)
-        blank = [np.full((*masks[0].shape, 3), 255, np.uint8)] * (COLUMNS - len(some))
-        lines.append((kind, [*some, *blank]))
+        chosen = spread(len(masks), COLUMNS)
+        blank = [np.full((*masks[0].shape, 3), 255, np.uint8)] * (COLUMNS - len(chosen))
+        lines.append((kind, [*(masks[number] for number in chosen), *blank]))
         if under is not None:
-            lines.append(('drawn', [*spread(under[kind]), *blank]))
+            lines.append(('drawn', [*(under[kind][number] for number in chosen), *blank]))
     figures.panel(lines, [''] * COLUMNS, path)
-
-
-def spread(items):
-    """Up to COLUMNS of a list's items, evenly spread."""
-    return [items[number] for number in np.linspace(0, len(items) - 1, min(COLUMNS, len(items))).astype(int)]

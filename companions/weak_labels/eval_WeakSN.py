@@ -10,7 +10,8 @@ Writes  results/WeakSN_<METHOD>_<SPLIT>.csv   scores of each lesion
     python -m companions.weak_labels.eval_WeakSN --METHOD=a1l
     python compare.py --SPLIT=Testing --MASKS=weak=results/WeakSN_a1l_Testing_masks,coarse=folder
 
-The second scores the masks of DATA=ISIC beside those of any other method. Cost: companions/README.md.
+The second scores the masks of DATA=ISIC beside those of any other method. Results are replaced, also those of
+another DATA: a root holds one network of a METHOD. Cost: companions/README.md.
 """
 import json
 import sys
@@ -27,9 +28,9 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from companions.weak_labels import REQUIREMENTS, lesions, networks, paper, predictor, shape_scores
-from companions.weak_labels.shape_scores import COLUMNS, FRACTIONS
+from companions.weak_labels.shape_scores import COLUMNS, FRACTIONS, MEANING
 from dataset.layout import Layout
-from engine import bootstrap, cli, figures, files, hardware, images, settings
+from engine import cli, figures, files, hardware, images, scoring, settings
 from engine.errors import InputError
 from mbdcnn import evaluation, stages
 from mbdcnn.inference import enlarged_sum
@@ -67,12 +68,16 @@ def main():
     data = lesions.load(layout, cfg.DATA, cfg.SPLIT)
     check_data(cfg, layout, data, config)
     stem = layout.results / f'WeakSN_{cfg.METHOD}_{cfg.SPLIT}'
+    before = files.read_json(stem.with_suffix('.json')).get('data set', cfg.DATA)
+    if before != cfg.DATA:
+        print(f'{stem}.*: these results of {before} are replaced')
     found = write_masks(cfg, trained, data, stem.with_name(f'{stem.name}_masks'))
     truths = data.masks > 0
     scores = shape_scores.table(found, truths)
-    facts = {'split': cfg.SPLIT, 'n': len(data.names), 'data set': cfg.DATA, **summary(scores),
+    facts = {'split': cfg.SPLIT, 'n': len(data.names), 'data set': cfg.DATA,
+             **scoring.summary(scores, COLUMNS),
              'empty masks': int((~found.any((1, 2))).sum()),
-             'ellipse': summary(shape_scores.table(data.ellipses > 0, truths)),
+             'ellipse': scoring.summary(shape_scores.table(data.ellipses > 0, truths), COLUMNS),
              'weights': files.fingerprint(weights) if trained else '', 'data': data.fingerprint,
              'recipe': config.get('settings', {}).get('RECIPE', 'unknown'), 'settings': vars(cfg),
              'trained': config.get('settings', {}), 'drawn_pictures': lesions.drawn(layout, cfg.DATA),
@@ -142,13 +147,6 @@ def write_masks(cfg, trained, data, folder):
     return found
 
 
-def summary(scores):
-    """Means and their 95 % intervals over lesions: {'IoU': mean, ..., 'ci95': {'IoU': [low, high], ...}}."""
-    bounds = bootstrap.interval_of_means(scores)
-    return {**dict(zip(COLUMNS, scores.mean(0).tolist(), strict=True)),
-            'ci95': dict(zip(COLUMNS, bounds.tolist(), strict=True))}
-
-
 def draw_panel(cfg, layout, data, found, scores, path):
     """The paper's figure: picture, truth, approximate target, and the masks of all methods that are here."""
     shown = {TITLES[cfg.METHOD]: found} if cfg.METHOD != ELLIPSE else {}
@@ -170,16 +168,18 @@ def draw_panel(cfg, layout, data, found, scores, path):
 
 
 def show(cfg, layout, facts):
-    """Print the means, those of the ellipses, and the paper's where data set and split are the same."""
+    """Print the means, those of the ellipses, the paper's where data set and split are the same, and what the
+    scores are."""
     def cell(value, bounds, scale):
         return f'{scale * value:.1f} [{scale * bounds[0]:.1f}, {scale * bounds[1]:.1f}]'
 
     rows = [[label, *(cell(part[name], part['ci95'][name], 100 if name in FRACTIONS else 1)
                       for name in COLUMNS)]
             for label, part in ((cfg.METHOD, facts), ('the ellipse itself', facts['ellipse']))]
-    printed = paper.row(layout, cfg.DATA, cfg.METHOD)
+    printed = paper.row(layout, cfg.DATA, cfg.SPLIT, cfg.METHOD)
     if printed:
         rows.append(['paper', *(f'{printed[name]:.1f}' if name in printed else '' for name in COLUMNS)])
+    rows.append(['', *(MEANING.get(name, '') for name in COLUMNS)])
     print(f'\n{cfg.DATA}, {cfg.SPLIT} (n = {facts["n"]}): percent, pixels of the patch [95 % interval]')
     print(tabulate(list(zip(['', *COLUMNS], *rows, strict=True)), 'firstrow', 'plain', disable_numparse=True))
     if facts['empty masks']:

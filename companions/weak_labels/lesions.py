@@ -221,5 +221,6 @@ def by_files(where, count):
     if not faults and None in found:
         faults.append(f'{where}: {found.count(None)} of {count} lesions are in no file')
     if faults:
-        raise InputError('These splits are of other lesions', faults, 'split by volume: --SPLIT=group')
+        raise InputError('These splits are of other lesions', faults,
+                         'leave out --INDEX_FILES, then the split is by volume')
     return found

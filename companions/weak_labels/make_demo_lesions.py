@@ -66,7 +66,7 @@ def main():
         picture, mask = draw(rng, cfg.SIDE)
         images.write_png(folder / 'images' / f'{name}.png', picture)
         images.write_mask(folder / 'masks' / f'{name}{MASK_SUFFIX}.png', mask)
-        lesion += number % 4 > 0   # two of five pictures share their lesion with another
+        lesion += number % 4 > 0   # two of four pictures share their lesion with another
         rows.append((f'HAM_{lesion:07}', name))
     files.write_csv(folder / 'HAM10000_metadata.csv', rows)
     print(f'{folder}: {cfg.IMAGES} pictures')

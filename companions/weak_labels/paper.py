@@ -17,12 +17,12 @@ MEANS = {
     ('HAM10000', 'a1l'): (83.51, 90.54, 92.82, 2.52, 8.87, 9.73)}
 
 
-def row(layout, data, method):
+def row(layout, data, split, method):
     """{column: printed mean} of a method, percent and pixels; {} where data or split are not the paper's."""
     facts = lesions.facts(layout, data)
     settings = facts.get('settings', {})
     same_split = {'HAM10000': (settings.get('SPLIT'), settings.get('SEED')) == ('random', 1),
                   'LiTS': bool(settings.get('INDEX_FILES')), 'DeepLesion': True}.get(data, False)
-    if not same_split or facts.get('drawn') or facts.get('lesions') != LESIONS[data]:
+    if split != 'Testing' or not same_split or facts.get('drawn') or facts.get('lesions') != LESIONS[data]:
         return {}
     return dict(zip(PRINTED, MEANS.get((data, method), ()), strict=False))

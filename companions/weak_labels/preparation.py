@@ -3,6 +3,7 @@
 A unit is what is read at once, such as a picture with its mask or a volume. A second run makes those alone
 whose sources or settings changed, or whose files are gone.
 """
+import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -51,10 +52,13 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Unit:
-    """name : of its record; sources : paths of all that is read; make() : a list of Lesion and LeftOut"""
+    """name : of its record; sources : paths of all that is read; make() : a list of Lesion and LeftOut
+    about : text of what its lesions depend on besides, such as lines of a csv; settings are known without it
+    """
     name: str
     sources: list
     make: object
+    about: str = ''
 
 
 def from_mask(name, group, picture, mask, side, split=''):
@@ -85,7 +89,8 @@ def windowed(values, window):
 def picture_unit(name, group, picture, mask, side, split=''):
     """The Unit of a whole picture with its mask (paths), see `from_mask`."""
     return Unit(name, [picture, mask], lambda: [from_mask(
-        name, group, images.read_rgb(picture), images.read_mask(mask), side, split)])
+        name, group, images.read_rgb(picture), images.read_mask(mask), side, split)],
+        json.dumps([group, split]))
 
 
 def same_shape(picture, mask):
@@ -118,7 +123,8 @@ def run(layout, data, cfg, units, drawn=False, truth='', index_files=''):
     cfg : the script's Settings with PATCH_SIZE and NUM_WORKERS; SPLIT and SEED where it draws the splits
     units : list of Unit; drawn : whether a program drew the pictures; truth : what the true masks are, where
         nobody drew them; index_files : see lesions.by_files, '' where splits are drawn or known
-    Raises InputError with every unit that cannot be used; the others are done then.
+    Raises InputError with every unit that cannot be used; the others are done then. Likewise where the drawn
+    splits leave one empty.
     """
     folder = lesions.folder(layout, data)
     if data in ('', '.', '..') or '/' in data:
@@ -167,9 +173,10 @@ def _outputs(row):
 
 
 def _held(record, unit):
-    """(The rows of a unit that is up to date or None, the content of its sources)."""
+    """(The rows of a unit that is up to date or None, the content of its sources and of `about`)."""
     contents = list(map(record.contents.of, unit.sources))
-    content, name = ' '.join(contents), f'rows/{unit.name}.json'
+    about = hashlib.sha256(unit.about.encode()).hexdigest()[:16]
+    content, name = ' '.join([*contents, about]), f'rows/{unit.name}.json'
     if not all(contents) or not record.holds(name, content):
         return None, content
     rows = files.read_json(record.folder / name).get('rows', [])
@@ -193,7 +200,7 @@ def _write(record, unit, content):
             images.write_png(record.folder / output, array)
     name = f'rows/{unit.name}.json'
     files.write_text(record.folder / name, json.dumps({'rows': rows}) + '\n')
-    for source, before in zip(unit.sources, content.split(' '), strict=True):
+    for source, before in zip(unit.sources, content.split(' ')[:-1], strict=True):
         extraction.refuse_changed(source, before, record.contents.of(source))
     for output in (*(output for row in rows for output in _outputs(row)), name):
         record.note(output, content)
@@ -213,6 +220,16 @@ def _split(rows, cfg, index_files):
         splits = lesions.by_group([row['group'] for row in rows], cfg.SEED)
     for row, split in zip(rows, splits, strict=True):
         row['split'] = split
+    empty = [split for split in SPLITS if split not in splits]
+    if empty and not index_files:   # those are said by the user
+        ways, groups = ['prepare more'], len({row['group'] for row in rows})
+        if cfg.SPLIT == 'group' and set(lesions.at_random(len(rows), cfg.SEED)) == set(SPLITS):
+            ways.append('--SPLIT=random, which tears groups apart')
+        if 'DIAMETERS' in vars(cfg):
+            ways.append('name the splits in a column of the csv of --DIAMETERS')
+        raise InputError('Too few groups for three splits', [
+            f'SPLIT={cfg.SPLIT}: {len(rows)} lesions of {groups} groups leave none for {", ".join(empty)}'],
+            ', or '.join(ways))
 
 
 def panel(layout, data, rows):

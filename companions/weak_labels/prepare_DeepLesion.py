@@ -11,6 +11,7 @@ ellipse, and scores against it say no more than that. The official split stays. 
 interruption and it goes on.
 """
 import csv
+import json
 import math
 import sys
 from pathlib import Path
@@ -196,7 +197,7 @@ def main():
         channels = [neighbour(folder, lesion, -1, cfg.DISTANCE), [(slice_path(folder, lesion), 1.0)],
                     neighbour(folder, lesion, 1, cfg.DISTANCE)]
         paths = list(dict.fromkeys(path for parts in channels for path, _ in parts))
-        return preparation.Unit(name, paths, lambda: make(name, lesion, channels, cfg))
+        return preparation.Unit(name, paths, lambda: make(name, lesion, channels, cfg), json.dumps(lesion))
 
     preparation.run(layout, cfg.DATA, cfg, [unit(*entry) for entry in found],
                     truth='GrabCut within the ellipse: nobody drew masks of DeepLesion')

@@ -40,7 +40,7 @@ LEAST_AREA = 50           # px, of a tumour in a slice; 1: all (released, by a m
 LEAST_IOU = 0.4           # of the ellipse with the mask (released)
 SPLIT = 'group'           # group: tumours of one volume stay together; random
 SEED = 1                  # of the splits, 70, 20 and 10 % of the patches
-INDEX_FILES = ''          # folder of the original's tr_ind.npy, val_ind.npy, test_ind.npy; '' = SPLIT
+INDEX_FILES = ''          # folder of the original's {tr,val,test}_ind.npy, with LEAST_AREA=1; '' = SPLIT
 
 # --- Machine
 NUM_WORKERS = 2           # volumes read at once, each into memory; 0 = one for each core
@@ -142,8 +142,12 @@ def tumours(number, volume, segmentation, cfg):
 
 def check(cfg):
     """Faults of settings that do not fit together, a list of lines."""
-    return [] if len(cfg.WINDOW) == 2 and cfg.WINDOW[0] < cfg.WINDOW[1] else [
+    faults = [] if len(cfg.WINDOW) == 2 and cfg.WINDOW[0] < cfg.WINDOW[1] else [
         f'WINDOW={cfg.WINDOW}: must be two rising numbers']
+    if cfg.INDEX_FILES and cfg.LEAST_AREA > 1:
+        faults.append(f'LEAST_AREA={cfg.LEAST_AREA}: INDEX_FILES count tumours from one pixel on; '
+                      '--LEAST_AREA=1, or --RECIPE=paper')
+    return faults
 
 
 def main():

@@ -13,6 +13,7 @@ trained, but not scored. Pictures are squashed whole: cut them around the lesion
 patient) stays in one split. Run it again after an interruption and it goes on. Cost: as decoding.
 """
 import csv
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -116,7 +117,7 @@ def unit(name, picture, mask, row, cfg):
         small = None if true is None else images.resize_mask(true, side)
         return [replace(found, ellipse=found.mask, mask=small)]
 
-    return preparation.Unit(name, [path for path in (picture, mask) if path], make)
+    return preparation.Unit(name, [path for path in (picture, mask) if path], make, json.dumps(row))
 
 
 def main():

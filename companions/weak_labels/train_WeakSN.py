@@ -198,6 +198,14 @@ def cluster(cfg, layout, train, validation):
                            cfg.ANGLE, cfg.CLUSTERS_FROM)
 
 
+def write_clusters(folder, train, validation, labels):
+    """Write which lesion is in which cluster, clusters.csv, and some of each, clusters.png."""
+    files.write_csv(folder / 'clusters.csv', [('name', 'cluster'), *(
+        (lesion, int(number)) for data, found in zip((train, validation), labels, strict=True)
+        for lesion, number in zip(data.names, found, strict=True))])
+    clusters.draw(train, labels[0], folder / 'clusters.png')
+
+
 def check(cfg):
     """Faults of settings that do not fit together, a list of lines."""
     size = 'x'.join(map(str, cfg.INPUT_SIZE))
@@ -249,11 +257,9 @@ def main():
     epoch = max(1, round(len(train.names) / cfg.BATCH_SIZE))
     task, name = weak_task(cfg, process, network, train, validation, labels), f'WeakSN_{cfg.METHOD}'
     with Run(layout.run(name), name, cfg, inputs, start, process) as run:
-        if labels[0] is not None and process.main:
-            files.write_csv(run.folder / 'clusters.csv', [('name', 'cluster'), *(
-                (lesion, int(number)) for data, found in zip((train, validation), labels, strict=True)
-                for lesion, number in zip(data.names, found, strict=True))])
-            clusters.draw(train, labels[0], run.folder / 'clusters.png')
+        if labels[0] is not None:   # with the first score, when the folder has taken the run for its own
+            write = functools.cache(lambda: write_clusters(run.folder, train, validation, labels))
+            task.noted = lambda *_: write()
         trainer.fit(task, cfg, run, process, cfg.EPOCH * epoch, cfg.VALIDATE_EVERY * epoch)
     hardware.finish()
 
