@@ -168,7 +168,7 @@ def share_out(cases, columns, group_of, shares, seed):
         if given[case.image_id] is None:
             faults.append(f'{case.image_id}: {column} is {word!r}, not one of {", ".join(WORDS)}')
     if not faults:
-        faults = _straddling(given, group_of)
+        faults = straddling(given, group_of)
     if faults:
         raise InputError('The given splits cannot be used', faults, 'correct the label file; pictures of one '
                          f'{" or ".join(TOGETHER)}, or of the same content, belong into one split')
@@ -181,7 +181,7 @@ def share_out(cases, columns, group_of, shares, seed):
                                    {'Training': 1 - sum(wanted.values()), **wanted}, seed)
 
 
-def _straddling(split_of, group_of):
+def straddling(split_of, group_of):
     """Lines that report groups with pictures in two splits."""
     first, faults = {}, []
     for image_id, split in split_of.items():

@@ -26,7 +26,7 @@ if __name__ == '__main__':
 import numpy as np
 
 from companions.weak_labels import ellipses, preparation
-from dataset import isic
+from dataset import isic, own
 from dataset.layout import SPLITS, Layout
 from engine import cli, images, scoring, settings
 from engine.errors import InputError
@@ -75,6 +75,8 @@ def read_diameters(path):
         faults.append(f'{path}: {error}')
     if 0 < sum(bool(row['split']) for row in found.values()) < len(found):
         faults.append(f'{path}: only some rows have a split')
+    faults += [f'{path}: {fault}' for fault in own.straddling(
+        *({name: row[part] for name, row in found.items()} for part in ('split', 'group')))]
     return found, faults
 
 
