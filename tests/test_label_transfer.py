@@ -659,7 +659,7 @@ def test_validation_masks_choose_the_checkpoint(trained_root):
              '--STEPS=12', '--KEEP=2', '--CAM_WEIGHT=5')
 
 
-def test_masks_lie_at_their_own_size_and_say_what_drew_them(trained_root):
+def test_masks_lie_at_their_own_size_and_say_what_drew_them(trained_root, tmp_path):
     folder = trained_root.root / 'LabelTransfer/masks/Testing'
     source = data.Source(trained_root, 'LabelTransfer/skin')
     names = [name for name, _, _ in source.pairs('Testing')]
@@ -679,6 +679,14 @@ def test_masks_lie_at_their_own_size_and_say_what_drew_them(trained_root):
     before = path.stat().st_mtime_ns
     call(generate_masks, f'--ROOT={trained_root.root}', METHOD_LIST)   # nothing changed: nothing is redone
     assert path.stat().st_mtime_ns == before
+    masks = {path: path.stat().st_mtime_ns for path in folder.rglob('*.png')}
+    call(generate_masks, f'--ROOT={trained_root.root}', '--METHODS=threshold', '--EMPTY_CORNERS=True')
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob('*.png')} == masks   # other methods' stay
+    images.write_mask(tmp_path / 'threshold' / 'old.png', np.zeros((8, 8)))   # as earlier versions left it
+    (tmp_path / 'extraction.json').write_text('{"made": {}}')
+    call(generate_masks, f'--ROOT={trained_root.root}', '--METHODS=threshold', f'--OUT={tmp_path}')
+    assert {path.name for path in (tmp_path / 'threshold').glob('*.png')} == {
+        f'{name}_segmentation.png' for name in names}
     with pytest.raises(InputError, match='moon must be of(.|\n)*ALPHA=9'):
         call(generate_masks, f'--ROOT={trained_root.root}', '--METHODS=moon', '--ALPHA=9')
 
