@@ -30,6 +30,7 @@ from companions.label_transfer import (
     train_CAM,
     train_LabelTransfer,
     train_student,
+    trained,
     translator,
     validation,
     volumes,
@@ -752,8 +753,20 @@ def test_students_learn_the_teachers_masks_and_their_average_redraws_them(traine
     capsys.readouterr()
     call(train_student, f'--ROOT={trained_root.root}', *STUDENT, '--EMA=True')
     assert capsys.readouterr().out.count('already trained') == 2   # the redrawn masks are the same again
-    with pytest.raises(InputError, match='has drawn no masks(.|\n)*--SPLIT=Training'):
-        train_student.teacher_masks(Layout(trained_root.root / 'x'), [('a', None, None)], 'crf', 16)
+
+
+def test_masks_of_another_teacher_or_picture_are_not_learnt(trained_root, tmp_path):
+    teacher = trained.load(trained_root, ALONE, 'auto')
+    (first, path, _), (second, other, _), *rest = teacher.pairs('Training')
+    for layout, weights in (trained_root, 'older'), (Layout(tmp_path), teacher.fingerprint):
+        with pytest.raises(InputError, match='crf: holds no masks by(.|\n)*--SPLIT=Training --METHODS=crf'):
+            train_student.teacher_masks(layout, [(first, path, None)], 'crf', 16, weights)
+    pairs = [(first, path, None), (second, path, None), ('new', other, None), *rest]
+    with pytest.raises(InputError) as said:
+        train_student.teacher_masks(trained_root, pairs, 'threshold', 16, teacher.fingerprint)
+    assert [(Path(fault.partition(':')[0]).name, fault.partition(': ')[2]) for fault in said.value.faults] == [
+        (f'{second}_segmentation.png', 'is not as it was drawn of the present picture'),
+        ('new_segmentation.png', 'is missing')]
 
 
 def test_coarse_sn_may_be_the_student(trained_root, tmp_path, monkeypatch, no_figures):
