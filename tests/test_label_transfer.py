@@ -741,6 +741,22 @@ def test_alpha_is_that_of_the_best_validation_masks(trained_root, monkeypatch):
     assert found == {'normalised-crf': (4, 1.0)} and asked == 2 * list(range(1, 9))
 
 
+def test_alpha_is_chosen_on_pictures_as_they_are_scored_and_kept_beside_the_weights(
+        trained_root, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(validation, 'chosen_alphas', lambda *given: asked.append(given[1]) or {'crf': (3, 0.5)})
+    for name in 'A2B.pth', 'config.json':
+        (tmp_path / name).write_bytes((trained_root.run('LabelTransfer') / name).read_bytes())
+    for _ in range(2):
+        teacher = trained.load(trained_root, ALONE, 'auto', tmp_path / 'A2B.pth')
+        assert teacher.alphas(['crf', 'threshold'], False) == {'crf': 3}
+    held_out, = asked   # once
+    for picture, (_, path, _) in zip(held_out.images, teacher.pairs('Validation'), strict=True):
+        np.testing.assert_array_equal(picture, maps.at_side(images.read_rgb(path)))
+    assert json.loads((tmp_path / 'alphas.json').read_text())['facts']['weights'] == teacher.fingerprint
+    assert len(list(trained_root.cache.glob('LabelTransfer_Validation-*.npy'))) == 1   # the training's, too
+
+
 def test_students_learn_the_teachers_masks_and_their_average_redraws_them(trained_root, capsys):
     plain = json.loads((trained_root.run('LabelTransferStudent') / 'config.json').read_text())
     folder = trained_root.run('LabelTransferStudentEMA')
