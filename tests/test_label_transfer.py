@@ -2,6 +2,7 @@
 import itertools
 import json
 import sys
+import weakref
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -620,6 +621,17 @@ STUDENT = ('--ROUNDS=2', '--STEPS=4', '--VALIDATE_EVERY=2', '--WIDTH=4', '--INPU
 METHOD_LIST = f'--METHODS={",".join(METHODS)}'
 
 
+class Counted(maps.Cutter):
+    """Knows how many there were at once."""
+
+    alive, most = weakref.WeakSet(), 0
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.alive.add(self)
+        Counted.most = max(self.most, len(self.alive))
+
+
 @pytest.fixture(scope='module')
 def trained_root(tmp_path_factory):
     """A root in which a small generator, a plain classifier and both students are trained and scored."""
@@ -628,6 +640,7 @@ def trained_root(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, 'panel', blank)
         patch.setattr(maps, 'ALPHAS', range(1, 3))   # each costs a CRF a picture
+        patch.setattr(maps, 'Cutter', Counted)
         patch.setattr(figures, 'curves', lambda *given: Path(given[2]).write_bytes(b'curves'))
         patch.setattr(panels, 'curves', lambda rows, path: Path(path).write_bytes(b'curves'))
         call(make_toy_data, at, '--KIND=skin', '--SIZE=48', '--TRAIN_IMAGES=6', '--HELD_OUT_IMAGES=3',
@@ -722,6 +735,7 @@ def test_the_table_holds_what_was_scored_and_marks_the_oracle(trained_root):
     assert len(lines) == 4 and lines[0].startswith('image_id,Otsu JA')
     kept = candidates.Candidates(trained_root.run('LabelTransfer'), 0)
     assert len(kept.scores) == 2   # neither CRF nor oracle removes checkpoints
+    assert Counted.most == 2   # each has a CRF of 11 MB: the present picture's, and the one it takes over from
 
 
 def test_alpha_is_that_of_the_best_validation_masks(trained_root, monkeypatch):
