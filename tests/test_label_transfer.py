@@ -1,8 +1,10 @@
 """Label transfer: networks and losses, ways to cut a map, data of all kinds, and the scripts in turn."""
 import itertools
 import json
+import shutil
 import sys
 import weakref
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -735,7 +737,7 @@ def test_the_table_holds_what_was_scored_and_marks_the_oracle(trained_root):
     assert len(lines) == 4 and lines[0].startswith('image_id,Otsu JA')
     kept = candidates.Candidates(trained_root.run('LabelTransfer'), 0)
     assert len(kept.scores) == 2   # neither CRF nor oracle removes checkpoints
-    assert Counted.most == 2   # each has a CRF of 11 MB: the present picture's, and the one it takes over from
+    assert Counted.most == 2   # each has a CRF of 11 MB: the present picture's and the one before it
 
 
 def test_alpha_is_that_of_the_best_validation_masks(trained_root, monkeypatch):
@@ -758,7 +760,8 @@ def test_alpha_is_that_of_the_best_validation_masks(trained_root, monkeypatch):
 def test_alpha_is_chosen_on_pictures_as_they_are_scored_and_kept_beside_the_weights(
         trained_root, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(validation, 'chosen_alphas', lambda *given: asked.append(given[1]) or {'crf': (3, 0.5)})
+    monkeypatch.setattr(validation, 'chosen_alphas',
+                        lambda *given: asked.append(given[1]) or {'crf': (3, 0.5)})
     for name in 'A2B.pth', 'config.json':
         (tmp_path / name).write_bytes((trained_root.run('LabelTransfer') / name).read_bytes())
     for _ in range(2):
@@ -794,9 +797,33 @@ def test_masks_of_another_teacher_or_picture_are_not_learnt(trained_root, tmp_pa
     pairs = [(first, path, None), (second, path, None), ('new', other, None), *rest]
     with pytest.raises(InputError) as said:
         train_student.teacher_masks(trained_root, pairs, 'threshold', 16, teacher.fingerprint)
-    assert [(Path(fault.partition(':')[0]).name, fault.partition(': ')[2]) for fault in said.value.faults] == [
-        (f'{second}_segmentation.png', 'is not as it was drawn of the present picture'),
-        ('new_segmentation.png', 'is missing')]
+    assert [Path(fault).name for fault in said.value.faults] == [
+        f'{second}_segmentation.png: is not as it was drawn of the present picture',
+        'new_segmentation.png: is missing']
+
+
+def test_rows_are_of_the_evaluated_generator_alone(trained_root, tmp_path, capsys):
+    layout, table = Layout(tmp_path), SimpleNamespace(pairs=[], add=lambda _, chosen: rows.extend(chosen))
+    (tmp_path / 'models').mkdir()
+    for name in 'LabelTransferCAM', 'LabelTransferStudent':
+        layout.run(name).symlink_to(trained_root.run(name))
+    rounds = layout.run('LabelTransferStudentEMA')
+    shutil.copytree(trained_root.run(rounds.name), rounds)
+    shutil.copytree(rounds / 'round2', rounds / 'round3')   # of three rounds, a training before
+    old, first = (rounds / name / 'config.json' for name in ('round3', 'round1'))
+    old.write_text(old.read_text().replace('"ROUNDS": 2', '"ROUNDS": 3'))
+    assert eval_LabelTransfer.last_round(rounds) == rounds / 'round2/EMA.pth'
+    teacher, cfg = trained.load(trained_root, ALONE, 'auto'), SimpleNamespace(AMP='auto', SPLIT='Testing')
+    for fingerprint, wanted in (teacher.fingerprint, 2), ('other', 0):
+        rows = []
+        eval_LabelTransfer.add_students(table, layout, replace(teacher, fingerprint=fingerprint), ALONE, cfg)
+        assert len(rows) == wanted == 2 - capsys.readouterr().out.count('learnt from another generator')
+    first.write_text(first.read_text().replace('"SEED": 0', '"SEED": 1'))   # begun anew, round 2 is to come
+    eval_LabelTransfer.add_students(table, layout, teacher, ALONE, cfg)
+    assert rows == ['student'] and 'are not trained to their end' in capsys.readouterr().out
+    other = replace(teacher, settings=teacher.settings | {'DATA': 'LabelTransfer/brain'})
+    eval_LabelTransfer.add_cam(table, layout, other, None, ALONE, cfg)
+    assert rows == ['student'] and 'was trained with another DATA' in capsys.readouterr().out
 
 
 def test_coarse_sn_may_be_the_student(trained_root, tmp_path, monkeypatch, no_figures):

@@ -41,7 +41,7 @@ from companions.label_transfer import (
 )
 from dataset.isic import MASK_SUFFIX
 from dataset.layout import Layout
-from engine import bootstrap, cli, files, hardware, images, metrics, scoring, settings
+from engine import bootstrap, checkpoints, cli, files, hardware, images, metrics, scoring, settings
 from mbdcnn import stages
 from mbdcnn.inference import segment_files
 from mbdcnn.panels import spread
@@ -140,8 +140,9 @@ class Table:
         bright = self.kind == 'brain'
         self.add(({'Otsu': images.otsu_mask(square, bright)} for square in self.squares), {'Otsu': ''})
         if bright:
-            self.add(({'Otsu inside the brain': images.otsu_mask(square, True, maps.inside(square, self.kind))}
-                      for square in self.squares), {'Otsu inside the brain': ''})
+            label = 'Otsu inside the brain'
+            self.add(({label: images.otsu_mask(square, True, maps.inside(square, self.kind))}
+                      for square in self.squares), {label: ''})
 
     def summary(self):
         """{label: means and intervals, 'chosen': words}, see scoring.summary."""
@@ -155,6 +156,11 @@ def add_cam(table, layout, teacher, held_out, process, cfg):
     if not path.is_file():
         print(f'{path}: is missing, so that activation maps have no row')
         return
+    of = translator.trained_settings(path)
+    if any(Path(of[name]) != Path(teacher.settings[name]) for name in ('DATA', 'A', 'KIND')):
+        print(f'{path}: was trained with another DATA, A or KIND than {teacher.weights}, so that activation '
+              'maps have no row')
+        return
     looker = cams.load(path, process.device, cfg.AMP)
     threshold, _ = validation.chosen_threshold(looker.look, held_out, teacher.kind)
     found, chosen = [], {'CAM': f'{BY_VALIDATION}, threshold {threshold:.2f}'}
@@ -167,18 +173,37 @@ def add_cam(table, layout, teacher, held_out, process, cfg):
     table.add_soft('CAM', found)
 
 
-def add_students(table, layout, process, cfg):
-    """Rows of the students that are trained, and their masks as files."""
-    rounds = sorted(layout.run('LabelTransferStudentEMA').glob('round*/EMA.pth'))
-    paths = {'student': layout.run('LabelTransferStudent') / 'student.pth'}
-    paths |= {'student, redrawn by its average': rounds[-1]} if rounds else {}
-    for label, path in paths.items():
-        if not path.is_file():
+def last_round(folder):
+    """EMA.pth of the last round of a finished training with EMA, else None. folder : of its rounds
+
+    A training begins with writing its settings to the first round and ends with the last; what lies in other
+    rounds may be left from an earlier one.
+    """
+    begun_with = checkpoints.read_config(folder / 'round1' / 'EMA.pth').get('settings', {})
+    path = folder / f'round{begun_with.get("ROUNDS")}' / 'EMA.pth'
+    last = checkpoints.read_config(path)
+    return path if 'finished' in last and last.get('settings') == begun_with else None
+
+
+def add_students(table, layout, teacher, process, cfg):
+    """Rows of the students of this teacher that are trained, and their masks as files."""
+    plain, folder = layout.run('LabelTransferStudent') / 'student.pth', layout.run('LabelTransferStudentEMA')
+    redrawn = last_round(folder)
+    if redrawn is None and folder.is_dir():
+        print(f'{folder}: its rounds are not trained to their end, so that the average has no row')
+    for label, path in ('student', plain), ('student, redrawn by its average', redrawn):
+        if path is None or not path.is_file():
+            continue
+        # Earlier versions did not record the teacher.
+        of = checkpoints.read_config(path).get('inputs', {}).get('teacher', teacher.fingerprint)
+        if of != teacher.fingerprint:
+            print(f'{path}: learnt from another generator than {teacher.weights}, so that it has no row')
             continue
         segmenter = student.load(path, process.device, hardware.choose_precision(cfg.AMP, process.device))
         side = translator.trained_settings(path)['INPUT_SIZE']
         run = path.relative_to(layout.run('LabelTransfer').parent).parts[0]
-        found = segment_files(segmenter, [picture for _, picture, _ in table.pairs], None, [side], 4, tta=False)
+        pictures = [picture for _, picture, _ in table.pairs]
+        found = segment_files(segmenter, pictures, None, [side], 4, tta=False)
         table.add(written(table.pairs, found, layout.results / f'{run}_{cfg.SPLIT}_masks', label),
                   {label: BY_VALIDATION})
 
@@ -190,9 +215,9 @@ def written(pairs, found, folder, label):
         yield {label: masks['plain']}
 
 
-def add_oracle(table, layout, teacher, process, cfg):
+def add_oracle(table, teacher, process, cfg):
     """Rows of the checkpoint among the kept ones, and of the alpha, that are best on the evaluated masks."""
-    held_out, kept = teacher.held_out(cfg.SPLIT), candidates.Candidates(layout.run('LabelTransfer'), 0)
+    held_out, kept = teacher.held_out(cfg.SPLIT), candidates.Candidates(teacher.run, 0)
     best = {}
     for step in tqdm(sorted(kept.scores), desc='oracle', unit='checkpoint'):
         looker = translator.load(kept.path(step), process.device, cfg.AMP)
@@ -236,9 +261,9 @@ def main():
     add_cam(table, layout, teacher, held_out, process, cfg)
     threshold, _ = validation.chosen_threshold(teacher.translator.look, held_out, teacher.kind)
     last = table.add_attention(teacher.translator, alphas, cfg, threshold)
-    add_students(table, layout, process, cfg)
+    add_students(table, layout, teacher, process, cfg)
     if cfg.ORACLE:
-        add_oracle(table, layout, teacher, process, cfg)
+        add_oracle(table, teacher, process, cfg)
     summary = table.summary()
     facts = {'split': cfg.SPLIT, 'n': len(pairs), 'methods': summary, 'maps': table.soft, 'alphas': alphas,
              'chosen on the same pictures': cfg.SPLIT == 'Validation', 'weights': teacher.fingerprint,

@@ -72,7 +72,8 @@ def main():
     alphas = dict.fromkeys(crfs, cfg.ALPHA) if cfg.ALPHA else teacher.alphas(crfs, cfg.EMPTY_CORNERS)
     out = Path(cfg.OUT) if cfg.OUT else layout.root / 'LabelTransfer' / 'masks' / cfg.SPLIT
     drawn_as = {'version': VERSION, 'weights': teacher.fingerprint, 'kind': teacher.kind}
-    of_crf = {method: {'alpha': alpha, 'empty_corners': cfg.EMPTY_CORNERS} for method, alpha in alphas.items()}
+    of_crf = {method: {'alpha': alpha, 'empty_corners': cfg.EMPTY_CORNERS}
+              for method, alpha in alphas.items()}
     with contextlib.ExitStack() as stack:
         makers = {way: stack.enter_context(making(out / way, drawn_as | of_crf.get(way, {}), layout))
                   for way in dict.fromkeys(('map', *methods))}

@@ -134,11 +134,15 @@ def teacher_masks(layout, pairs, method, side, weights):
         lambda path: images.resize_mask(images.read_mask(path), (side, side)), paths, 'reading masks'))
 
 
-def train_round(cfg, process, layout, name, network, average, train, validation, start, steps):
-    """Train in the run folder models/<name>; both networks hold the kept weights afterwards."""
+def train_round(cfg, process, layout, name, teacher, network, average, train, validation, start, steps):
+    """Train in the run folder models/<name>; both networks hold the kept weights afterwards.
+
+    teacher : fingerprint of its weights
+    """
     task = student_task(cfg, process, network, average, train, validation, steps)
     digest = hashlib.sha256(train.masks.tobytes()).hexdigest()[:16]
     inputs = {'training': train.fingerprint, 'masks': digest, 'validation': validation.fingerprint,
+              'teacher': teacher,
               'bn_eps': networks.epsilon(cfg) if cfg.STUDENT == 'coarse-sn' else 0.0}
     kept = tuple(task.networks)
     with Run(layout.run(name), 'LabelTransferStudent', cfg, inputs, start, process, kept) as run:
@@ -169,8 +173,8 @@ def main():
     for number in range(1, rounds + 1):
         train = splits.Segmentation(found.images, masks, None, found.names, found.fingerprint)
         name = f'LabelTransferStudentEMA/round{number}' if cfg.EMA else 'LabelTransferStudent'
-        train_round(cfg, process, layout, name, network, average, train, validation, start,
-                    max(1, cfg.STEPS // rounds))
+        train_round(cfg, process, layout, name, teacher.fingerprint, network, average, train, validation,
+                    start, max(1, cfg.STEPS // rounds))
         if number < rounds:
             drawer = Segmenter(average, student.SCALING, hardware.choose_precision(cfg.AMP, process.device))
             masks, before = student.redraw(drawer, found.images, cfg.INPUT_SIZE), masks
