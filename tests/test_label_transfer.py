@@ -531,9 +531,14 @@ def test_volumes_become_the_published_layout(tmp_path, capsys):
     call(prepare_BraTS, *options)
     out = tmp_path / 'LabelTransfer/BraTS'
     counts = {part: len(list((out / part).rglob('*_flair_*.png'))) for part in
-              ('trainA', 'trainB', 'val/images', 'val/labels', 'testA/images', 'testA/labels', 'testB')}
-    assert counts == {'trainA': 4, 'trainB': 4, 'val/images': 1, 'val/labels': 1, 'testA/images': 1,
-                      'testA/labels': 1, 'testB': 1}
+              ('trainA', 'trainB', 'val/images', 'val/labels', 'valB', 'testA/images', 'testA/labels', 'testB')}
+    assert counts == {'trainA': 4, 'trainB': 4, 'val/images': 1, 'val/labels': 1, 'valB': 1,
+                      'testA/images': 1, 'testA/labels': 1, 'testB': 1}
+    written = {path: path.stat().st_mtime_ns for path in out.rglob('*.png')}
+    call(prepare_BraTS, *options)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob('*.png')} == written   # all was done
+    watched, = data.Source(Layout(tmp_path), 'LabelTransfer/BraTS').held_out_healthy()
+    assert watched.parent.name == 'valB'   # the test's stay unseen
     (name, path, mask), = data.Source(Layout(tmp_path), 'LabelTransfer/BraTS').pairs('Testing')
     picture, truth = images.read_rgb(path), images.read_mask(mask) > 0
     assert picture[truth].min() == 255 and truth.sum() == 64   # the tumour is the brightest percent

@@ -20,7 +20,7 @@ KINDS = ('skin', 'brain')
 GREY = 127   # masks of the published data have grey edges: lesion is what lies above
 # Folders of the published layout, of one part the first that is there.
 PARTS = {'A': ('trainA', '*_A_weak'), 'B': ('trainB', '*_B_weak'), 'Validation': ('val',),
-         'Testing': ('testA', 'test'), 'healthy': ('testB',)}
+         'Testing': ('testA', 'test'), 'healthy': ('valB', 'testB')}
 SPLITS = ('Training', 'Validation', 'Testing')
 
 
