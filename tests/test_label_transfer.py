@@ -505,6 +505,9 @@ def test_other_names_of_folders_and_missing_labels_are_said(tmp_path):
     images.write_mask(tmp_path / 'data/val/labels/other_segmentation.png', mask)
     with pytest.raises(InputError, match='(?s)one.nii_95.png: has no mask.*other_segmentation.png: has no p'):
         source.pairs('Validation')
+    images.write_png(tmp_path / 'data/563_A_weak/more/one.nii_95.png', np.zeros((32, 32, 3), np.uint8))
+    with pytest.raises(InputError, match='(?s)more/one.nii_95.png: would have the same.*A_weak/one.nii_95.png'):
+        source.pairs('Training')
     with pytest.raises(InputError, match='trainA or [*]_A_weak: is missing(.|\n)*--A=diseased'):
         data.Source(layout, 'nothing').diseased()
     with pytest.raises(InputError, match='nowhere: is missing'):

@@ -67,9 +67,10 @@ class Source:
         return None
 
     def diseased(self):
-        """Paths of the diseased training pictures."""
+        """Paths of the diseased training pictures. Raises InputError naming all that share a name."""
         if self.a or self.data:
             found = pictures_in(self.layout.root / self.a if self.a else self._needed('A'))
+            _refuse_same_names(found)
         else:
             found = [image for image, _ in isic.read_segmentation_list(self.layout, 'Training')]
         return subset(found, self.limit, self.seed)
@@ -124,6 +125,15 @@ def pictures_in(folder, remedy=''):
         raise InputError('There are no pictures', [
             f'{folder}: {"holds no picture" if folder.is_dir() else "is missing"}'], remedy)
     return found
+
+
+def _refuse_same_names(paths):
+    """Raise InputError for pictures of several folders, or of several kinds, whose masks would be one file."""
+    first = {}
+    faults = [f'{path}: would have the same mask as {first[path.stem]}' for path in paths
+              if first.setdefault(path.stem, path) != path]
+    if faults:
+        raise InputError('Pictures share a name', faults, 'rename them')
 
 
 def load(layout, name, paths, side, workers=0):
