@@ -876,6 +876,9 @@ def test_what_cannot_be_used_is_said(trained_root, tmp_path):
             continue
         with pytest.raises(InputError, match=said):
             call(script, f'--ROOT={tmp_path}', *options)
+    for script in train_LabelTransfer, train_CAM:
+        with pytest.raises(InputError, match='skin: holds skin, KIND is brain(.|\n)*--KIND=skin'):
+            call(script, f'--ROOT={trained_root.root}', '--DATA=LabelTransfer/skin', '--KIND=brain')
     lonely = tmp_path / 'A2B.pth'
     lonely.write_bytes((trained_root.run('LabelTransfer') / 'A2B.pth').read_bytes())
     with pytest.raises(InputError, match='config.json: is missing'):

@@ -58,6 +58,14 @@ class Source:
         """Where prepare_ISIC copies pictures without border, for `a`."""
         return self.layout.root / 'LabelTransfer' / 'diseased'
 
+    def refuse_other_kind(self, kind):
+        """Raise InputError where the script that made the data says that they are of another of KINDS."""
+        folder = self.layout.root / self.data
+        made_as = files.read_json(folder / isic.RECORD).get('kind', kind)
+        if made_as != kind:
+            raise InputError('Pictures are of another kind', [f'{folder}: holds {made_as}, KIND is {kind}'],
+                             f'--KIND={made_as}')
+
     def part(self, name):
         """The folder of a part of PARTS, None where there is none."""
         for pattern in PARTS[name]:
