@@ -90,14 +90,14 @@ def thresholded(scores, threshold=THRESHOLD):
     return np.column_stack([scores, np.where(scores[:, 0] >= threshold, scores[:, 0], 0.0)])
 
 
-def summary(scores):
+def summary(scores, columns=COLUMNS):
     """Means over images and their 95 % intervals: {'JA': mean, ..., 'ci95': {'JA': [low, high], ...}}.
 
-    scores : (N, 6) in [0, 1], see `thresholded`
+    scores : (N, 6) in [0, 1], see `thresholded`, or (N, any) with the names of their columns
     """
     means, bounds = scores.mean(0), bootstrap.interval_of_means(scores)
-    return {**dict(zip(COLUMNS, means.tolist(), strict=True)),
-            'ci95': dict(zip(COLUMNS, bounds.tolist(), strict=True))}
+    return {**dict(zip(columns, means.tolist(), strict=True)),
+            'ci95': dict(zip(columns, bounds.tolist(), strict=True))}
 
 
 def holm(p):

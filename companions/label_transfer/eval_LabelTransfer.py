@@ -41,7 +41,7 @@ from companions.label_transfer import (
 )
 from dataset.isic import MASK_SUFFIX
 from dataset.layout import Layout
-from engine import bootstrap, checkpoints, cli, files, hardware, images, metrics, scoring, settings
+from engine import checkpoints, cli, files, hardware, images, metrics, scoring, settings
 from mbdcnn import stages
 from mbdcnn.inference import segment_files
 from mbdcnn.panels import spread
@@ -113,10 +113,7 @@ class Table:
         best, threshold = scores.best_threshold(np.array(found), np.array(self.truths))
         areas = scores.areas(found, self.truths)
         rows = np.stack([areas, best], 1)
-        rows = rows[~np.isnan(areas)]
-        self.soft[label] = {
-            **dict(zip(SOFT, rows.mean(0).tolist(), strict=True)), 'best threshold': threshold,
-            'ci95': dict(zip(SOFT, bootstrap.interval_of_means(rows).tolist(), strict=True))}
+        self.soft[label] = {'best threshold': threshold, **scoring.summary(rows[~np.isnan(areas)], SOFT)}
 
     def add_attention(self, translator, alphas, cfg, threshold):
         """All ways to cut the attention; the masks of the last one. threshold : one more way, chosen on
