@@ -325,6 +325,7 @@ def test_the_best_candidates_stay_and_earlier_steps_win_ties(tmp_path):
         kept.note(step, score, state)
     assert candidates.Candidates(tmp_path, 2).scores == {20: 0.5, 50: 0.6}
     assert sorted(path.parent.name for path in tmp_path.rglob('*.pth')) == ['0000020', '0000050']
+    (kept.path(20).parent / 'alphas.json').write_text('{}')   # of masks by this checkpoint
     kept.clear()
     assert not list(tmp_path.rglob('*.pth')) and candidates.Candidates(tmp_path, 2).scores == {}
 
@@ -506,7 +507,7 @@ def test_other_names_of_folders_and_missing_labels_are_said(tmp_path):
     with pytest.raises(InputError, match='(?s)one.nii_95.png: has no mask.*other_segmentation.png: has no p'):
         source.pairs('Validation')
     images.write_png(tmp_path / 'data/563_A_weak/more/one.nii_95.png', np.zeros((32, 32, 3), np.uint8))
-    with pytest.raises(InputError, match='(?s)more/one.nii_95.png: would have the same.*A_weak/one.nii_95.png'):
+    with pytest.raises(InputError, match='A_weak/one.nii_95.png: would have the same.*more/one.nii_95.png'):
         source.pairs('Training')
     with pytest.raises(InputError, match='trainA or [*]_A_weak: is missing(.|\n)*--A=diseased'):
         data.Source(layout, 'nothing').diseased()
@@ -534,7 +535,8 @@ def test_volumes_become_the_published_layout(tmp_path, capsys):
     call(prepare_BraTS, *options)
     out = tmp_path / 'LabelTransfer/BraTS'
     counts = {part: len(list((out / part).rglob('*_flair_*.png'))) for part in
-              ('trainA', 'trainB', 'val/images', 'val/labels', 'valB', 'testA/images', 'testA/labels', 'testB')}
+              ('trainA', 'trainB', 'val/images', 'val/labels', 'valB', 'testA/images', 'testA/labels',
+               'testB')}
     assert counts == {'trainA': 4, 'trainB': 4, 'val/images': 1, 'val/labels': 1, 'valB': 1,
                       'testA/images': 1, 'testA/labels': 1, 'testB': 1}
     written = {path: path.stat().st_mtime_ns for path in out.rglob('*.png')}

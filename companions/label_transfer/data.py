@@ -136,7 +136,7 @@ def pictures_in(folder, remedy=''):
 
 
 def _refuse_same_names(paths):
-    """Raise InputError for pictures of several folders, or of several kinds, whose masks would be one file."""
+    """Raise InputError for pictures, of several folders or file types, whose masks would be one file."""
     first = {}
     faults = [f'{path}: would have the same mask as {first[path.stem]}' for path in paths
               if first.setdefault(path.stem, path) != path]
