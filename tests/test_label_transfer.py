@@ -1,7 +1,10 @@
 """Label transfer: networks and losses, ways to cut a map, data of all kinds, and the scripts in turn."""
 import itertools
 import json
+import shutil
 import sys
+import weakref
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +33,7 @@ from companions.label_transfer import (
     train_CAM,
     train_LabelTransfer,
     train_student,
+    trained,
     translator,
     validation,
     volumes,
@@ -321,6 +325,7 @@ def test_the_best_candidates_stay_and_earlier_steps_win_ties(tmp_path):
         kept.note(step, score, state)
     assert candidates.Candidates(tmp_path, 2).scores == {20: 0.5, 50: 0.6}
     assert sorted(path.parent.name for path in tmp_path.rglob('*.pth')) == ['0000020', '0000050']
+    (kept.path(20).parent / 'alphas.json').write_text('{}')   # of masks by this checkpoint
     kept.clear()
     assert not list(tmp_path.rglob('*.pth')) and candidates.Candidates(tmp_path, 2).scores == {}
 
@@ -501,6 +506,9 @@ def test_other_names_of_folders_and_missing_labels_are_said(tmp_path):
     images.write_mask(tmp_path / 'data/val/labels/other_segmentation.png', mask)
     with pytest.raises(InputError, match='(?s)one.nii_95.png: has no mask.*other_segmentation.png: has no p'):
         source.pairs('Validation')
+    images.write_png(tmp_path / 'data/563_A_weak/more/one.nii_95.png', np.zeros((32, 32, 3), np.uint8))
+    with pytest.raises(InputError, match='A_weak/one.nii_95.png: would have the same.*more/one.nii_95.png'):
+        source.pairs('Training')
     with pytest.raises(InputError, match='trainA or [*]_A_weak: is missing(.|\n)*--A=diseased'):
         data.Source(layout, 'nothing').diseased()
     with pytest.raises(InputError, match='nowhere: is missing'):
@@ -527,9 +535,15 @@ def test_volumes_become_the_published_layout(tmp_path, capsys):
     call(prepare_BraTS, *options)
     out = tmp_path / 'LabelTransfer/BraTS'
     counts = {part: len(list((out / part).rglob('*_flair_*.png'))) for part in
-              ('trainA', 'trainB', 'val/images', 'val/labels', 'testA/images', 'testA/labels', 'testB')}
-    assert counts == {'trainA': 4, 'trainB': 4, 'val/images': 1, 'val/labels': 1, 'testA/images': 1,
-                      'testA/labels': 1, 'testB': 1}
+              ('trainA', 'trainB', 'val/images', 'val/labels', 'valB', 'testA/images', 'testA/labels',
+               'testB')}
+    assert counts == {'trainA': 4, 'trainB': 4, 'val/images': 1, 'val/labels': 1, 'valB': 1,
+                      'testA/images': 1, 'testA/labels': 1, 'testB': 1}
+    written = {path: path.stat().st_mtime_ns for path in out.rglob('*.png')}
+    call(prepare_BraTS, *options)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob('*.png')} == written   # all was done
+    watched, = data.Source(Layout(tmp_path), 'LabelTransfer/BraTS').held_out_healthy()
+    assert watched.parent.name == 'valB'   # the test's stay unseen
     (name, path, mask), = data.Source(Layout(tmp_path), 'LabelTransfer/BraTS').pairs('Testing')
     picture, truth = images.read_rgb(path), images.read_mask(mask) > 0
     assert picture[truth].min() == 255 and truth.sum() == 64   # the tumour is the brightest percent
@@ -619,6 +633,17 @@ STUDENT = ('--ROUNDS=2', '--STEPS=4', '--VALIDATE_EVERY=2', '--WIDTH=4', '--INPU
 METHOD_LIST = f'--METHODS={",".join(METHODS)}'
 
 
+class Counted(maps.Cutter):
+    """Knows how many there were at once."""
+
+    alive, most = weakref.WeakSet(), 0
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.alive.add(self)
+        Counted.most = max(self.most, len(self.alive))
+
+
 @pytest.fixture(scope='module')
 def trained_root(tmp_path_factory):
     """A root in which a small generator, a plain classifier and both students are trained and scored."""
@@ -627,6 +652,7 @@ def trained_root(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, 'panel', blank)
         patch.setattr(maps, 'ALPHAS', range(1, 3))   # each costs a CRF a picture
+        patch.setattr(maps, 'Cutter', Counted)
         patch.setattr(figures, 'curves', lambda *given: Path(given[2]).write_bytes(b'curves'))
         patch.setattr(panels, 'curves', lambda rows, path: Path(path).write_bytes(b'curves'))
         call(make_toy_data, at, '--KIND=skin', '--SIZE=48', '--TRAIN_IMAGES=6', '--HELD_OUT_IMAGES=3',
@@ -659,7 +685,7 @@ def test_validation_masks_choose_the_checkpoint(trained_root):
              '--STEPS=12', '--KEEP=2', '--CAM_WEIGHT=5')
 
 
-def test_masks_lie_at_their_own_size_and_say_what_drew_them(trained_root):
+def test_masks_lie_at_their_own_size_and_say_what_drew_them(trained_root, tmp_path):
     folder = trained_root.root / 'LabelTransfer/masks/Testing'
     source = data.Source(trained_root, 'LabelTransfer/skin')
     names = [name for name, _, _ in source.pairs('Testing')]
@@ -679,6 +705,14 @@ def test_masks_lie_at_their_own_size_and_say_what_drew_them(trained_root):
     before = path.stat().st_mtime_ns
     call(generate_masks, f'--ROOT={trained_root.root}', METHOD_LIST)   # nothing changed: nothing is redone
     assert path.stat().st_mtime_ns == before
+    masks = {path: path.stat().st_mtime_ns for path in folder.rglob('*.png')}
+    call(generate_masks, f'--ROOT={trained_root.root}', '--METHODS=threshold', '--EMPTY_CORNERS=True')
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob('*.png')} == masks   # other methods' stay
+    images.write_mask(tmp_path / 'threshold' / 'old.png', np.zeros((8, 8)))   # as earlier versions left it
+    (tmp_path / 'extraction.json').write_text('{"made": {}}')
+    call(generate_masks, f'--ROOT={trained_root.root}', '--METHODS=threshold', f'--OUT={tmp_path}')
+    assert {path.name for path in (tmp_path / 'threshold').glob('*.png')} == {
+        f'{name}_segmentation.png' for name in names}
     with pytest.raises(InputError, match='moon must be of(.|\n)*ALPHA=9'):
         call(generate_masks, f'--ROOT={trained_root.root}', '--METHODS=moon', '--ALPHA=9')
 
@@ -713,6 +747,7 @@ def test_the_table_holds_what_was_scored_and_marks_the_oracle(trained_root):
     assert len(lines) == 4 and lines[0].startswith('image_id,Otsu JA')
     kept = candidates.Candidates(trained_root.run('LabelTransfer'), 0)
     assert len(kept.scores) == 2   # neither CRF nor oracle removes checkpoints
+    assert Counted.most == 2   # each has a CRF of 11 MB: the present picture's and the one before it
 
 
 def test_alpha_is_that_of_the_best_validation_masks(trained_root, monkeypatch):
@@ -732,6 +767,23 @@ def test_alpha_is_that_of_the_best_validation_masks(trained_root, monkeypatch):
     assert found == {'normalised-crf': (4, 1.0)} and asked == 2 * list(range(1, 9))
 
 
+def test_alpha_is_chosen_on_pictures_as_they_are_scored_and_kept_beside_the_weights(
+        trained_root, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(validation, 'chosen_alphas',
+                        lambda *given: asked.append(given[1]) or {'crf': (3, 0.5)})
+    for name in 'A2B.pth', 'config.json':
+        (tmp_path / name).write_bytes((trained_root.run('LabelTransfer') / name).read_bytes())
+    for _ in range(2):
+        teacher = trained.load(trained_root, ALONE, 'auto', tmp_path / 'A2B.pth')
+        assert teacher.alphas(['crf', 'threshold'], False) == {'crf': 3}
+    held_out, = asked   # once
+    for picture, (_, path, _) in zip(held_out.images, teacher.pairs('Validation'), strict=True):
+        np.testing.assert_array_equal(picture, maps.at_side(images.read_rgb(path)))
+    assert json.loads((tmp_path / 'alphas.json').read_text())['facts']['weights'] == teacher.fingerprint
+    assert len(list(trained_root.cache.glob('LabelTransfer_Validation-*.npy'))) == 1   # the training's, too
+
+
 def test_students_learn_the_teachers_masks_and_their_average_redraws_them(trained_root, capsys):
     plain = json.loads((trained_root.run('LabelTransferStudent') / 'config.json').read_text())
     folder = trained_root.run('LabelTransferStudentEMA')
@@ -744,8 +796,44 @@ def test_students_learn_the_teachers_masks_and_their_average_redraws_them(traine
     capsys.readouterr()
     call(train_student, f'--ROOT={trained_root.root}', *STUDENT, '--EMA=True')
     assert capsys.readouterr().out.count('already trained') == 2   # the redrawn masks are the same again
-    with pytest.raises(InputError, match='has drawn no masks(.|\n)*--SPLIT=Training'):
-        train_student.teacher_masks(Layout(trained_root.root / 'x'), [('a', None, None)], 'crf', 16)
+
+
+def test_masks_of_another_teacher_or_picture_are_not_learnt(trained_root, tmp_path):
+    teacher = trained.load(trained_root, ALONE, 'auto')
+    (first, path, _), (second, other, _), *rest = teacher.pairs('Training')
+    for layout, weights in (trained_root, 'older'), (Layout(tmp_path), teacher.fingerprint):
+        with pytest.raises(InputError, match='crf: holds no masks by(.|\n)*--SPLIT=Training --METHODS=crf'):
+            train_student.teacher_masks(layout, [(first, path, None)], 'crf', 16, weights)
+    pairs = [(first, path, None), (second, path, None), ('new', other, None), *rest]
+    with pytest.raises(InputError) as said:
+        train_student.teacher_masks(trained_root, pairs, 'threshold', 16, teacher.fingerprint)
+    assert [Path(fault).name for fault in said.value.faults] == [
+        f'{second}_segmentation.png: is not as it was drawn of the present picture',
+        'new_segmentation.png: is missing']
+
+
+def test_rows_are_of_the_evaluated_generator_alone(trained_root, tmp_path, capsys):
+    layout, table = Layout(tmp_path), SimpleNamespace(pairs=[], add=lambda _, chosen: rows.extend(chosen))
+    (tmp_path / 'models').mkdir()
+    for name in 'LabelTransferCAM', 'LabelTransferStudent':
+        layout.run(name).symlink_to(trained_root.run(name))
+    rounds = layout.run('LabelTransferStudentEMA')
+    shutil.copytree(trained_root.run(rounds.name), rounds)
+    shutil.copytree(rounds / 'round2', rounds / 'round3')   # of three rounds, a training before
+    old, first = (rounds / name / 'config.json' for name in ('round3', 'round1'))
+    old.write_text(old.read_text().replace('"ROUNDS": 2', '"ROUNDS": 3'))
+    assert eval_LabelTransfer.last_round(rounds) == rounds / 'round2/EMA.pth'
+    teacher, cfg = trained.load(trained_root, ALONE, 'auto'), SimpleNamespace(AMP='auto', SPLIT='Testing')
+    for fingerprint, wanted in (teacher.fingerprint, 2), ('other', 0):
+        rows = []
+        eval_LabelTransfer.add_students(table, layout, replace(teacher, fingerprint=fingerprint), ALONE, cfg)
+        assert len(rows) == wanted == 2 - capsys.readouterr().out.count('learnt from another generator')
+    first.write_text(first.read_text().replace('"SEED": 0', '"SEED": 1'))   # begun anew, round 2 is to come
+    eval_LabelTransfer.add_students(table, layout, teacher, ALONE, cfg)
+    assert rows == ['student'] and 'are not trained to their end' in capsys.readouterr().out
+    other = replace(teacher, settings=teacher.settings | {'DATA': 'LabelTransfer/brain'})
+    eval_LabelTransfer.add_cam(table, layout, other, None, ALONE, cfg)
+    assert rows == ['student'] and 'was trained with another DATA' in capsys.readouterr().out
 
 
 def test_coarse_sn_may_be_the_student(trained_root, tmp_path, monkeypatch, no_figures):
@@ -790,6 +878,9 @@ def test_what_cannot_be_used_is_said(trained_root, tmp_path):
             continue
         with pytest.raises(InputError, match=said):
             call(script, f'--ROOT={tmp_path}', *options)
+    for script in train_LabelTransfer, train_CAM:
+        with pytest.raises(InputError, match='skin: holds skin, KIND is brain(.|\n)*--KIND=skin'):
+            call(script, f'--ROOT={trained_root.root}', '--DATA=LabelTransfer/skin', '--KIND=brain')
     lonely = tmp_path / 'A2B.pth'
     lonely.write_bytes((trained_root.run('LabelTransfer') / 'A2B.pth').read_bytes())
     with pytest.raises(InputError, match='config.json: is missing'):

@@ -1,4 +1,5 @@
 """The k best generators of a training by validation score, which test pictures must not choose among."""
+import contextlib
 import json
 import math
 
@@ -46,7 +47,7 @@ class Candidates:
 
     def _drop(self, step):
         self.path(step).unlink(missing_ok=True)
-        if self.path(step).parent.is_dir():
+        with contextlib.suppress(OSError):   # it is gone, or holds more, as the alphas of these weights
             self.path(step).parent.rmdir()
         self.scores.pop(step, None)
 

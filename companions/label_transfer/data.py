@@ -20,7 +20,7 @@ KINDS = ('skin', 'brain')
 GREY = 127   # masks of the published data have grey edges: lesion is what lies above
 # Folders of the published layout, of one part the first that is there.
 PARTS = {'A': ('trainA', '*_A_weak'), 'B': ('trainB', '*_B_weak'), 'Validation': ('val',),
-         'Testing': ('testA', 'test'), 'healthy': ('testB',)}
+         'Testing': ('testA', 'test'), 'healthy': ('valB', 'testB')}
 SPLITS = ('Training', 'Validation', 'Testing')
 
 
@@ -58,6 +58,14 @@ class Source:
         """Where prepare_ISIC copies pictures without border, for `a`."""
         return self.layout.root / 'LabelTransfer' / 'diseased'
 
+    def refuse_other_kind(self, kind):
+        """Raise InputError where the script that made the data says that they are of another of KINDS."""
+        folder = self.layout.root / self.data
+        made_as = files.read_json(folder / isic.RECORD).get('kind', kind)
+        if made_as != kind:
+            raise InputError('Pictures are of another kind', [f'{folder}: holds {made_as}, KIND is {kind}'],
+                             f'--KIND={made_as}')
+
     def part(self, name):
         """The folder of a part of PARTS, None where there is none."""
         for pattern in PARTS[name]:
@@ -67,9 +75,10 @@ class Source:
         return None
 
     def diseased(self):
-        """Paths of the diseased training pictures."""
+        """Paths of the diseased training pictures. Raises InputError naming all that share a name."""
         if self.a or self.data:
             found = pictures_in(self.layout.root / self.a if self.a else self._needed('A'))
+            _refuse_same_names(found)
         else:
             found = [image for image, _ in isic.read_segmentation_list(self.layout, 'Training')]
         return subset(found, self.limit, self.seed)
@@ -124,6 +133,15 @@ def pictures_in(folder, remedy=''):
         raise InputError('There are no pictures', [
             f'{folder}: {"holds no picture" if folder.is_dir() else "is missing"}'], remedy)
     return found
+
+
+def _refuse_same_names(paths):
+    """Raise InputError for pictures, of several folders or file types, whose masks would be one file."""
+    first = {}
+    faults = [f'{path}: would have the same mask as {first[path.stem]}' for path in paths
+              if first.setdefault(path.stem, path) != path]
+    if faults:
+        raise InputError('Pictures share a name', faults, 'rename them')
 
 
 def load(layout, name, paths, side, workers=0):

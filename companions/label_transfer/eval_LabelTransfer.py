@@ -41,7 +41,7 @@ from companions.label_transfer import (
 )
 from dataset.isic import MASK_SUFFIX
 from dataset.layout import Layout
-from engine import bootstrap, cli, files, hardware, images, metrics, scoring, settings
+from engine import checkpoints, cli, files, hardware, images, metrics, scoring, settings
 from mbdcnn import stages
 from mbdcnn.inference import segment_files
 from mbdcnn.panels import spread
@@ -65,13 +65,16 @@ DETERMINISTIC = False     # bit-reproducible algorithms also on GPUs, slower
 
 
 class Table:
-    """Scores of ways to find masks. pairs : [(name, picture, mask)] of the evaluated split"""
+    """Scores of ways to find masks. pairs : [(name, picture, mask)] of the evaluated split
+
+    No mask of full size is kept: a split of large photographs would fill the memory. truths : at maps.SIDE
+    """
 
     def __init__(self, pairs, kind):
         self.pairs, self.kind = pairs, kind
         self.counts, self.soft, self.chosen = {}, {}, {}
-        self.truths = files.for_all(lambda one: images.read_mask(one[2], data.GREY) > 0, pairs,
-                                    'reading masks')
+        self.truths = files.for_all(lambda one: images.resize_mask(
+            images.read_mask(one[2], data.GREY), (maps.SIDE, maps.SIDE)) > 0, pairs, 'reading masks')
         self.squares = self.at(maps.SIDE)
 
     def at(self, side):
@@ -84,48 +87,59 @@ class Table:
         for picture in tqdm(self.at(looker.side), desc=type(looker).__name__, unit='picture'):
             yield looker.look(picture)[0]
 
-    def add(self, label, masks, chosen=''):
-        """A way, its masks (SIDE, SIDE) or of full size, bool, one a picture; chosen : by what, in words."""
-        sized = (mask if mask.shape == truth.shape else maps.at_size(mask, truth.shape[::-1])
-                 for mask, truth in zip(masks, self.truths, strict=True))
-        self.counts[label] = metrics.segmentation_scores(list(map(metrics.confusion, sized, self.truths)))
-        self.chosen[label] = chosen
+    def cutters(self, looker, cfg, found):
+        """The maps.Cutter of each picture by a network, in order. found : list that takes their maps"""
+        for attention, square in zip(self.maps_of(looker), self.squares, strict=True):
+            cutter = maps.Cutter(attention, square, self.kind, cfg.EMPTY_CORNERS)
+            found.append(cutter.maps[''])
+            yield cutter   # not kept: a CRF takes 11 MB
+
+    def add(self, found, chosen):
+        """Ways, by their masks of one picture after another: {label: (SIDE, SIDE) or of full size, bool}.
+
+        chosen : {label: by what, in words}
+        """
+        counts = {label: [] for label in chosen}
+        for masks, (_, _, path) in zip(found, self.pairs, strict=True):
+            truth = images.read_mask(path, data.GREY) > 0
+            for label, mask in masks.items():
+                sized = mask if mask.shape == truth.shape else maps.at_size(mask, truth.shape[::-1])
+                counts[label].append(metrics.confusion(sized, truth))
+        self.counts |= {label: metrics.segmentation_scores(rows) for label, rows in counts.items()}
+        self.chosen |= chosen
 
     def add_soft(self, label, found):
         """What the maps (N, SIDE, SIDE) of a way are worth before they are cut."""
-        truths = np.array([images.resize_mask(truth.astype(np.uint8), (maps.SIDE, maps.SIDE)) > 0
-                           for truth in self.truths])
-        best, threshold = scores.best_threshold(np.array(found), truths)
-        areas = scores.areas(found, truths)
+        best, threshold = scores.best_threshold(np.array(found), np.array(self.truths))
+        areas = scores.areas(found, self.truths)
         rows = np.stack([areas, best], 1)
-        rows = rows[~np.isnan(areas)]
-        self.soft[label] = {
-            **dict(zip(SOFT, rows.mean(0).tolist(), strict=True)), 'best threshold': threshold,
-            'ci95': dict(zip(SOFT, bootstrap.interval_of_means(rows).tolist(), strict=True))}
+        self.soft[label] = {'best threshold': threshold, **scoring.summary(rows[~np.isnan(areas)], SOFT)}
 
     def add_attention(self, translator, alphas, cfg, threshold):
-        """All ways to cut the attention: {method: masks}. threshold : one more, chosen on validation masks"""
-        found, masks = [], {method: [] for method in cfg.METHODS}
-        for attention, square in zip(self.maps_of(translator), self.squares, strict=True):
-            cutter = maps.Cutter(attention, square, self.kind, cfg.EMPTY_CORNERS)
-            found.append(cutter.maps[''])
-            for method, rows in masks.items():
-                rows.append(cutter.mask(method, alphas.get(method)))
+        """All ways to cut the attention; the masks of the last one. threshold : one more way, chosen on
+        validation masks"""
+        found, last = [], []
+
+        def masks():
+            for cutter in self.cutters(translator, cfg, found):
+                cut = {method: cutter.mask(method, alphas.get(method)) for method in cfg.METHODS}
+                last.append(cut[cfg.METHODS[-1]])
+                yield {'chosen threshold': found[-1] >= threshold, **cut}
+
+        self.add(masks(), {'chosen threshold': f'{BY_VALIDATION}, threshold {threshold:.2f}', **{
+            method: BY_VALIDATION + (f', alpha {alphas[method]}' if method in alphas else '')
+            for method in cfg.METHODS}})
         self.add_soft('attention', found)
-        self.add('chosen threshold', [one >= threshold for one in found],
-                 f'{BY_VALIDATION}, threshold {threshold:.2f}')
-        for method, rows in masks.items():
-            alpha = f', alpha {alphas[method]}' if method in alphas else ''
-            self.add(method, rows, BY_VALIDATION + alpha)
-        return masks
+        return last
 
     def add_trivial(self):
         """Otsu's threshold: dark is lesion on skin; bright is, within the brain and over all."""
         bright = self.kind == 'brain'
-        self.add('Otsu', [images.otsu_mask(square, bright) for square in self.squares])
+        self.add(({'Otsu': images.otsu_mask(square, bright)} for square in self.squares), {'Otsu': ''})
         if bright:
-            self.add('Otsu inside the brain', [images.otsu_mask(square, True, maps.inside(square, self.kind))
-                                               for square in self.squares])
+            label = 'Otsu inside the brain'
+            self.add(({label: images.otsu_mask(square, True, maps.inside(square, self.kind))}
+                      for square in self.squares), {label: ''})
 
     def summary(self):
         """{label: means and intervals, 'chosen': words}, see scoring.summary."""
@@ -139,42 +153,68 @@ def add_cam(table, layout, teacher, held_out, process, cfg):
     if not path.is_file():
         print(f'{path}: is missing, so that activation maps have no row')
         return
+    of = translator.trained_settings(path)
+    if any(Path(of[name]) != Path(teacher.settings[name]) for name in ('DATA', 'A', 'KIND')):
+        print(f'{path}: was trained with another DATA, A or KIND than {teacher.weights}, so that activation '
+              'maps have no row')
+        return
     looker = cams.load(path, process.device, cfg.AMP)
     threshold, _ = validation.chosen_threshold(looker.look, held_out, teacher.kind)
-    found = [maps.Cutter(attention, square, teacher.kind, cfg.EMPTY_CORNERS)
-             for attention, square in zip(table.maps_of(looker), table.squares, strict=True)]
-    table.add_soft('CAM', [cutter.maps[''] for cutter in found])
-    table.add('CAM', [cutter.maps[''] >= threshold for cutter in found],
-              f'{BY_VALIDATION}, threshold {threshold:.2f}')
+    found, chosen = [], {'CAM': f'{BY_VALIDATION}, threshold {threshold:.2f}'}
     if 'crf' in cfg.METHODS:
-        chosen = validation.chosen_alphas(looker.look, held_out, teacher.kind, ['crf'], cfg.EMPTY_CORNERS)
-        alpha = chosen['crf'][0]
-        table.add('CAM + CRF', [cutter.mask('crf', alpha) for cutter in found],
-                  f'{BY_VALIDATION}, alpha {alpha}')
+        alpha, _ = validation.chosen_alphas(looker.look, held_out, teacher.kind, ['crf'],
+                                            cfg.EMPTY_CORNERS)['crf']
+        chosen['CAM + CRF'] = f'{BY_VALIDATION}, alpha {alpha}'
+    table.add(({label: cutter.mask('crf', alpha) if 'CRF' in label else found[-1] >= threshold
+                for label in chosen} for cutter in table.cutters(looker, cfg, found)), chosen)
+    table.add_soft('CAM', found)
 
 
-def add_students(table, layout, process, cfg):
-    """Rows of the students that are trained, and their masks as files."""
-    rounds = sorted(layout.run('LabelTransferStudentEMA').glob('round*/EMA.pth'))
-    paths = {'student': layout.run('LabelTransferStudent') / 'student.pth'}
-    paths |= {'student, redrawn by its average': rounds[-1]} if rounds else {}
-    for label, path in paths.items():
-        if not path.is_file():
+def last_round(folder):
+    """EMA.pth of the last round of a finished training with EMA, else None. folder : of its rounds
+
+    A training begins with writing its settings to the first round and ends with the last; what lies in other
+    rounds may be left from an earlier one.
+    """
+    begun_with = checkpoints.read_config(folder / 'round1' / 'EMA.pth').get('settings', {})
+    path = folder / f'round{begun_with.get("ROUNDS")}' / 'EMA.pth'
+    last = checkpoints.read_config(path)
+    return path if 'finished' in last and last.get('settings') == begun_with else None
+
+
+def add_students(table, layout, teacher, process, cfg):
+    """Rows of the students of this teacher that are trained, and their masks as files."""
+    plain, folder = layout.run('LabelTransferStudent') / 'student.pth', layout.run('LabelTransferStudentEMA')
+    redrawn = last_round(folder)
+    if redrawn is None and folder.is_dir():
+        print(f'{folder}: its rounds are not trained to their end, so that the average has no row')
+    for label, path in ('student', plain), ('student, redrawn by its average', redrawn):
+        if path is None or not path.is_file():
+            continue
+        # Earlier versions did not record the teacher.
+        of = checkpoints.read_config(path).get('inputs', {}).get('teacher', teacher.fingerprint)
+        if of != teacher.fingerprint:
+            print(f'{path}: learnt from another generator than {teacher.weights}, so that it has no row')
             continue
         segmenter = student.load(path, process.device, hardware.choose_precision(cfg.AMP, process.device))
         side = translator.trained_settings(path)['INPUT_SIZE']
+        run = path.relative_to(layout.run('LabelTransfer').parent).parts[0]
         pictures = [picture for _, picture, _ in table.pairs]
         found = segment_files(segmenter, pictures, None, [side], 4, tta=False)
-        masks = [one['plain'] for one in found]
-        table.add(label, masks, BY_VALIDATION)
-        run = path.relative_to(layout.run('LabelTransfer').parent).parts[0]
-        for (name, _, _), mask in zip(table.pairs, masks, strict=True):
-            images.write_mask(layout.results / f'{run}_{cfg.SPLIT}_masks' / f'{name}{MASK_SUFFIX}.png', mask)
+        table.add(written(table.pairs, found, layout.results / f'{run}_{cfg.SPLIT}_masks', label),
+                  {label: BY_VALIDATION})
 
 
-def add_oracle(table, layout, teacher, process, cfg):
+def written(pairs, found, folder, label):
+    """Write the masks of one picture after another, as `segment_files` finds them; a generator of them."""
+    for (name, _, _), masks in zip(pairs, found, strict=True):
+        images.write_mask(folder / f'{name}{MASK_SUFFIX}.png', masks['plain'])
+        yield {label: masks['plain']}
+
+
+def add_oracle(table, teacher, process, cfg):
     """Rows of the checkpoint among the kept ones, and of the alpha, that are best on the evaluated masks."""
-    held_out, kept = teacher.held_out(cfg.SPLIT), candidates.Candidates(layout.run('LabelTransfer'), 0)
+    held_out, kept = teacher.held_out(cfg.SPLIT), candidates.Candidates(teacher.run, 0)
     best = {}
     for step in tqdm(sorted(kept.scores), desc='oracle', unit='checkpoint'):
         looker = translator.load(kept.path(step), process.device, cfg.AMP)
@@ -187,11 +227,10 @@ def add_oracle(table, layout, teacher, process, cfg):
                 best[method] = score, step, alpha
     for method, (_, step, alpha) in best.items():
         looker = translator.load(kept.path(step), process.device, cfg.AMP)
-        cutters = (maps.Cutter(attention, square, teacher.kind, cfg.EMPTY_CORNERS)
-                   for attention, square in zip(table.maps_of(looker), table.squares, strict=True))
-        masks = [cutter.mask(method, alpha) for cutter in cutters]
+        label = f'oracle: {method}'
         words = f'by the masks of {cfg.SPLIT} itself, of {len(kept.scores)} checkpoints: step {step}'
-        table.add(f'oracle: {method}', masks, words + (f', alpha {alpha}' if alpha else ''))
+        table.add(({label: cutter.mask(method, alpha)} for cutter in table.cutters(looker, cfg, [])),
+                  {label: words + (f', alpha {alpha}' if alpha else '')})
 
 
 # Below the first function, where settings do not look.
@@ -218,10 +257,10 @@ def main():
     held_out = teacher.held_out('Validation')
     add_cam(table, layout, teacher, held_out, process, cfg)
     threshold, _ = validation.chosen_threshold(teacher.translator.look, held_out, teacher.kind)
-    masks = table.add_attention(teacher.translator, alphas, cfg, threshold)
-    add_students(table, layout, process, cfg)
+    last = table.add_attention(teacher.translator, alphas, cfg, threshold)
+    add_students(table, layout, teacher, process, cfg)
     if cfg.ORACLE:
-        add_oracle(table, layout, teacher, process, cfg)
+        add_oracle(table, teacher, process, cfg)
     summary = table.summary()
     facts = {'split': cfg.SPLIT, 'n': len(pairs), 'methods': summary, 'maps': table.soft, 'alphas': alphas,
              'chosen on the same pictures': cfg.SPLIT == 'Validation', 'weights': teacher.fingerprint,
@@ -232,11 +271,11 @@ def main():
         *((name, *(f'{value:.6f}' for value in row)) for (name, _, _), row in
           zip(pairs, np.hstack(list(table.counts.values())), strict=True))])
     files.write_text(stem.with_suffix('.json'), json.dumps(facts, indent=1) + '\n')
-    last, numbers = list(masks)[-1], spread(len(pairs), 8)
+    method, numbers = cfg.METHODS[-1], spread(len(pairs), 8)
     panels.draw(teacher.translator, [table.squares[number] for number in numbers],
-                [f'{pairs[number][0]}\nJA {100 * table.counts[last][number, 0]:.0f}' for number in numbers],
-                f'{stem}_panel.png', [masks[last][number] for number in numbers],
-                [table.truths[number] for number in numbers], last)
+                [f'{pairs[number][0]}\nJA {100 * table.counts[method][number, 0]:.0f}' for number in numbers],
+                f'{stem}_panel.png', [last[number] for number in numbers],
+                [table.truths[number] for number in numbers], method)
     show(facts)
     print(f'written: {stem}.csv, {stem}.json, {stem}_panel.png')
 

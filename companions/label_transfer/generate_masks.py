@@ -9,9 +9,11 @@ Writes  LabelTransfer/masks/<SPLIT>/ below ROOT, or OUT:  threshold/, watershed/
     python -m companions.label_transfer.generate_masks --SPLIT=Testing
     python compare.py --SPLIT=Testing --MASKS=ours=LabelTransfer/masks/Testing/normalised-crf,other=folder
 
-Alpha of the CRF is chosen on the validation masks. A later run redoes what is missing or changed.
+Alpha of the CRF is chosen on the validation masks. A later run redoes what is missing or changed; masks of
+METHODS that it is not asked for stay as they are.
 Cost: companions/README.md.
 """
+import contextlib
 import sys
 from pathlib import Path
 
@@ -69,24 +71,29 @@ def main():
     crfs = [method for method in methods if method.endswith('crf')]
     alphas = dict.fromkeys(crfs, cfg.ALPHA) if cfg.ALPHA else teacher.alphas(crfs, cfg.EMPTY_CORNERS)
     out = Path(cfg.OUT) if cfg.OUT else layout.root / 'LabelTransfer' / 'masks' / cfg.SPLIT
-    drawn_as = {'version': VERSION, 'weights': teacher.fingerprint, 'alphas': alphas, 'kind': teacher.kind,
-                'empty_corners': cfg.EMPTY_CORNERS}
-    with making(out, drawn_as, layout) as maker:
+    drawn_as = {'version': VERSION, 'weights': teacher.fingerprint, 'kind': teacher.kind}
+    of_crf = {method: {'alpha': alpha, 'empty_corners': cfg.EMPTY_CORNERS}
+              for method, alpha in alphas.items()}
+    with contextlib.ExitStack() as stack:
+        makers = {way: stack.enter_context(making(out / way, drawn_as | of_crf.get(way, {}), layout))
+                  for way in dict.fromkeys(('map', *methods))}
         for name, path, _ in tqdm(pairs, desc='cutting maps', unit='picture'):
-            places = {method: f'{method}/{name}{MASK_SUFFIX}.png' for method in methods}
-            content = maker.record.contents.of(path)
-            wanted = f'map/{name}.png', *places.values()
-            if not sum(maker.needs(place, content) for place in wanted):   # notes all of them
+            places = {way: f'{name}{"" if way == "map" else MASK_SUFFIX}.png' for way in makers}
+            content = makers['map'].record.contents.of(path)
+            needed = [way for way, maker in makers.items() if maker.needs(places[way], content)]
+            if not needed:
                 continue
             picture = images.read_rgb(path)
             size = picture.shape[1::-1]
             cutter = maps.Cutter(teacher.translator.look(picture)[0], maps.at_side(picture), teacher.kind,
                                  cfg.EMPTY_CORNERS)
-            whole = images.resize_rgb(np.round(255 * cutter.maps['']).astype(np.uint8), size)
-            maker.put(f'map/{name}.png', content, images.write_png, whole)
-            for method, place in places.items():
-                mask = maps.at_size(cutter.mask(method, alphas.get(method)), size)
-                maker.put(place, content, images.write_mask, mask)
+            for way in needed:
+                if way == 'map':
+                    write, pixels = images.write_png, images.resize_rgb(
+                        np.round(255 * cutter.maps['']).astype(np.uint8), size)
+                else:
+                    write, pixels = images.write_mask, maps.at_size(cutter.mask(way, alphas.get(way)), size)
+                makers[way].put(places[way], content, write, pixels)
     words = ', '.join(f'alpha of {method} {alpha}' for method, alpha in alphas.items())
     print(f'{out}: masks of {len(pairs)} pictures, {", ".join(methods)}; {words}'.rstrip('; '))
 

@@ -33,7 +33,8 @@ def making(folder, settings, layout):
     Raises InputError for a folder with pictures of another origin, or where another process writes.
     """
     there = [path for path in sorted(folder.rglob('*')) if path.suffix.lower() in images.EXTENSIONS]
-    if there and not (folder / isic.RECORD).is_file():
+    # Earlier versions kept one record for the masks of all methods, in the folder above.
+    if there and not any((place / isic.RECORD).is_file() for place in (folder, folder.parent)):
         raise InputError('A folder holds pictures of another origin', there[:5], 'choose another --OUT')
     with extraction.at_work(folder, settings, layout) as record:
         maker = Maker(record)

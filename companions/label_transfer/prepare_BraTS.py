@@ -2,12 +2,13 @@
 
 Reads   IN, a folder of cases: <case>_flair.nii.gz and <case>_seg.nii.gz, in folders or not
 Writes  LabelTransfer/BraTS/ below ROOT, or OUT, in the published layout: trainA/ (with tumour), trainB/
-        (without), val/ and testA/ with images/ and labels/, testB/
+        (without), val/ and testA/ with images/ and labels/, valB/ and testB/ (without)
 
     python -m companions.label_transfer.prepare_BraTS --IN=BraTS2019
     python -m companions.label_transfer.train_LabelTransfer --DATA=LabelTransfer/BraTS --KIND=brain
 
-Cases, not slices, are parted into training, validation and test. Grey values are scaled once for each
+Cases, not slices, are parted into training, validation and test; valB/ shows during training how often the
+class is right. Grey values are scaled once for each
 volume, between the 1st and 99th percentile of its brain; the middle square becomes SIZE px. All cases that
 cannot be used are named. Needs nibabel (companions/label_transfer/requirements.txt). Cost: about 2 s a case.
 """
@@ -92,8 +93,9 @@ def main():
     layout = Layout(cfg.ROOT)
     cases, out = volumes.find_cases(cfg.IN), Path(cfg.OUT or layout.root / 'LabelTransfer' / 'BraTS')
     parts = parts_of(list(cases), cfg)
-    cut_as = {'version': VERSION, **{name: value for name, value in vars(cfg).items()
-                                     if name not in ('ROOT', 'RECIPE', 'IN', 'OUT')}}
+    cut_as = {'version': VERSION, 'kind': 'brain', **{
+        name: list(value) if isinstance(value, tuple) else value   # as the record's json has it
+        for name, value in vars(cfg).items() if name not in ('ROOT', 'RECIPE', 'IN', 'OUT')}}
     with making(out, cut_as, layout) as maker:
         found = files.for_all(lambda name: cut(name, cases[name], parts[name], cfg, maker), cases,
                               'cutting slices', summary='BraTS cases cannot be used')

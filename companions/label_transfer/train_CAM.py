@@ -107,6 +107,7 @@ def main():
     process = hardware.start(cfg, alone=True)
     layout = Layout(cfg.ROOT)
     source = data.Source(layout, cfg.DATA, cfg.A, cfg.B, cfg.TRAIN_IMAGES, cfg.SEED)
+    source.refuse_other_kind(cfg.KIND)
     found = data.gather(source, cfg.LOAD_SIZE, cfg.INPUT_SIZE, maps.SIDE, cfg.VALIDATION_IMAGES)
     hardware.seed_step(cfg.SEED, 0, 0)
     task = cam_task(cfg, process, networks.Classifier(cfg.WIDTH, cfg.BLOCKS), found)

@@ -66,8 +66,8 @@ SELECT_BY = 'best-threshold'   # way to cut the map whose validation JA chooses,
 KEEP = 5                       # best generators to keep; 0 = all of them (released: all)
 
 # --- Loss
-ADV_WEIGHT = 1.0               # of the adversaries (released: 1; ISIC 5)
-CYCLE_WEIGHT = 10.0            # of coming back (released: 10; ISIC 50)
+ADV_WEIGHT = 1.0               # of the adversaries (released: 1)
+CYCLE_WEIGHT = 10.0            # of coming back (released: 10; ISIC 5)
 IDENTITY_WEIGHT = 10.0         # of leaving pictures of the other kind alone (released: 10; ISIC 50)
 RECON_WEIGHT = 10.0            # of the input drawn again (released: 10)
 CAM_WEIGHT = 1000.0            # of the class (released: 1000; ISIC 1400)
@@ -180,6 +180,7 @@ def main():
     process = hardware.start(cfg, alone=True)
     layout = Layout(cfg.ROOT)
     source = data.Source(layout, cfg.DATA, cfg.A, cfg.B, cfg.TRAIN_IMAGES, cfg.SEED)
+    source.refuse_other_kind(cfg.KIND)
     found = data.gather(source, cfg.LOAD_SIZE, cfg.INPUT_SIZE, maps.SIDE, cfg.VALIDATION_IMAGES)
     made = build(cfg)
     folder = layout.run('LabelTransfer')

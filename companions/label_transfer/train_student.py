@@ -29,6 +29,7 @@ from companions.label_transfer import data, maps, student, trained
 from dataset import isic, splits
 from dataset.layout import Layout
 from engine import cli, device_samples, files, hardware, images, settings, trainer
+from engine.contents import Contents, Record
 from engine.errors import InputError
 from engine.run_folder import Run
 from mbdcnn import evaluation, networks, panels, stages
@@ -109,26 +110,39 @@ def student_task(cfg, process, network, average, train, validation, steps):
         monitor='JA', chance=0.0)
 
 
-def teacher_masks(layout, pairs, method, side):
+def teacher_masks(layout, pairs, method, side, weights):
     """The masks that generate_masks drew of training pictures: (N, side, side) uint8 {0, 1}.
 
-    Raises InputError naming every picture without one.
+    weights : fingerprint of the teacher's
+    Raises InputError where they are of other weights, else naming every one that is missing or of another
+    picture.
     """
     folder = layout.root / 'LabelTransfer' / 'masks' / 'Training' / method
+    record = Record(folder / isic.RECORD, Contents(layout.cache))
     paths = [folder / f'{name}{isic.MASK_SUFFIX}.png' for name, _, _ in pairs]
-    missing = [f'{path}: is missing' for path in paths if not path.is_file()]
-    if missing:
-        raise InputError('The teacher has drawn no masks of the training pictures', missing, layout.command(
+    faults = [f'{folder}: holds no masks by the present teacher']
+    if record.head.get('weights') == weights:
+        sources = record.contents.of_all([picture for _, picture, _ in pairs], 'training pictures: reading')
+        present = record.contents.of_all(paths, 'masks: reading')
+        faults = [f'{path}: {"is not as it was drawn of the present picture" if own else "is missing"}'
+                  for path, source, own in zip(paths, sources, present, strict=True)
+                  if not record.holds(path.name, source, own)]
+    if faults:
+        raise InputError('The teacher has drawn no masks of the training pictures', faults, layout.command(
             '-m companions.label_transfer.generate_masks', '--SPLIT=Training', f'--METHODS={method}'))
     return np.stack(files.for_all(
         lambda path: images.resize_mask(images.read_mask(path), (side, side)), paths, 'reading masks'))
 
 
-def train_round(cfg, process, layout, name, network, average, train, validation, start, steps):
-    """Train in the run folder models/<name>; both networks hold the kept weights afterwards."""
+def train_round(cfg, process, layout, name, teacher, network, average, train, validation, start, steps):
+    """Train in the run folder models/<name>; both networks hold the kept weights afterwards.
+
+    teacher : fingerprint of its weights
+    """
     task = student_task(cfg, process, network, average, train, validation, steps)
     digest = hashlib.sha256(train.masks.tobytes()).hexdigest()[:16]
     inputs = {'training': train.fingerprint, 'masks': digest, 'validation': validation.fingerprint,
+              'teacher': teacher,
               'bn_eps': networks.epsilon(cfg) if cfg.STUDENT == 'coarse-sn' else 0.0}
     kept = tuple(task.networks)
     with Run(layout.run(name), 'LabelTransferStudent', cfg, inputs, start, process, kept) as run:
@@ -149,7 +163,7 @@ def main():
     teacher = trained.load(layout, process, cfg.AMP)
     pairs = teacher.source.pairs('Training')
     found = data.load(layout, 'student', [path for _, path, _ in pairs], cfg.CACHE_SIZE)
-    masks = teacher_masks(layout, pairs, cfg.METHOD, cfg.CACHE_SIZE)
+    masks = teacher_masks(layout, pairs, cfg.METHOD, cfg.CACHE_SIZE, teacher.fingerprint)
     chosen = data.load_pairs(layout, 'student_Validation', teacher.pairs('Validation'), cfg.INPUT_SIZE,
                              cfg.INPUT_SIZE)
     validation = splits.Segmentation(chosen.images, chosen.masks, None, chosen.names, chosen.fingerprint)
@@ -159,8 +173,8 @@ def main():
     for number in range(1, rounds + 1):
         train = splits.Segmentation(found.images, masks, None, found.names, found.fingerprint)
         name = f'LabelTransferStudentEMA/round{number}' if cfg.EMA else 'LabelTransferStudent'
-        train_round(cfg, process, layout, name, network, average, train, validation, start,
-                    max(1, cfg.STEPS // rounds))
+        train_round(cfg, process, layout, name, teacher.fingerprint, network, average, train, validation,
+                    start, max(1, cfg.STEPS // rounds))
         if number < rounds:
             drawer = Segmenter(average, student.SCALING, hardware.choose_precision(cfg.AMP, process.device))
             masks, before = student.redraw(drawer, found.images, cfg.INPUT_SIZE), masks

@@ -1,4 +1,5 @@
 """What a finished training brings to the scripts that use it: generator, pictures, and what was chosen."""
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,21 +24,26 @@ class Trained:
     def kind(self):
         return self.settings['KIND']
 
+    @property
+    def run(self):
+        """The folder of the training's run."""
+        return translator.run_of(self.weights)
+
     def pairs(self, split):
         """[(name, picture, mask)] of a split; of Validation those that chose the checkpoint."""
         limit = self.settings['VALIDATION_IMAGES'] if split == 'Validation' else 0
         return data.subset(self.source.pairs(split), limit, self.source.seed)
 
     def held_out(self, split):
-        """A split with masks at maps.SIDE, pictures at the generator's side: data.Set."""
-        return data.load_pairs(self.source.layout, split, self.pairs(split), self.translator.side, maps.SIDE)
+        """A split with pictures and masks at maps.SIDE, where maps are cut: data.Set."""
+        return data.load_pairs(self.source.layout, f'{split}_scored', self.pairs(split), maps.SIDE, maps.SIDE)
 
     def alphas(self, methods, empty_corners):
         """{method: alpha} of the CRFs among the methods, chosen on Validation; kept beside the weights."""
         wanted = [method for method in methods if method.endswith('crf')]
         if not wanted:
             return {}
-        held_out, path = self.held_out('Validation'), self.source.layout.run('LabelTransfer') / ALPHAS
+        held_out, path = self.held_out('Validation'), self.weights.with_name(ALPHAS)
         facts = {'weights': self.fingerprint, 'validation': held_out.fingerprint, 'corners': empty_corners}
         known = files.read_json(path, 'alphas')
         known = known.get('alphas', {}) if known.get('facts') == facts else {}
@@ -46,7 +52,8 @@ class Trained:
             print(f'alpha of {", ".join(missing)} is chosen on {len(held_out.names)} validation pictures')
             known |= validation.chosen_alphas(self.translator.look, held_out, self.kind, missing,
                                               empty_corners)
-            files.write_text(path, json.dumps({'facts': facts, 'alphas': known}, indent=1) + '\n')
+            with contextlib.suppress(OSError):   # weights may lie where nobody may write; it saves time alone
+                files.write_text(path, json.dumps({'facts': facts, 'alphas': known}, indent=1) + '\n')
         return {method: int(known[method][0]) for method in wanted}
 
 

@@ -76,13 +76,17 @@ def load(path, device, precision):
 
 
 def trained_settings(path):
-    """The settings of the training that weights are of: config.json of their run folder.
+    """The settings of the training that weights are of: config.json of their run folder, see `run_of`."""
+    return checkpoints.read_config(run_of(path) / path.name)['settings']
 
-    Raises InputError where there is none: the input's side does not show in the weights.
+
+def run_of(path):
+    """The run folder that weights, or candidates, are of.
+
+    Raises InputError where it has no config.json: the input's side does not show in the weights.
     """
     for folder in (path.parent, path.parent.parent.parent):   # of candidates
-        settings = checkpoints.read_config(folder / path.name).get('settings', {})
-        if 'INPUT_SIZE' in settings:
-            return settings
+        if 'INPUT_SIZE' in checkpoints.read_config(folder / path.name).get('settings', {}):
+            return folder
     raise InputError('Weights without a record', [f'{path.parent / "config.json"}: is missing'],
                      f'use {WHICH}, in its folder')

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine import images
+from engine import images, volumes
 from engine.errors import InputError
 
 NAMES = re.compile(r'(?P<case>.+)_(?P<what>flair|seg)\.nii(\.gz)?$')
@@ -54,11 +54,7 @@ def read_case(case):
 
 
 def _read(path):
-    import nibabel  # an optional package
-    try:
-        volume = np.asarray(nibabel.load(path).dataobj, dtype=np.float32)
-    except Exception as error:   # noqa: BLE001 - nibabel raises many kinds for a damaged file
-        raise InputError('A case cannot be used', [f'{path}: cannot be read: {error}']) from None
+    volume = volumes.read(path, np.float32)
     if volume.ndim != 3 or not np.isfinite(volume).all():
         raise InputError('A case cannot be used', [f'{path}: is no volume of finite numbers'])
     return volume

@@ -24,7 +24,7 @@ import numpy as np
 
 from companions.weak_labels import REQUIREMENTS, ellipses, preparation
 from dataset.layout import Layout
-from engine import cli, settings
+from engine import cli, settings, volumes
 from engine.errors import InputError
 
 # --- Experiment
@@ -62,7 +62,7 @@ def find(source):
              if number in found['segmentation']]
     for _, volume, segmentation in pairs:
         try:
-            shapes = opened(volume).shape, opened(segmentation).shape
+            shapes = volumes.opened(volume).shape, volumes.opened(segmentation).shape
         except InputError as error:
             faults += error.faults
             continue
@@ -74,25 +74,6 @@ def find(source):
     if faults:
         raise InputError('LiTS cannot be prepared', faults, '--SOURCE=folder of the download, unpacked')
     return pairs
-
-
-def opened(path):
-    """A NIfTI file, not read yet. Raises InputError for what is none."""
-    import nibabel  # of the companion's own requirements
-    try:
-        return nibabel.load(path)
-    except Exception as error:   # noqa: BLE001 - nibabel raises many kinds for a damaged file
-        raise InputError('A volume cannot be read', [f'{path}: {error}']) from None
-
-
-def read(path):
-    """The numbers of a NIfTI file, (W, H, slices). Raises InputError for a damaged one."""
-    try:
-        return np.asarray(opened(path).dataobj)
-    except InputError:
-        raise
-    except Exception as error:   # noqa: BLE001
-        raise InputError('A volume cannot be read', [f'{path}: is damaged: {error}']) from None
 
 
 def box_of(mask):
@@ -115,7 +96,7 @@ MARGIN = 18   # px, the original's 10 and 8
 
 def tumours(number, volume, segmentation, cfg):
     """The tumours of a volume (paths), slice by slice: a list of preparation.Lesion and LeftOut."""
-    units, labels, found = read(volume), read(segmentation), []
+    units, labels, found = volumes.read(volume), volumes.read(segmentation), []
     odd = sorted(set(np.unique(labels).tolist()) - {0, 1, 2})
     if odd:
         raise InputError('Labels cannot be used', [f'{segmentation}: holds {odd[:5]}, not 0, 1 and 2 alone'])
