@@ -74,7 +74,7 @@ def main():
 # Below main(), where settings.resolve does not look: these are fixed, not settings.
 REMOTE_NAMES = {'Training': 'Training', 'Validation': 'Validation', 'Testing': 'Test_v2'}
 PICTURES = {'Training': 2000, 'Validation': 150, 'Testing': 600}   # in the official splits
-EXTRA = 'dataset/download.py', '--EXTRA=True'
+FOR_EXTRA = 'dataset/download.py', '--EXTRA=True'
 PH2 = """Optional: PH2, 200 pictures to test on. Its makers give it to who fills in a form:
   https://www.fc.up.pt/addi/ph2%20database.html
   Unpack it to {folder} (that folder then holds PH2_dataset.txt and 'PH2 Dataset images/').
@@ -161,7 +161,7 @@ def fetch_challenge(layout, cfg):
         found = len(label_csv.read(labels.path))
         print(f'{split}: {pictures.count()} pictures, {masks.count()} masks, {found} labels '
               f'(the challenge has {PICTURES[split]}) in {layout.originals(split)}')
-    print(PH2.format(folder=layout.data / 'PH2Dataset', command=layout.command(*EXTRA)))
+    print(PH2.format(folder=layout.data / 'PH2Dataset', command=layout.command(*FOR_EXTRA)))
     print(f'next: {layout.command("dataset/check_data.py")}')
 
 
@@ -223,7 +223,7 @@ def fetch_extra(layout, cfg):
     print(f'{len(ids)} extra pictures are named in {listed}; {len(pictures)} pictures and {len(rows)} '
           f'rows of metadata lie in {folder}')
     print(EXTRA_COMMANDS.format(searches=len(searches), folder=shlex.quote(str(folder)),
-                                list=shlex.quote(str(searches_path)), command=layout.command(*EXTRA)))
+                                list=shlex.quote(str(searches_path)), command=layout.command(*FOR_EXTRA)))
 
 
 def read_ids(path):

@@ -70,8 +70,9 @@ class Run:
             self._refuse_other_settings(before)
             self.config['start'], self.was_finished = before.get('start'), 'finished' in before
             # Of the steps that there are; `go_on` records what makes more of them.
-            self.config |= {part: before[part] for part in ('settings', 'versions', 'earlier')
-                            if part in before}
+            self.config['settings'] = {name: before['settings'].get(name, value)
+                                       for name, value in self.config['settings'].items()}
+            self.config |= {part: before[part] for part in ('versions', 'earlier') if part in before}
             self.config['processes'] = before.get('processes', 1)
         elif resume and (there := [path for path in self.kept.values() if path.exists()]):
             raise InputError('Trained weights would be overwritten',

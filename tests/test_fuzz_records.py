@@ -45,7 +45,7 @@ pytestmark = pytest.mark.filterwarnings('ignore')   # PyTorch warns of what is d
 # --- Records of runs, masks, experiments and data
 
 CONFIG = {'SEED': 0, 'TRAIN_IMAGES': 0, 'CACHE_SIZE': 16, 'INPUT_SIZE': 16, 'CROSS_FIT': 2, 'RECIPE': 'demo',
-          'INPUT_SCALING': 'unit', 'TRANSFER': 'e-layer', 'RESUME': True}
+          'INPUT_SCALING': 'unit', 'TRANSFER': 'e-layer', 'BN_EPS': 0.0, 'RESUME': True}
 COARSE = {'script': 'train_CoarseSN.py', 'PRETRAINED': 'none', 'INPUT_SIZE': 16, 'CACHE_SIZE': 16}
 STEPS = toml_file({'experiment': {'coarse': COARSE, 'longer': COARSE | {'EPOCH': 900}, 'masks': {
     'script': 'generate_Coarse_mask.py', 'needs': ['coarse'], 'INPUT_SIZE': 16}}, 'table': {
