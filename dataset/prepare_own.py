@@ -157,21 +157,25 @@ def refuse_empty(parts, table, layout):
 
 
 def record_split(layout, cases, table, split_of, group_of):
-    """Write split.csv. Raises InputError where networks were trained and a picture changes its split: they
-    would be tested on what they were trained on."""
+    """Write split.csv. Raises InputError where networks were trained and a picture changes its split or goes
+    (to come back by another name, say): they would be tested on what they were trained on."""
     path, text = layout.root / SPLIT_FILE, io.StringIO()
     csv.writer(text, lineterminator='\n').writerows([
         ('image_id', 'class', 'split', 'group', 'mask'),
         *((case.image_id, table.names[case.label], split_of[case.image_id], group_of[case.image_id],
            'yes' if case.mask else 'no') for case in cases)])
-    before = path.read_text(encoding='utf-8') if path.is_file() else ''
+    before = path.read_text(encoding='utf-8-sig', errors='replace') if path.is_file() else ''
     trained = sorted(layout.models.glob('*/*.pth'))
-    earlier = {row['image_id']: row['split'] for row in csv.DictReader(io.StringIO(before))}
-    moved = [name for name, split in split_of.items() if earlier.get(name, split) != split]
+    earlier = {row.get('image_id'): row.get('split') for row in csv.DictReader(io.StringIO(before))}
+    moved = [f'{name}: would move from {split} to {split_of[name]}' if name in split_of else
+             f'{name}: is no longer among the pictures' for name, split in earlier.items()
+             if split_of.get(name) != split]
+    if None in earlier or None in earlier.values():
+        moved = [f'{path}: does not say an image_id and a split in each of its lines']
     if moved and trained:
         raise InputError(f'{path} would change', [
-            f'{len(moved)} pictures would move to another split, {moved[0]} from {earlier[moved[0]]} to '
-            f'{split_of[moved[0]]}', *(f'{weights}: was trained with it' for weights in trained)],
+            *moved[:5], *([f'and {len(moved) - 5} more'] if len(moved) > 5 else []),
+            *(f'{weights}: was trained with it' for weights in trained)],
             'give the splits of split.csv in a column of the labels, choose another --ROOT, or move the '
             'networks away')
     files.write_changed(path, text.getvalue())

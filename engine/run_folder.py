@@ -70,10 +70,12 @@ class Run:
             self._refuse_other_settings(before)
             self.config['start'], self.was_finished = before.get('start'), 'finished' in before
             # Of the steps that there are; `go_on` records what makes more of them.
-            self.config['settings'] = {name: before['settings'].get(name, value)
+            self.config['settings'] = {name: before.get('settings', {}).get(name, value)
                                        for name, value in self.config['settings'].items()}
             self.config |= {part: before[part] for part in ('versions', 'earlier') if part in before}
             self.config['processes'] = before.get('processes', 1)
+            if not self.was_finished:   # it may end here, short of the length that it was begun with
+                self._take_present_settings()
         elif resume and (there := [path for path in self.kept.values() if path.exists()]):
             raise InputError('Trained weights would be overwritten',
                              [f'{path}: is there, but no last.pth to go on from' for path in there],
@@ -103,13 +105,16 @@ class Run:
         past = before if isinstance(before, list) else [before]
         if past[-1:] != [now]:
             self.config['processes'] = [*past, now]
+        self._take_present_settings()
+        if self.process.main:
+            self._write_config()
+
+    def _take_present_settings(self):
         lengths = [{name: settings[name] for name in LENGTHS if name in settings}
                    for settings in (self.config['settings'], self._present['settings'])]
         if lengths[0] != lengths[1]:
             self.config['earlier'] = [*self.config.get('earlier', ()), lengths[0]]
         self.config |= self._present
-        if self.process.main:
-            self._write_config()
 
     def finish(self, step, best, best_step):
         """Mark the training as finished in config.json; `begin` takes the mark away.

@@ -141,10 +141,15 @@ class Declarations:
                    declared.get('data', ''))
 
     def _effective(self, script, overrides):
-        """Those overrides that change a setting, with the type that the script gives them, sorted."""
+        """Those overrides that change a setting, with the type that the script gives them, sorted.
+
+        A number of images stays, also where the recipe has the same: it is what a row is labelled with, while
+        a recipe's is the most that is taken.
+        """
         plain = settings.resolved(REPOSITORY / script, {'RECIPE': self.recipe})
         changed = settings.resolved(REPOSITORY / script, {'RECIPE': self.recipe, **overrides})
-        return tuple(sorted((name, changed[name]) for name in overrides if changed[name] != plain[name]))
+        return tuple(sorted((name, changed[name]) for name in overrides
+                            if changed[name] != plain[name] or name == 'TRAIN_IMAGES' and changed[name]))
 
     def scoring(self, name, split, seed=0, masks=None):
         """The Job that scores an experiment's network on a split.

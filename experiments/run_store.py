@@ -69,7 +69,8 @@ class RunStore:
         if not isinstance(values, dict):
             return values
         return values | {name: 0 for name in SUBSETS
-                         if values.get(name) and 0 < self._training_images(job) <= values[name]}
+                         if isinstance(values.get(name), int) and values[name]
+                         and 0 < self._training_images(job) <= values[name]}
 
     def too_few(self, job):
         """'only N images' when a job is declared for more images than there are, else ''; a recipe's number

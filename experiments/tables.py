@@ -198,7 +198,7 @@ def to_latex(table):
     for rule in (r'\toprule', r'\midrule', r'\bottomrule'):   # its own booktabs form escapes once more
         tabular = tabular.replace(r'\hline', rule, 1)
     origin = f' ({table.name} of the original paper)' if table.of_paper else ''
-    caption = _latex(f'{table.title}{origin}. {legend}')
+    caption = _latex(f'{table.title or table.name}{origin}. {legend}')
     text = [rf'\begin{{{kind}}}[t]', r'\centering', rf'\caption{{{caption}}}', rf'\label{{tab:{slug}}}',
             r'\footnotesize', r'\setlength{\tabcolsep}{4pt}', tabular]
     if notes:

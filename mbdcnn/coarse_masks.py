@@ -18,7 +18,8 @@ def lock(layout):
     if folder.is_symlink() and (layout.root / 'experiment.json').is_file():
         raise InputError('These coarse masks belong to another experiment',
                          [f'{folder}: is a link to {folder.resolve()}'],
-                         'python reproduce_tables.py --LIST=True says which command draws them anew')
+                         'python generate_Coarse_mask.py draws them anew below the --ROOT that they lie in; '
+                         'below runs/, experiment.json beside them has the whole command')
     folder.mkdir(parents=True, exist_ok=True)
     return files.lock(folder / '.lock', InputError(
         'Two programs that draw coarse masks', [f'{folder}: another process draws there'],

@@ -215,7 +215,7 @@ def test_a_second_run_changes_nothing_another_split_only_before_training(copied,
     other = words_of(mine, layout.root, '--RESIZE_MASKS=True', '--SEED=1', '--SCORED=bcc')
     with pytest.raises(InputError, match='split.csv would change') as error:
         call(monkeypatch, prepare_own, *other)
-    assert str(weights) in error.value.faults[1] and 'to another split' in error.value.faults[0]
+    assert str(weights) in error.value.faults[-1] and ': would move from ' in error.value.faults[0]
     assert state(layout.root).keys() - before.keys() == {'models/CoarseSN/CoarseSN.pth'}
     rows = split_rows(layout)   # a corrected label, in the splits that there are
     assert rows['mine_00']['class'] == 'nv'
@@ -225,7 +225,14 @@ def test_a_second_run_changes_nothing_another_split_only_before_training(copied,
             for name, row in rows.items())])
     call(monkeypatch, prepare_own, *(word.replace('labels.csv', 'again.csv') for word in words_of(
         mine, layout.root, '--RESIZE_MASKS=True')))
-    now = split_rows(layout)
+    now, written = split_rows(layout), (layout.root / 'split.csv').read_text()
+    for text, fault in ((written + 'gone,nv,Training,gone,no\n', 'gone: is no longer'),   # or has a new name
+                        (written.replace(',', ';'), 'does not say')):
+        (layout.root / 'split.csv').write_text(text)
+        with pytest.raises(InputError, match=fault):
+            call(monkeypatch, prepare_own, *(word.replace('labels.csv', 'again.csv') for word in words_of(
+                mine, layout.root, '--RESIZE_MASKS=True')))
+    (layout.root / 'split.csv').write_text('\ufeff' + written)   # as a spreadsheet saves it
     assert now['mine_00']['class'] == 'bkl'
     assert all(now[name]['split'] == row['split'] for name, row in rows.items())
     weights.unlink()

@@ -12,11 +12,12 @@ from dataset.layout import Layout
 from engine import settings
 from engine.errors import InputError
 from experiments import inputs, runner
+from experiments.declarations import Declarations
 from experiments.reproduction import Reproduction
 from experiments.run_store import HERE, RunStore
 from mbdcnn import coarse_masks
 from reproduce_tables import without_data
-from tests.stand_ins import SWEEP, SYSTEM, declare, run_table
+from tests.stand_ins import SWEEP, SYSTEM, VALUES, declare, run_table
 
 NEW = """
 [experiment.focal]
@@ -108,6 +109,9 @@ def test_a_recipe_that_takes_at_most_so_many_images_leaves_nothing_out(tmp_path,
     job = declare(tmp_path, RANDOM).job('coarse')
     store = RunStore(root, 'cpu')
     assert store.values(job)['TRAIN_IMAGES'] == 600 and not store.too_few(job)   # there are 4
+    (tmp_path / 'mine.toml').write_text(RANDOM.replace("'none'", "'none'\nTRAIN_IMAGES = 600"))
+    named = Declarations(tmp_path / 'mine.toml', VALUES, 'cpu').job('coarse')
+    assert store.too_few(named) == 'there are only 4 images'
     train_in_root(root, job, 'cpu')
     assert store.settings(job)['TRAIN_IMAGES'] == 0 and store.folder(job) == HERE
 

@@ -437,6 +437,11 @@ def test_a_run_records_the_length_that_its_steps_were_planned_for(tmp_path):
     assert recorded() == (TOTAL + 1, [{'STEPS': TOTAL}])
     train(tmp_path, total=TOTAL + 1, STEPS=TOTAL + 1)
     assert recorded() == (TOTAL + 1, [{'STEPS': TOTAL}])
+    config = json.loads((tmp_path / 'config.json').read_text())
+    del config['finished']                         # stopped there, on the way to more
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    train(tmp_path, total=2, STEPS=2)              # is enough now: neither of the one length nor of the other
+    assert recorded() == (2, [{'STEPS': TOTAL}, {'STEPS': TOTAL + 1}])
 
 
 def test_without_resume_a_run_starts_anew(tmp_path):
