@@ -500,6 +500,10 @@ def test_other_names_of_folders_and_missing_labels_are_said(tmp_path):
     assert [path.parent.name for path in paths] == ['563_A_weak', '563_B_weak']
     found = data.load_pairs(layout, 'x', source.pairs('Testing'), 16, 32)
     assert found.images.shape == (1, 16, 16, 3) and not found.masks.any()   # 100 is not above 127
+    (tmp_path / 'data/valB').mkdir()   # emptied
+    assert source.held_out_healthy() == source.healthy()
+    images.write_png(tmp_path / 'data/testB/two.png', np.zeros((32, 32, 3), np.uint8))
+    assert [path.name for path in source.held_out_healthy()] == ['two.png']
     assert source.has('Validation') and not data.Source(layout, 'elsewhere').has('Validation')
     with pytest.raises(InputError, match='labels: is not a folder'):
         source.pairs('Validation')
@@ -507,6 +511,7 @@ def test_other_names_of_folders_and_missing_labels_are_said(tmp_path):
     with pytest.raises(InputError, match='(?s)one.nii_95.png: has no mask.*other_segmentation.png: has no p'):
         source.pairs('Validation')
     images.write_png(tmp_path / 'data/563_A_weak/more/one.nii_95.png', np.zeros((32, 32, 3), np.uint8))
+    assert len(source.diseased()) == 2   # a training writes no masks
     with pytest.raises(InputError, match='A_weak/one.nii_95.png: would have the same.*more/one.nii_95.png'):
         source.pairs('Training')
     with pytest.raises(InputError, match='trainA or [*]_A_weak: is missing(.|\n)*--A=diseased'):

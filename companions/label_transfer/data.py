@@ -18,7 +18,7 @@ from engine.samples import Pictures
 
 KINDS = ('skin', 'brain')
 GREY = 127   # masks of the published data have grey edges: lesion is what lies above
-# Folders of the published layout, of one part the first that is there.
+# Folders of the published layout, of one part the first that is there; of 'healthy' the first with a picture.
 PARTS = {'A': ('trainA', '*_A_weak'), 'B': ('trainB', '*_B_weak'), 'Validation': ('val',),
          'Testing': ('testA', 'test'), 'healthy': ('valB', 'testB')}
 SPLITS = ('Training', 'Validation', 'Testing')
@@ -68,17 +68,18 @@ class Source:
 
     def part(self, name):
         """The folder of a part of PARTS, None where there is none."""
+        return next(self._folders(name), None)
+
+    def _folders(self, name):
         for pattern in PARTS[name]:
             for folder in sorted((self.layout.root / self.data).glob(pattern)):
                 if folder.is_dir():
-                    return folder
-        return None
+                    yield folder
 
     def diseased(self):
-        """Paths of the diseased training pictures. Raises InputError naming all that share a name."""
+        """Paths of the diseased training pictures."""
         if self.a or self.data:
             found = pictures_in(self.layout.root / self.a if self.a else self._needed('A'))
-            _refuse_same_names(found)
         else:
             found = [image for image, _ in isic.read_segmentation_list(self.layout, 'Training')]
         return subset(found, self.limit, self.seed)
@@ -94,16 +95,19 @@ class Source:
 
     def held_out_healthy(self):
         """Paths of healthy pictures that are not trained on; those of the training where there are none."""
-        folder = self.part('healthy') if self.data else None
-        return self.healthy() if folder is None else pictures_in(folder)
+        found = map(_pictures, self._folders('healthy') if self.data else ())
+        return next(filter(None, found), None) or self.healthy()
 
     def pairs(self, split):
         """[(name, picture, mask)] of a split; masks are None for Training, which has none to be used.
 
-        Raises InputError naming every file without a partner, or of another size than its partner.
+        Raises InputError naming every file without a partner, or of another size than its partner, and all
+        of Training whose masks would share a name.
         """
         if split == 'Training':
-            return [(path.stem, path, None) for path in self.diseased()]
+            found = self.diseased()
+            _refuse_same_names(found)
+            return [(path.stem, path, None) for path in found]
         if not self.data:
             return pairing.same_sizes([(image.stem, image, mask) for image, mask in
                                        isic.read_segmentation_list(self.layout, split)])
@@ -127,12 +131,16 @@ class Source:
 def pictures_in(folder, remedy=''):
     """Sorted paths of the pictures in a folder and all below it. Raises InputError for none."""
     folder = Path(folder)
-    found = sorted(path for path in folder.rglob('*') if path.suffix.lower() in images.EXTENSIONS
-                   and not path.name.startswith('.'))
+    found = _pictures(folder)
     if not found:
         raise InputError('There are no pictures', [
             f'{folder}: {"holds no picture" if folder.is_dir() else "is missing"}'], remedy)
     return found
+
+
+def _pictures(folder):
+    return sorted(path for path in folder.rglob('*') if path.suffix.lower() in images.EXTENSIONS
+                  and not path.name.startswith('.'))
 
 
 def _refuse_same_names(paths):
