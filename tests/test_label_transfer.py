@@ -604,6 +604,7 @@ def test_healthy_patches_are_skin_alone(tmp_path, no_drawing):
     assert len(after) == 2 and after.items() <= before.items()
     with pytest.raises(InputError, match='5 patches of 8 pictures, 9 are asked for(.|\n)*--COUNT=5'):
         call(prepare_ISIC, at, '--COUNT=9', '--DISEASED=2')
+    (tmp_path / 'extraction.json').write_text('{}')   # of whatever lies beside it
     images.write_png(tmp_path / 'other/mine.png', np.zeros((32, 32, 3), np.uint8))
     with pytest.raises(InputError, match='mine.png(.|\n)*another --OUT'):
         call(make_toy_data, at, f'--OUT={tmp_path / "other"}')
@@ -690,7 +691,7 @@ def test_validation_masks_choose_the_checkpoint(trained_root):
              '--STEPS=12', '--KEEP=2', '--CAM_WEIGHT=5')
 
 
-def test_masks_lie_at_their_own_size_and_say_what_drew_them(trained_root, tmp_path):
+def test_masks_lie_at_their_own_size_and_say_what_drew_them(trained_root, tmp_path, capsys):
     folder = trained_root.root / 'LabelTransfer/masks/Testing'
     source = data.Source(trained_root, 'LabelTransfer/skin')
     names = [name for name, _, _ in source.pairs('Testing')]
@@ -718,6 +719,11 @@ def test_masks_lie_at_their_own_size_and_say_what_drew_them(trained_root, tmp_pa
     call(generate_masks, f'--ROOT={trained_root.root}', '--METHODS=threshold', f'--OUT={tmp_path}')
     assert {path.name for path in (tmp_path / 'threshold').glob('*.png')} == {
         f'{name}_segmentation.png' for name in names}
+    of_other = tmp_path / 'threshold/extraction.json'   # a generator that was trained anew since
+    of_other.write_text(json.dumps(json.loads(of_other.read_text()) | {'weights': 'older'}))
+    assert 'another generator' not in capsys.readouterr().out
+    call(generate_masks, f'--ROOT={trained_root.root}', '--METHODS=watershed', f'--OUT={tmp_path}')
+    assert 'masks of another generator are those in threshold; --METHODS=thr' in capsys.readouterr().out
     with pytest.raises(InputError, match='moon must be of(.|\n)*ALPHA=9'):
         call(generate_masks, f'--ROOT={trained_root.root}', '--METHODS=moon', '--ALPHA=9')
 
@@ -815,6 +821,15 @@ def test_masks_of_another_teacher_or_picture_are_not_learnt(trained_root, tmp_pa
     assert [Path(fault).name for fault in said.value.faults] == [
         f'{second}_segmentation.png: is not as it was drawn of the present picture',
         'new_segmentation.png: is missing']
+    old = tmp_path / 'LabelTransfer/masks/Training'   # as earlier versions recorded them
+    shutil.copytree(trained_root.root / 'LabelTransfer/masks/Training/threshold', old / 'threshold')
+    record = json.loads((old / 'threshold/extraction.json').read_text())
+    (old / 'threshold/extraction.json').unlink()
+    record['made'] = {f'threshold/{name}': entry for name, entry in record['made'].items()}
+    (old / 'extraction.json').write_text(json.dumps(record))
+    masks = train_student.teacher_masks(Layout(tmp_path), teacher.pairs('Training'), 'threshold', 16,
+                                        teacher.fingerprint)
+    assert masks.shape == (6, 16, 16)
 
 
 def test_rows_are_of_the_evaluated_generator_alone(trained_root, tmp_path, capsys):

@@ -26,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from companions.label_transfer import data, maps, trained
-from companions.label_transfer.making import making
+from companions.label_transfer.making import making, recorded
 from dataset.isic import MASK_SUFFIX
 from dataset.layout import Layout
 from engine import cli, hardware, images, settings
@@ -75,7 +75,8 @@ def main():
     of_crf = {method: {'alpha': alpha, 'empty_corners': cfg.EMPTY_CORNERS}
               for method, alpha in alphas.items()}
     with contextlib.ExitStack() as stack:
-        makers = {way: stack.enter_context(making(out / way, drawn_as | of_crf.get(way, {}), layout))
+        makers = {way: stack.enter_context(making(
+            out / way, drawn_as | of_crf.get(way, {}), layout, above=True))
                   for way in dict.fromkeys(('map', *methods))}
         for name, path, _ in tqdm(pairs, desc='cutting maps', unit='picture'):
             places = {way: f'{name}{"" if way == "map" else MASK_SUFFIX}.png' for way in makers}
@@ -96,6 +97,11 @@ def main():
                 makers[way].put(places[way], content, write, pixels)
     words = ', '.join(f'alpha of {method} {alpha}' for method, alpha in alphas.items())
     print(f'{out}: masks of {len(pairs)} pictures, {", ".join(methods)}; {words}'.rstrip('; '))
+    older = [method for method in maps.METHODS if method not in methods and (out / method).is_dir()
+             and recorded(out / method, layout)[0].head.get('weights', '') not in ('', teacher.fingerprint)]
+    if older:
+        print(f'{out}: masks of another generator are those in {", ".join(older)}; '
+              f'--METHODS={",".join(older)} draws them anew')
 
 
 # Below main(), where settings do not look.

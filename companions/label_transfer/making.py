@@ -3,6 +3,7 @@ import contextlib
 
 from dataset import extraction, isic
 from engine import images
+from engine.contents import Contents, Record
 from engine.errors import InputError
 
 
@@ -25,16 +26,16 @@ class Maker:
 
 
 @contextlib.contextmanager
-def making(folder, settings, layout):
+def making(folder, settings, layout, above=False):
     """The Maker of an output folder while this process alone writes there; at the end pictures that were not
     wanted go.
 
     settings : dict; what was made under others is redone
+    above : the folder may be in the record of the one above it, see `recorded`
     Raises InputError for a folder with pictures of another origin, or where another process writes.
     """
     there = [path for path in sorted(folder.rglob('*')) if path.suffix.lower() in images.EXTENSIONS]
-    # Earlier versions kept one record for the masks of all methods, in the folder above.
-    if there and not any((place / isic.RECORD).is_file() for place in (folder, folder.parent)):
+    if there and not any((place / isic.RECORD).is_file() for place in (folder, folder.parent)[:1 + above]):
         raise InputError('A folder holds pictures of another origin', there[:5], 'choose another --OUT')
     with extraction.at_work(folder, settings, layout) as record:
         maker = Maker(record)
@@ -45,3 +46,14 @@ def making(folder, settings, layout):
                 path.unlink()
         for name in record.made.keys() - maker.wanted:
             del record.made[name]
+
+
+def recorded(folder, layout):
+    """The Record of a folder of generate_masks, and what the names of its files begin with there.
+
+    Earlier versions kept one record for the masks of all methods, in the folder above.
+    """
+    contents = Contents(layout.cache)
+    if (folder / isic.RECORD).is_file():
+        return Record(folder / isic.RECORD, contents), ''
+    return Record(folder.parent / isic.RECORD, contents), f'{folder.name}/'

@@ -26,10 +26,10 @@ if __name__ == '__main__':
 import numpy as np
 
 from companions.label_transfer import data, maps, student, trained
+from companions.label_transfer.making import recorded
 from dataset import isic, splits
 from dataset.layout import Layout
 from engine import cli, device_samples, files, hardware, images, settings, trainer
-from engine.contents import Contents, Record
 from engine.errors import InputError
 from engine.run_folder import Run
 from mbdcnn import evaluation, networks, panels, stages
@@ -118,7 +118,7 @@ def teacher_masks(layout, pairs, method, side, weights):
     picture.
     """
     folder = layout.root / 'LabelTransfer' / 'masks' / 'Training' / method
-    record = Record(folder / isic.RECORD, Contents(layout.cache))
+    record, above = recorded(folder, layout)
     paths = [folder / f'{name}{isic.MASK_SUFFIX}.png' for name, _, _ in pairs]
     faults = [f'{folder}: holds no masks by the present teacher']
     if record.head.get('weights') == weights:
@@ -126,7 +126,7 @@ def teacher_masks(layout, pairs, method, side, weights):
         present = record.contents.of_all(paths, 'masks: reading')
         faults = [f'{path}: {"is not as it was drawn of the present picture" if own else "is missing"}'
                   for path, source, own in zip(paths, sources, present, strict=True)
-                  if not record.holds(path.name, source, own)]
+                  if not record.holds(above + path.name, source, own)]
     if faults:
         raise InputError('The teacher has drawn no masks of the training pictures', faults, layout.command(
             '-m companions.label_transfer.generate_masks', '--SPLIT=Training', f'--METHODS={method}'))
