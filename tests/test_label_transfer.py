@@ -832,36 +832,76 @@ def test_masks_of_another_teacher_or_picture_are_not_learnt(trained_root, tmp_pa
     assert masks.shape == (6, 16, 16)
 
 
-def test_rows_are_of_the_evaluated_generator_alone(trained_root, tmp_path, capsys):
-    layout, table = Layout(tmp_path), SimpleNamespace(pairs=[], add=lambda _, chosen: rows.extend(chosen))
+def test_rows_are_of_the_evaluated_generator_alone(trained_root, tmp_path, capsys, monkeypatch):
+    layout, table = Layout(tmp_path), SimpleNamespace(
+        pairs=[('a', None, None)], cutters=lambda *_: [], add=lambda _, chosen: rows.extend(chosen),
+        add_soft=lambda *_: None)
     (tmp_path / 'models').mkdir()
     for name in 'LabelTransferCAM', 'LabelTransferStudent':
         layout.run(name).symlink_to(trained_root.run(name))
     rounds = layout.run('LabelTransferStudentEMA')
     shutil.copytree(trained_root.run(rounds.name), rounds)
     shutil.copytree(rounds / 'round2', rounds / 'round3')   # of three rounds, a training before
-    old, first = (rounds / name / 'config.json' for name in ('round3', 'round1'))
+    old, last, first = (rounds / f'round{number}/config.json' for number in (3, 2, 1))
     old.write_text(old.read_text().replace('"ROUNDS": 2', '"ROUNDS": 3'))
+    begun = first.read_text()
+    first.write_text(begun.replace('"RESUME": true', '"RESUME": false'))   # which may change between rounds
     assert eval_LabelTransfer.last_round(rounds) == rounds / 'round2/EMA.pth'
-    teacher, cfg = trained.load(trained_root, ALONE, 'auto'), SimpleNamespace(AMP='auto', SPLIT='Testing')
-    for fingerprint, wanted in (teacher.fingerprint, 2), ('other', 0):
-        rows = []
+    teacher, cfg = trained.load(trained_root, ALONE, 'auto'), SimpleNamespace(
+        AMP='auto', SPLIT='Testing', WEIGHTS='', METHODS=())
+    stale, own = (layout.results / f'LabelTransferStudent_Testing_masks/{name}_segmentation.png'
+                  for name in ('a', 'mine'))
+    for path in stale, own:
+        images.write_mask(path, np.ones((4, 4)))
+    for fingerprint, weights, wanted in ((teacher.fingerprint, '', 2), ('other', 'B2A.pth', 0),
+                                         ('other', '', 0)):
+        assert stale.is_file()
+        rows, cfg.WEIGHTS = [], weights
         eval_LabelTransfer.add_students(table, layout, replace(teacher, fingerprint=fingerprint), ALONE, cfg)
         assert len(rows) == wanted == 2 - capsys.readouterr().out.count('learnt from another generator')
+    assert own.is_file() and not stale.exists()   # where the generator is the root's
+    for path in first, last:
+        path.write_text(path.read_text().replace('"teacher"', '"else"'))   # of an earlier version
+    eval_LabelTransfer.add_students(table, layout, teacher, ALONE, cfg)
+    assert rows == ['student'] and 'does not say from which generator' in capsys.readouterr().out
+    rows.clear()
     first.write_text(first.read_text().replace('"SEED": 0', '"SEED": 1'))   # begun anew, round 2 is to come
     eval_LabelTransfer.add_students(table, layout, teacher, ALONE, cfg)
-    assert rows == ['student'] and 'are not trained to their end' in capsys.readouterr().out
+    assert rows == ['student'] and 'is not trained to its end' in capsys.readouterr().out
     other = replace(teacher, settings=teacher.settings | {'DATA': 'LabelTransfer/brain'})
     eval_LabelTransfer.add_cam(table, layout, other, None, ALONE, cfg)
     assert rows == ['student'] and 'was trained with another DATA' in capsys.readouterr().out
+    monkeypatch.setattr(validation, 'chosen_threshold', lambda *_: (0.5, 1.0))
+    spelt = {'DATA': str(tmp_path / 'models/../LabelTransfer/skin')}
+    eval_LabelTransfer.add_cam(table, layout, replace(teacher, settings=teacher.settings | spelt), None, ALONE, cfg)
+    assert rows == ['student', 'CAM']   # the same folder, spelt otherwise
+
+
+def student_root(trained_root, folder):
+    """The path of a root with the generator and its masks, and no student."""
+    for part in 'dataset', 'LabelTransfer', 'models/LabelTransfer':
+        (folder / part).parent.mkdir(exist_ok=True)
+        (folder / part).symlink_to(trained_root.root / part)
+    return folder
+
+
+def test_rounds_that_are_begun_anew_leave_none_of_an_earlier_training(
+        trained_root, tmp_path, monkeypatch, no_drawing):
+    options = f'--ROOT={student_root(trained_root, tmp_path)}', *STUDENT, '--EMA=True'
+    rounds = Layout(tmp_path).run('LabelTransferStudentEMA')
+    shutil.copytree(trained_root.run(rounds.name), rounds)
+    with monkeypatch.context() as patch, pytest.raises(trainer.Interrupted):
+        patch.setattr(trainer, '_asked_to_stop', lambda *_: True)
+        call(train_student, *options, '--SEED=1', '--RESUME=False')
+    assert [path.name for path in rounds.iterdir()] == ['round1']
+    call(train_student, *options, '--SEED=1')   # round 2 of the former seed would be refused
+    assert eval_LabelTransfer.last_round(rounds) == rounds / 'round2/EMA.pth'
 
 
 def test_coarse_sn_may_be_the_student(trained_root, tmp_path, monkeypatch, no_figures):
     for module in student, coarse_networks:   # coarse-SN itself takes seconds
         monkeypatch.setattr(module, 'deeplabv3plus', lambda *_, **__: networks.UNet(4))
-    for part in 'dataset', 'LabelTransfer', 'models/LabelTransfer':
-        (tmp_path / part).parent.mkdir(exist_ok=True)
-        (tmp_path / part).symlink_to(trained_root.root / part)
+    student_root(trained_root, tmp_path)
     options = f'--ROOT={tmp_path}', *STUDENT, '--STUDENT=coarse-sn', '--XCEPTION_WEIGHTS=mine.pth'
     with pytest.raises(InputError, match='mine.pth: is missing'):
         call(train_student, *options, '--PRETRAINED=xception')

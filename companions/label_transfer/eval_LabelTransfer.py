@@ -41,7 +41,7 @@ from companions.label_transfer import (
 )
 from dataset.isic import MASK_SUFFIX
 from dataset.layout import Layout
-from engine import checkpoints, cli, files, hardware, images, metrics, scoring, settings
+from engine import checkpoints, cli, files, hardware, images, metrics, run_folder, scoring, settings
 from mbdcnn import stages
 from mbdcnn.inference import segment_files
 from mbdcnn.panels import spread
@@ -154,7 +154,12 @@ def add_cam(table, layout, teacher, held_out, process, cfg):
         print(f'{path}: is missing, so that activation maps have no row')
         return
     of = translator.trained_settings(path)
-    if any(Path(of[name]) != Path(teacher.settings[name]) for name in ('DATA', 'A', 'KIND')):
+
+    def pictures(settings):
+        return settings['KIND'], *(settings[name] and (layout.root / settings[name]).resolve()
+                                   for name in ('DATA', 'A'))   # '' is no path
+
+    if pictures(of) != pictures(teacher.settings):
         print(f'{path}: was trained with another DATA, A or KIND than {teacher.weights}, so that activation '
               'maps have no row')
         return
@@ -173,43 +178,69 @@ def add_cam(table, layout, teacher, held_out, process, cfg):
 def last_round(folder):
     """EMA.pth of the last round of a finished training with EMA, else None. folder : of its rounds
 
-    A training begins with writing its settings to the first round and ends with the last; what lies in other
-    rounds may be left from an earlier one.
+    Each round is begun by the settings of the first, but for what may change; what is of others, earlier
+    versions left of another training.
     """
-    begun_with = checkpoints.read_config(folder / 'round1' / 'EMA.pth').get('settings', {})
-    path = folder / f'round{begun_with.get("ROUNDS")}' / 'EMA.pth'
+    def begun_with(config):
+        kept = {name: value for name, value in config.get('settings', {}).items()
+                if name not in run_folder.MAY_CHANGE}
+        return kept, config.get('inputs', {}).get('teacher')
+
+    first = checkpoints.read_config(folder / 'round1' / 'EMA.pth')
+    path = folder / f'round{first.get("settings", {}).get("ROUNDS")}' / 'EMA.pth'
     last = checkpoints.read_config(path)
-    return path if 'finished' in last and last.get('settings') == begun_with else None
+    return path if 'finished' in last and begun_with(last) == begun_with(first) else None
+
+
+def against(path, teacher):
+    """Why a student, by the path of its weights or None, has no row beside this teacher; '' where it has."""
+    if path is None or not path.is_file():
+        return 'is not trained to its end'
+    of = checkpoints.read_config(path).get('inputs', {}).get('teacher')
+    if of is None:
+        return 'does not say from which generator it learnt (an earlier version; train_student, run again, ' \
+               'records it)'
+    return '' if of == teacher.fingerprint else f'learnt from another generator than {teacher.weights}'
 
 
 def add_students(table, layout, teacher, process, cfg):
     """Rows of the students of this teacher that are trained, and their masks as files."""
-    plain, folder = layout.run('LabelTransferStudent') / 'student.pth', layout.run('LabelTransferStudentEMA')
-    redrawn = last_round(folder)
-    if redrawn is None and folder.is_dir():
-        print(f'{folder}: its rounds are not trained to their end, so that the average has no row')
-    for label, path in ('student', plain), ('student, redrawn by its average', redrawn):
-        if path is None or not path.is_file():
-            continue
-        # Earlier versions did not record the teacher.
-        of = checkpoints.read_config(path).get('inputs', {}).get('teacher', teacher.fingerprint)
-        if of != teacher.fingerprint:
-            print(f'{path}: learnt from another generator than {teacher.weights}, so that it has no row')
+    plain, redrawn = (layout.run(f'LabelTransferStudent{kind}') for kind in ('', 'EMA'))
+    for label, run, path in (('student', plain, plain / 'student.pth'),
+                             ('student, redrawn by its average', redrawn, last_round(redrawn))):
+        folder = layout.results / f'{run.name}_{cfg.SPLIT}_masks'
+        reason = against(path, teacher)
+        if reason:
+            if run.is_dir():
+                print(f'{run}: {reason}, so that it has no row')
+            if not cfg.WEIGHTS:   # else they may be of the generator of this root
+                forget(table.pairs, folder)
             continue
         segmenter = student.load(path, process.device, hardware.choose_precision(cfg.AMP, process.device))
         side = translator.trained_settings(path)['INPUT_SIZE']
-        run = path.relative_to(layout.run('LabelTransfer').parent).parts[0]
         pictures = [picture for _, picture, _ in table.pairs]
         found = segment_files(segmenter, pictures, None, [side], 4, tta=False)
-        table.add(written(table.pairs, found, layout.results / f'{run}_{cfg.SPLIT}_masks', label),
-                  {label: BY_VALIDATION})
+        table.add(written(table.pairs, found, folder, label), {label: BY_VALIDATION})
+
+
+def mask_path(folder, name):
+    return folder / f'{name}{MASK_SUFFIX}.png'
 
 
 def written(pairs, found, folder, label):
     """Write the masks of one picture after another, as `segment_files` finds them; a generator of them."""
     for (name, _, _), masks in zip(pairs, found, strict=True):
-        images.write_mask(folder / f'{name}{MASK_SUFFIX}.png', masks['plain'])
+        images.write_mask(mask_path(folder, name), masks['plain'])
         yield {label: masks['plain']}
+
+
+def forget(pairs, folder):
+    """Remove the masks that `written` wrote in an earlier evaluation: other tables would take them."""
+    stale = [path for path in (mask_path(folder, name) for name, _, _ in pairs) if path.is_file()]
+    for path in stale:
+        path.unlink()
+    if stale:
+        print(f'{folder}: {len(stale)} masks of an earlier evaluation were removed')
 
 
 def add_oracle(table, teacher, process, cfg):

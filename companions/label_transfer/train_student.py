@@ -15,6 +15,7 @@ released program has none. Run it again after an interruption and it goes on whe
 Cost: companions/README.md.
 """
 import hashlib
+import shutil
 import sys
 from pathlib import Path
 
@@ -146,7 +147,19 @@ def train_round(cfg, process, layout, name, teacher, network, average, train, va
               'bn_eps': networks.epsilon(cfg) if cfg.STUDENT == 'coarse-sn' else 0.0}
     kept = tuple(task.networks)
     with Run(layout.run(name), 'LabelTransferStudent', cfg, inputs, start, process, kept) as run:
+        if run.folder.name == 'round1' and not cfg.RESUME:
+            remove_others(run.folder)
         trainer.fit(task, cfg, run, process, steps, cfg.VALIDATE_EVERY)
+
+
+def remove_others(first):
+    """Remove the rounds that an earlier training left beside the first, a folder, which is begun anew."""
+    for folder in first.parent.glob('round*'):
+        if folder == first or not folder.name.removeprefix('round').isdigit():
+            continue
+        with files.lock(folder / '.lock', InputError('Two runs in one folder', [
+                f'{folder}: another process trains here'], 'wait for it, or train below another --ROOT')):
+            shutil.rmtree(folder)
 
 
 def main():
