@@ -388,6 +388,13 @@ def test_masks_with_grey_values_are_refused_or_cut_where_asked(folders, tmp_path
     call(make_pairs, *options, '--GREY_ABOVE=127', '--PHASE=test')
     assert [path.name for path in sorted((tmp_path / 'pairs/test').glob('*.png'))] == [
         'ISIC_2.png', 'ISIC_3.png', 'other.png']
+    with pytest.raises(InputError, match='ISIC_3.png: is not a binary mask'):
+        call(make_pairs, *options, '--PHASE=test')
+    for path in (folders[0] / 'ISIC_3.png', folders[1] / 'ISIC_3.png'):
+        path.unlink()
+    call(make_pairs, *options, '--PHASE=test')   # ISIC_3 was made with GREY_ABOVE=127
+    assert [path.name for path in sorted((tmp_path / 'pairs/test').glob('*.png'))] == [
+        'ISIC_2.png', 'other.png']
 
 
 def test_a_subset_is_the_one_of_coarse_sn(root):

@@ -7,6 +7,7 @@ import numpy as np
 
 from dataset import extraction, isic, splits
 from engine import cache, files, images
+from engine.contents import Contents, Record
 from engine.errors import InputError
 
 MASK_FILTERS = ('bicubic', 'nearest')
@@ -110,7 +111,11 @@ def write_combined(found, folder, layout, grey_above=0):
             extraction.refuse_changed(source, content, record.contents.of(source))
         record.note(f'{name}.png', ' '.join(contents))
 
+    own = Record(folder / isic.RECORD, Contents(layout.cache)).made
     with extraction.at_work(folder, {'grey_above': grey_above}, layout) as record:
+        for name in own.keys() - record.made.keys():   # of another GREY_ABOVE: not done, but of this script
+            record.made[name] = '', ''
+        record.finish()   # for a call that is killed
         files.for_all(write, found, f'writing {folder}', summary='Pairs that cannot be made',
                       remedy='replace these files; masks with grey values: --GREY_ABOVE=127')
         for name in record.made.keys() - {f'{name}.png' for name, *_ in found}:
