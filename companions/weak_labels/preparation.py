@@ -124,9 +124,9 @@ def run(layout, data, cfg, units, drawn=False, truth='', index_files=''):
     units : list of Unit; drawn : whether a program drew the pictures; truth : what the true masks are, where
         nobody drew them; index_files : see lesions.by_files, '' where splits are drawn or known
     Raises InputError with every unit that cannot be used; the others are done then. Likewise where the drawn
-    splits leave one empty.
+    splits leave nothing to train or to validate on.
     """
-    folder = lesions.folder(layout, data)
+    folder, table = lesions.folder(layout, data), lesions.table(layout, data)
     if data in ('', '.', '..') or '/' in data:
         raise InputError(f'DATA={data!r}: must be a folder\'s name')
     given = json.loads(json.dumps(vars(cfg)))
@@ -135,12 +135,12 @@ def run(layout, data, cfg, units, drawn=False, truth='', index_files=''):
     def work(unit):
         found, content = _held(record, unit)
         if found is None:
+            table.unlink(missing_ok=True)   # until all is done
             found = _write(record, unit, content)
             return found, len(found)
         return found, 0
 
     with extraction.at_work(folder, settings, layout) as record:
-        lesions.table(layout, data).unlink(missing_ok=True)   # until all is done
         made = files.for_all(work, units, f'preparing {data}', cfg.NUM_WORKERS,
                              remedy='replace or remove these files')
         rows = [row for found, _ in made for row in found if 'why' not in row]
@@ -151,6 +151,7 @@ def run(layout, data, cfg, units, drawn=False, truth='', index_files=''):
             raise InputError(f'{data} cannot be prepared',
                              [f'{name}: is there twice' for name in twice] or ['no lesion is left'])
         _split(rows, cfg, index_files)
+        table.unlink(missing_ok=True)
         extraction.print_lines('left out', [f'{row["name"]}: {row["why"]}' for row in left_out])
         lesions.write_facts(layout, data, {
             'side': cfg.PATCH_SIZE, 'drawn': drawn, 'truth': truth, 'settings': vars(cfg),
@@ -222,14 +223,17 @@ def _split(rows, cfg, index_files):
         row['split'] = split
     empty = [split for split in SPLITS if split not in splits]
     if empty and not index_files:   # those are said by the user
-        ways, groups = ['prepare more'], len({row['group'] for row in rows})
-        if cfg.SPLIT == 'group' and set(lesions.at_random(len(rows), cfg.SEED)) == set(SPLITS):
+        groups = len({row['group'] for row in rows})
+        fault = f'SPLIT={cfg.SPLIT}: {len(rows)} lesions of {groups} groups leave none for {", ".join(empty)}'
+        if empty == [SPLITS[2]]:   # a network is trained without it
+            print(fault)
+            return
+        ways = ['prepare more']
+        if cfg.SPLIT == 'group' and {*SPLITS[:2]} <= {*lesions.at_random(len(rows), cfg.SEED)}:
             ways.append('--SPLIT=random, which tears groups apart')
         if 'DIAMETERS' in vars(cfg):
             ways.append('name the splits in a column of the csv of --DIAMETERS')
-        raise InputError('Too few groups for three splits', [
-            f'SPLIT={cfg.SPLIT}: {len(rows)} lesions of {groups} groups leave none for {", ".join(empty)}'],
-            ', or '.join(ways))
+        raise InputError('Too few groups to be split', [fault], ', or '.join(ways))
 
 
 def panel(layout, data, rows):
