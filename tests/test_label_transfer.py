@@ -872,8 +872,8 @@ def test_rows_are_of_the_evaluated_generator_alone(trained_root, tmp_path, capsy
     eval_LabelTransfer.add_cam(table, layout, other, None, ALONE, cfg)
     assert rows == ['student'] and 'was trained with another DATA' in capsys.readouterr().out
     monkeypatch.setattr(validation, 'chosen_threshold', lambda *_: (0.5, 1.0))
-    spelt = {'DATA': str(tmp_path / 'models/../LabelTransfer/skin')}
-    eval_LabelTransfer.add_cam(table, layout, replace(teacher, settings=teacher.settings | spelt), None, ALONE, cfg)
+    spelt = teacher.settings | {'DATA': str(tmp_path / 'models/../LabelTransfer/skin')}
+    eval_LabelTransfer.add_cam(table, layout, replace(teacher, settings=spelt), None, ALONE, cfg)
     assert rows == ['student', 'CAM']   # the same folder, spelt otherwise
 
 

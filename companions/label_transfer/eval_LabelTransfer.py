@@ -5,7 +5,8 @@ Reads   models/LabelTransfer/ (train_LabelTransfer), the split's pictures and ma
 Writes  results/LabelTransfer_<split>.csv   scores of each picture, method by method
         results/LabelTransfer_<split>.json  means with 95 % intervals, and what was chosen on which pictures
         results/LabelTransfer_<split>_panel.png  real, heat map, fake, mask, composite, recon, outlines
-        results/LabelTransferStudent*_<split>_masks/  the students' masks at the pictures' own size
+        results/LabelTransferStudent*_<split>_masks/  the students' masks at the pictures' own size; without
+        WEIGHTS those of a student that has no row, as one of an earlier generator, are removed
 
     python -m companions.label_transfer.eval_LabelTransfer --SPLIT=Testing
 
