@@ -199,8 +199,7 @@ def against(path, teacher):
         return 'is not trained to its end'
     of = checkpoints.read_config(path).get('inputs', {}).get('teacher')
     if of is None:
-        return 'does not say from which generator it learnt (an earlier version; train_student, run again, ' \
-               'records it)'
+        return 'does not say from which generator it learnt, but will when train_student has run again'
     return '' if of == teacher.fingerprint else f'learnt from another generator than {teacher.weights}'
 
 

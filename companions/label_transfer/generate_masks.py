@@ -75,9 +75,9 @@ def main():
     of_crf = {method: {'alpha': alpha, 'empty_corners': cfg.EMPTY_CORNERS}
               for method, alpha in alphas.items()}
     with contextlib.ExitStack() as stack:
-        makers = {way: stack.enter_context(making(
-            out / way, drawn_as | of_crf.get(way, {}), layout, above=True))
-                  for way in dict.fromkeys(('map', *methods))}
+        makers = {
+            way: stack.enter_context(making(out / way, drawn_as | of_crf.get(way, {}), layout, above=True))
+            for way in dict.fromkeys(('map', *methods))}
         for name, path, _ in tqdm(pairs, desc='cutting maps', unit='picture'):
             places = {way: f'{name}{"" if way == "map" else MASK_SUFFIX}.png' for way in makers}
             content = makers['map'].record.contents.of(path)

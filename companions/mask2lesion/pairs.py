@@ -111,7 +111,8 @@ def write_combined(found, folder, layout, grey_above=0):
             extraction.refuse_changed(source, content, record.contents.of(source))
         record.note(f'{name}.png', ' '.join(contents))
 
-    own = Record(folder / isic.RECORD, Contents(layout.cache)).made
+    before = Record(folder / isic.RECORD, Contents(layout.cache))
+    own = before.made if 'grey_above' in before.head else {}   # else of another script
     with extraction.at_work(folder, {'grey_above': grey_above}, layout) as record:
         for name in own.keys() - record.made.keys():   # of another GREY_ABOVE: not done, but of this script
             record.made[name] = '', ''
