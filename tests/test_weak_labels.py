@@ -667,11 +667,11 @@ def test_any_folder_with_diameters(tmp_path):
         images.write_png(pictures / f'p{number}.png', np.full((60, 80), 40 * number, np.uint8))   # grey
     lines = [f'p{number}.png,20,30,60,30,40,20,40,40,patient{min(number, 2)},' for number in range(4)]
     table, header = tmp_path / 'diameters.csv', 'image,x1,y1,x2,y2,x3,y3,x4,y4,group,split'
-    table.write_text('\n'.join([header, *lines]))
+    table.write_text('\n'.join([header, *(line[:-2] + '0,' for line in lines)]))   # of one patient
     options = [f'--ROOT={tmp_path}', f'--IMAGES={pictures}', f'--DIAMETERS={table}', '--DATA=ct',
                '--PATCH_SIZE=40']
-    with pytest.raises(InputError, match='4 lesions of 3 groups leave none for .*Testing(.|\n)*: prepare '
-                                         'more, or name the splits in a column of the csv of --DIAMETERS$'):
+    with pytest.raises(InputError, match='4 lesions of 1 groups leave none for .*Validation(.|\n)*: prepare '
+                       'more, or (.*, or )?name the splits in a column of the csv of --DIAMETERS$'):
         call(prepare_folder, *options)
     lines = [line + split for line, split in zip(lines, (*SPLITS, 'Testing'), strict=True)]
     table.write_text('\n'.join([header, *lines]))
