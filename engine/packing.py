@@ -1,11 +1,14 @@
 """Network parameters in few bits: safetensors files that a repository can carry.
 
-The weights of large convolutions become whole numbers of 5 or 8 bits with a scale for each output channel,
-other parameters bfloat16, running statistics and counters stay as they are. A convolution of few bits whose
-error would exceed a tolerance keeps 8: one that started as the identity has a diagonal of ones beside
-values of a hundredth, which 5 bits round to zero.
+The weights of large convolutions become whole numbers of 2 to 8 bits with a scale for each output channel,
+other parameters bfloat16, running statistics and counters stay as they are. Each convolution has as few bits
+as keep its error within a tolerance: one that started as the identity has a diagonal of ones beside values of
+a hundredth and needs more than others. Of a network that was trained on from another, whose file lies beside,
+what is packed is the difference, which is small and needs few.
 """
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,26 +19,33 @@ from engine import files
 
 SUFFIX = '.safetensors'
 LARGE = 4096                          # weights of a convolution from which it is packed
+BITS = range(2, 9)                    # of a weight
 CLIPPED = np.linspace(0.4, 1, 13)     # parts of a channel's largest weight that are tried as its range
 
 
-def pack(state, few=5, many=8, tolerance=0.08):
-    """What a file holds of network parameters: ({name: tensor}, {name: {'bits', 'shape'}} of those packed).
+def pack(state, tolerance, base=None):
+    """What a file holds of network parameters: ({name: tensor}, {name: {'bits', 'shape', 'from_base'}} of
+    those packed).
 
-    state : {name: tensor}; few, many : bits of a weight, 2 to 8
-    tolerance : relative error (root of the summed squares) of a convolution above which it gets `many`
+    state : {name: tensor}
+    tolerance : relative error (root of the summed squares) of a convolution that is allowed, unless 8 bits
+        have a larger one
+    base : {name: tensor} of a network that this one was trained on from
     """
     tensors, packed = {}, {}
     for name, tensor in state.items():
         if tensor.ndim == 4 and tensor.shape[1] > 1 and tensor.numel() >= LARGE:
-            for bits in (few, many):
-                numbers, scale = quantize(tensor, bits)
-                error = (numbers * scale - tensor.flatten(1)).norm() / tensor.norm().clamp_min(1e-30)
+            below = (base or {}).get(name)
+            from_base = below is not None and below.shape == tensor.shape
+            rest = tensor - below if from_base else tensor
+            for bits in BITS:
+                numbers, scale = quantize(rest, bits)
+                error = (numbers * scale - rest.flatten(1)).norm() / tensor.norm().clamp_min(1e-30)
                 if error <= tolerance:
                     break
             tensors[name] = _to_bits(numbers + 2 ** (bits - 1), bits)
             tensors[f'{name}.scale'] = scale[:, 0].clone()
-            packed[name] = {'bits': bits, 'shape': list(tensor.shape)}
+            packed[name] = {'bits': bits, 'shape': list(tensor.shape), 'from_base': from_base}
         else:   # a variance of 1e-7 matters beside an epsilon of 1e-5, and rounding it to 8 bits would show
             brief = tensor.is_floating_point() and 'running_' not in name
             tensors[name] = (tensor.bfloat16() if brief else tensor).contiguous()
@@ -58,7 +68,7 @@ def quantize(weight, bits):
     return kept, scale
 
 
-def unpack(tensors, packed):
+def unpack(tensors, packed, base=None):
     """The float32 parameters (and counters) of what `pack` gave. Raises ValueError for what does not fit."""
     state = {}
     for name, tensor in tensors.items():
@@ -67,15 +77,22 @@ def unpack(tensors, packed):
             scale = tensors[f'{name}.scale']
             numbers = _from_bits(tensor, bits, int(np.prod(shape))).float() - 2 ** (bits - 1)
             state[name] = (numbers.view(shape[0], -1) * scale[:, None]).view(shape)
+            if packed[name].get('from_base'):
+                state[name] += base[name]
         elif name.removesuffix('.scale') not in packed:
             state[name] = tensor.float() if tensor.is_floating_point() else tensor
     return state
 
 
-def write(state, path, **how):
-    """Pack parameters into a .safetensors file; how : as of `pack`."""
-    tensors, packed = pack(state, **how)
-    files.write_bytes(path, save(tensors, {'packed': json.dumps(packed)}))
+def write(state, path, tolerance, base=None):
+    """Pack parameters into a .safetensors file; see `pack`.
+
+    base : path of the file of the network that this one was trained on from; it is needed to read this one
+    """
+    tensors, packed = pack(state, tolerance, base and read(base))
+    beside = base and {'file': Path(os.path.relpath(base, path.parent)).as_posix(),
+                       'fingerprint': files.fingerprint(base)}
+    files.write_bytes(path, save(tensors, {'packed': json.dumps(packed), 'base': json.dumps(beside or {})}))
 
 
 def write_half(state, path):
@@ -86,11 +103,20 @@ def write_half(state, path):
 
 
 def read(path):
-    """{name: tensor} of a .safetensors file, packed or not. Raises ValueError for a damaged one, OSError."""
+    """{name: tensor} of a .safetensors file, packed or not.
+
+    Raises ValueError for a damaged one, or where the file that it is the difference from is another now;
+    OSError.
+    """
     try:
         with safe_open(path, 'pt') as file:
-            packed = files.json_object((file.metadata() or {}).get('packed', '{}'))
-            return unpack({name: file.get_tensor(name) for name in file.keys()}, packed)   # noqa: SIM118
+            packed, base = (files.json_object((file.metadata() or {}).get(part, '{}'))
+                            for part in ('packed', 'base'))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}   # noqa: SIM118
+        below = Path(path).parent / base['file'] if base else None
+        if base and not (below.is_file() and files.fingerprint(below) == base['fingerprint']):
+            raise ValueError(f'holds the difference from {base["file"]}, which is missing or another now')
+        return unpack(tensors, packed, base and read(below))
     except (SafetensorError, LookupError, TypeError, RuntimeError) as error:
         raise ValueError(f'is no weight file, or damaged: {error}') from None
 

@@ -36,28 +36,25 @@ ABOUT = ''                 # who trained them, on what: said whenever they are u
 FORM = 'packed'            # packed, or fp16
 
 # --- FORM=packed
-BITS = 5                   # of a weight in large convolutions, 2 to 8
-MORE_BITS = 8              # where those would err too much
-TOLERANCE = 0.08           # relative error of a convolution that is too much
+TOLERANCE = 0.04           # relative error of a convolution; each has as few bits as keep it, 2 to 8
 
 
 def main():
-    cfg = settings.resolve(globals(), choices={'FORM': ('packed', 'fp16'), 'BITS': range(2, 9),
-                                               'MORE_BITS': range(2, 9)}, positive=('TOLERANCE',))
+    cfg = settings.resolve(globals(), choices={'FORM': ('packed', 'fp16')}, positive=('TOLERANCE',))
     layout, out = Layout(cfg.ROOT), Layout('.')
     out.models = Path(cfg.OUT)
     if out.models.resolve() == layout.models.resolve():
         raise InputError('OUT is the folder that is read', [cfg.OUT], 'choose another --OUT')
     MBDCNN.load(layout.models, device='cpu', precision='fp32')   # complete, and trained on each other
-    renamed = {}
+    renamed, targets = {}, {name: out.run(name) / f'{name}{packing.SUFFIX}' for name in NETWORKS}
     for name in tqdm(NETWORKS, desc='packing', unit='network'):
-        source, target = layout.weights(name), out.run(name) / f'{name}{packing.SUFFIX}'
+        source, target = layout.weights(name), targets[name]
         state = checkpoints.load_state(source, layout.command(f'train_{name}.py'))
         target.parent.mkdir(parents=True, exist_ok=True)
         if cfg.FORM == 'fp16':
             packing.write_half(state, target)
         else:
-            packing.write(state, target, few=cfg.BITS, many=cfg.MORE_BITS, tolerance=cfg.TOLERANCE)
+            packing.write(state, target, cfg.TOLERANCE, targets.get(BASES.get(name)))
         renamed[files.fingerprint(source)] = files.fingerprint(target)
     for name in NETWORKS:
         config = checkpoints.read_config(layout.weights(name))
@@ -76,6 +73,10 @@ def main():
     MBDCNN.load(out.models, device='cpu', precision='fp32')
     for path in written:
         print(f'{path}: {path.stat().st_size / 1e6:.1f} MB')
+
+
+# Below main(), where settings do not look.
+BASES = {'EnhancedSN': 'CoarseSN'}   # {network: the one that it was trained on from}
 
 
 if __name__ == '__main__':

@@ -29,18 +29,40 @@ def state():
 
 def test_what_a_file_gives_back(tmp_path):
     before, path = state(), tmp_path / 'w.safetensors'
-    packing.write(before, path, few=5, many=8, tolerance=0.08)
+    packing.write(before, path, tolerance=0.08)
     after = checkpoints.load_state(path, '')
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before if name.startswith('norm.')
                and name != 'norm.bias')
-    for name, limit in {'plain.weight': 0.08, 'diagonal.weight': 0.03, 'depthwise.weight': 0.003,
+    for name, limit in {'plain.weight': 0.08, 'diagonal.weight': 0.08, 'depthwise.weight': 0.003,
                         'norm.bias': 0.004}.items():
         errors = (after[name] - before[name]).flatten(1 if name == 'plain.weight' else 0).norm(dim=-1)
         norms = before[name].flatten(1 if name == 'plain.weight' else 0).norm(dim=-1)
         assert (errors / norms).max() < limit * 1.1   # of every channel, whatever its scale
-    bits = {name: one['bits'] for name, one in packing.pack(before)[1].items()}
-    assert bits == {'plain.weight': 5, 'diagonal.weight': 8}   # ones beside thousandths need more
+    bits = {name: one['bits'] for name, one in packing.pack(before, 0.08)[1].items()}
+    assert bits['plain.weight'] == 5 < bits['diagonal.weight']   # ones beside hundredths need more
+    assert all(one['bits'] == 8 for one in packing.pack(before, 1e-9)[1].values())   # and no more than these
+
+
+def test_a_network_that_was_trained_on_is_packed_as_the_difference(tmp_path):
+    first, path = state(), {name: tmp_path / f'{name}.safetensors' for name in ('first', 'second')}
+    second = {name: tensor * 1.01 if tensor.is_floating_point() else tensor for name, tensor in first.items()}
+    second['plain.weight'] = torch.randn(64, 33, 3, 3)   # one that has another shape there
+    packing.write(first, path['first'], 0.04)
+    packing.write(second, path['second'], 0.04, path['first'])
+    after = checkpoints.load_state(path['second'], '')
+    for name in ('plain.weight', 'diagonal.weight'):
+        assert (after[name] - second[name]).norm() < 0.04 * second[name].norm()
+    bits, alone = ({name: one['bits'] for name, one in packing.pack(second, 0.04, base)[1].items()}
+                   for base in (packing.read(path['first']), None))
+    assert bits['plain.weight'] == alone['plain.weight']
+    assert bits['diagonal.weight'] < alone['diagonal.weight'] - 2
+    packing.write(second, path['first'], 0.04)           # another network in its place
+    with pytest.raises(InputError, match=r'second\.safetensors: .* from first\.safetensors, which'):
+        checkpoints.load_state(path['second'], '')
+    path['first'].unlink()
+    with pytest.raises(InputError, match=r'second\.safetensors: .* which is missing'):
+        checkpoints.load_state(path['second'], '')
 
 
 def test_half_precision_files(tmp_path):
@@ -54,7 +76,7 @@ def test_half_precision_files(tmp_path):
 
 def test_a_damaged_file_is_named(tmp_path):
     path = tmp_path / 'w.safetensors'
-    packing.write(state(), path)
+    packing.write(state(), path, 0.08)
     whole = path.read_bytes()
     declared = json.dumps({'plain.weight': {'bits': 5, 'shape': [9, 9]}})
     from safetensors.torch import save_file
