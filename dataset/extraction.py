@@ -5,6 +5,7 @@ run therefore redoes what is missing or was changed, what has another source, an
 differ; a kill at any moment costs the files in work.
 """
 import contextlib
+import json
 import os
 
 from dataset import crops, isic
@@ -192,6 +193,7 @@ def at_work(folder, settings, layout):
             f'{folder}: another process writes there'], 'wait for it, then run the same command again')):
         files.remove_abandoned(folder, age=0)
         record = Record(folder / isic.RECORD, Contents(layout.cache))
+        settings = json.loads(json.dumps(settings))   # tuples as the record has them
         record.begin(settings, record.head == settings)
         try:
             yield record

@@ -1,4 +1,4 @@
-"""The networks that come with the repository, models/isic2017/: whole, small, documented, and of use at once."""
+"""The networks that come with the repository, models/isic2017/: whole, small, documented, of use at once."""
 import hashlib
 import json
 

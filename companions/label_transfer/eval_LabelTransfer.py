@@ -40,10 +40,9 @@ from companions.label_transfer import (
     translator,
     validation,
 )
-from dataset.isic import MASK_SUFFIX
 from dataset.layout import Layout
 from engine import checkpoints, cli, files, hardware, images, metrics, run_folder, scoring, settings
-from mbdcnn import stages
+from mbdcnn import evaluation, stages
 from mbdcnn.inference import segment_files
 from mbdcnn.panels import spread
 
@@ -223,20 +222,20 @@ def add_students(table, layout, teacher, process, cfg):
         table.add(written(table.pairs, found, folder, label), {label: BY_VALIDATION})
 
 
-def mask_path(folder, name):
-    return folder / f'{name}{MASK_SUFFIX}.png'
+def paths_of(pairs, folder):
+    return evaluation.predicted_paths(folder, [name for name, _, _ in pairs])
 
 
 def written(pairs, found, folder, label):
     """Write the masks of one picture after another, as `segment_files` finds them; a generator of them."""
-    for (name, _, _), masks in zip(pairs, found, strict=True):
-        images.write_mask(mask_path(folder, name), masks['plain'])
+    for path, masks in zip(paths_of(pairs, folder), found, strict=True):
+        images.write_mask(path, masks['plain'])
         yield {label: masks['plain']}
 
 
 def forget(pairs, folder):
     """Remove the masks that `written` wrote in an earlier evaluation: other tables would take them."""
-    stale = [path for path in (mask_path(folder, name) for name, _, _ in pairs) if path.is_file()]
+    stale = [path for path in paths_of(pairs, folder) if path.is_file()]
     for path in stale:
         path.unlink()
     if stale:

@@ -94,8 +94,7 @@ def main():
     cases, out = volumes.find_cases(cfg.IN), Path(cfg.OUT or layout.root / 'LabelTransfer' / 'BraTS')
     parts = parts_of(list(cases), cfg)
     cut_as = {'version': VERSION, 'kind': 'brain', **{
-        name: list(value) if isinstance(value, tuple) else value   # as the record's json has it
-        for name, value in vars(cfg).items() if name not in ('ROOT', 'RECIPE', 'IN', 'OUT')}}
+        name: value for name, value in vars(cfg).items() if name not in ('ROOT', 'RECIPE', 'IN', 'OUT')}}
     with making(out, cut_as, layout) as maker:
         found = files.for_all(lambda name: cut(name, cases[name], parts[name], cfg, maker), cases,
                               'cutting slices', summary='BraTS cases cannot be used')

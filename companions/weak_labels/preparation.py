@@ -129,8 +129,8 @@ def run(layout, data, cfg, units, drawn=False, truth='', index_files=''):
     folder, table = lesions.folder(layout, data), lesions.table(layout, data)
     if data in ('', '.', '..') or '/' in data:
         raise InputError(f'DATA={data!r}: must be a folder\'s name')
-    given = json.loads(json.dumps(vars(cfg)))
-    settings = {'version': VERSION} | {name: given[name] for name in given.keys() - NOT_PIXELS}
+    settings = {'version': VERSION} | {name: value for name, value in vars(cfg).items()
+                                       if name not in NOT_PIXELS}
 
     def work(unit):
         found, content = _held(record, unit)
