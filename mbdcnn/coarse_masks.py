@@ -93,7 +93,8 @@ def require(layout, folders, networks=()):
     weights = layout.weights('CoarseSN')
     if not weights.is_file():
         raise InputError('Coarse masks cannot be checked', [f'{weights}: is missing'],
-                         layout.command('train_CoarseSN.py'))
+                         f'{layout.command("train_CoarseSN.py")}, or copy the coarse-SN that drew them to '
+                         f'{weights.parent}/')
     present, made, faults, drawn = files.fingerprint(weights), {}, [], {}
     for folder in folders:
         record = files.read_json(folder / RECORD, 'facts', 'settings')

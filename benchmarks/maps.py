@@ -1,0 +1,207 @@
+"""What do mask-CN's maps know of the lesion that coarse-SN does not? Pixel by pixel, on a split with masks.
+
+Reads   lists, pictures, masks and Coarse_masks/ of SPLIT; models/CoarseSN/ and models/MaskCN/
+Writes  results/maps_<SPLIT>.md and .json
+
+    python benchmarks/maps.py --ROOT=run
+
+Each picture is seen once, at mask-CN's side: coarse-SN's logit, and the map of the class that mask-CN
+decides for, as enhanced-SN reads it. How well does each order the pixels (AUC, mean of the pictures),
+beside a spot in the middle that knows nothing of the picture? Does a logistic regression on both draw a
+better mask than one on the logit alone? It is fitted to the truth of four fifths of the very pictures, so
+that it may do more than enhanced-SN can. And when the lesion moves, does the map? 75 s for 150 pictures of
+192 px on two cores.
+"""
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __name__ == '__main__':
+    from engine import cli
+    cli.end_on_ctrl_c()   # in the imports, too, which take seconds
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from tabulate import tabulate
+from torch.nn.functional import avg_pool2d, interpolate
+from tqdm import tqdm
+
+from dataset import splits
+from dataset.layout import Layout
+from engine import cli, files, hardware, metrics, settings
+from mbdcnn import networks, stages, transfer
+from mbdcnn.inference import place
+
+# --- What
+ROOT = '.'                # folder that holds dataset/, Coarse_masks/, models/ and results/
+RECIPE = 'default'        # table of recipes/<RECIPE>.toml that replaces constants below
+SPLIT = 'Validation'      # Training, Validation or Testing
+LIMIT = 0                 # pictures, a subset chosen by SEED; 0 = all
+SEED = 0
+
+# --- Machine
+BATCH_SIZE = 8            # pictures at a time; memory and speed only
+DEVICE = 'auto'           # auto (cuda, else mps, else cpu), cuda, mps or cpu
+AMP = 'auto'              # precision: auto (bf16, else fp16 on GPUs), bf16, fp16, fp32
+DETERMINISTIC = False     # bit-reproducible algorithms also on GPUs, slower
+
+
+def main():
+    cfg = settings.resolve(globals(), positive=('BATCH_SIZE',), choices=stages.MACHINE_CHOICES | {
+        'SPLIT': ('Training', 'Validation', 'Testing')})
+    process = hardware.start(cfg, alone=True)
+    layout = networks.or_published(Layout(cfg.ROOT))
+    uses_masks = 'coarse_masks' in transfer.require(
+        layout, 'e-layer', [layout.coarse_for_segmentation(cfg.SPLIT)], ('MaskCN',))
+    side = networks.trained_settings(layout.weights('MaskCN'), INPUT_SIZE=224)['INPUT_SIZE']
+    data = splits.segmentation(layout, cfg.SPLIT, side, uses_masks, limit=cfg.LIMIT, seed=cfg.SEED)
+    classifier = networks.load_classifier(layout, process.device, cfg.AMP)
+    segmenter = networks.load_segmenter(layout, 'CoarseSN', process.device, cfg.AMP)
+
+    def see(look, name, pictures_by=(0, 0), coarse_by=(0, 0)):
+        """What `look` makes of every picture, (N, S, S), when these are moved; look : as the two below."""
+        def work(batch):
+            pictures, coarse = place(data.images, data.coarse, process.device, batch)
+            return interpolate(look(moved(pictures, *pictures_by), moved(coarse, *coarse_by))[:, None],
+                               (side, side), mode='bilinear')[:, 0].cpu()
+
+        batches = [batch.tolist() for batch in torch.arange(len(data.images)).split(cfg.BATCH_SIZE)]
+        seen = hardware.on_each_core(work, batches, process.device)
+        return torch.cat(list(tqdm(seen, name, len(batches), unit='batch'))).numpy()
+
+    def lesion(pictures, _):
+        return segmenter(pictures)
+
+    def activation(pictures, coarse):
+        return classifier(pictures, coarse)[1][:, 0]
+
+    def moves(look, name, still, picture=1, coarse=1):
+        shifted = [see(look, f'{name}, moved', picture * by, coarse * by) for by in steps(side)]
+        return followed(still, shifted)
+
+    truth, logit, cam = np.asarray(data.masks) > 0, see(lesion, 'coarse-SN'), see(activation, 'mask-CN')
+    facts = {'pictures': len(truth), 'side': side} | order(logit, cam, truth) | masks(logit, cam, truth)
+    facts['moves'] = {"coarse-SN's logit": moves(lesion, 'coarse-SN', logit),
+                      'map': moves(activation, 'mask-CN', cam)}
+    if uses_masks:
+        facts['moves'] |= {'map, the picture alone moved': moves(activation, 'mask-CN', cam, coarse=0),
+                           'map, the coarse mask alone moved': moves(activation, 'mask-CN', cam, picture=0)}
+    path = layout.results / f'maps_{cfg.SPLIT}.md'
+    files.write_text(path.with_suffix('.json'), json.dumps(facts, indent=1) + '\n')
+    files.write_text(path, table(facts))
+    print(f'{table(facts)}\nwritten: {path}, {path.with_suffix(".json").name}')
+
+
+# Below main(), where settings.resolve does not look: these are fixed, not settings.
+STRIDE = 16            # px of the input in a cell of mask-CN's map
+FOLDS = 5
+PIXELS = 400           # of a picture, to fit the regression to
+LARGEST = 8.0          # logits beyond are as sure; the regression sees them cut
+MOVED = 1 / 6          # of the side
+
+
+def order(logit, cam, truth):
+    """How each source orders the pixels: {what: AUC}; logit, cam (N, S, S) float, truth (N, S, S) bool."""
+    row, column = np.mgrid[:truth.shape[1], :truth.shape[2]] - (truth.shape[1] - 1) / 2
+    middle, mean, wrong = -np.hypot(row, column), cam.mean(0), (logit > 0) != truth
+    peaks = cam.reshape(len(cam), -1).argmax(1)
+    return {'AUC, coarse-SN': auc(logit, truth), 'AUC, map': auc(cam, truth),
+            'AUC, spot in the middle': auc([middle] * len(truth), truth),
+            "AUC, mean of all pictures' maps": auc([mean] * len(truth), truth),
+            'correlation, map and that mean': likeness(cam, [mean] * len(cam)),
+            "map's peak in the lesion": float(truth.reshape(len(truth), -1)[range(len(truth)), peaks].mean()),
+            'wrong pixels of coarse-SN': float(wrong.mean()),
+            'AUC, map, all wrong pixels together': auc([cam[wrong]], [truth[wrong]])}
+
+
+def auc(scores, truth):
+    """Area under the ROC curve over a picture's pixels, mean of the pictures that have both kinds of them."""
+    areas = [roc_auc_score(mask.ravel(), np.ravel(score))
+             for score, mask in zip(scores, truth, strict=True) if mask.any() and not mask.all()]
+    return float(np.mean(areas)) if areas else float('nan')
+
+
+def masks(logit, cam, truth):
+    """JA of masks: of coarse-SN, and of regressions, each picture by one that was not fitted to it."""
+    certain = np.clip(logit, -LARGEST, LARGEST)
+    share = avg_pool2d(torch.from_numpy(truth).float()[:, None], STRIDE)
+    share = interpolate(share, truth.shape[1:], mode='bilinear')[:, 0].numpy()   # as a map of the truth
+    return {'JA, coarse-SN': jaccard(logit > 0, truth), 'JA, logit': regressed([certain], truth),
+            'JA, logit and map': regressed([certain, cam], truth),
+            "JA, logit and the truth on the map's grid": regressed([certain, share], truth)}
+
+
+def regressed(sources, truth):
+    """JA of a logistic regression on sources (N, S, S) each, cross-validated over the pictures."""
+    sources, fold = np.stack(sources, -1), np.arange(len(truth)) % min(FOLDS, len(truth))
+    rng, found = np.random.default_rng(0), np.empty_like(truth)
+    chosen = rng.integers(0, truth[0].size, (len(truth), PIXELS))
+    flat = sources.reshape(len(truth), -1, sources.shape[-1])
+    for number in range(fold.max() + 1):
+        known, asked = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+        pixels = known[:, None], chosen[known]
+        model = make_pipeline(StandardScaler(), LogisticRegression())
+        model.fit(flat[pixels].reshape(-1, sources.shape[-1]), truth.reshape(len(truth), -1)[pixels].ravel())
+        for picture in asked:
+            found[picture] = model.predict(flat[picture]).reshape(truth[picture].shape)
+    return jaccard(found, truth)
+
+
+def jaccard(found, truth):
+    """Mean JA of masks (N, S, S) bool."""
+    counts = [metrics.confusion(one, mask) for one, mask in zip(found, truth, strict=True)]
+    return float(metrics.segmentation_scores(np.array(counts))[:, metrics.SEGMENTATION.index('JA')].mean())
+
+
+def steps(side):
+    """The four moves, an array of rows (pixels down, pixels right)."""
+    return round(MOVED * side) * np.array([(1, 0), (-1, 0), (0, 1), (0, -1)])
+
+
+def moved(planes, down, right):
+    """Pictures (..., S, S) moved by whole pixels; at the edge the reflection of what is there comes in."""
+    if planes is None:
+        return None
+    rows, columns = (np.pad(np.arange(side), abs(by), 'reflect')[abs(by) - by:][:side]
+                     for side, by in zip(planes.shape[-2:], (down, right), strict=True))
+    return planes[..., rows[:, None], columns]
+
+
+def followed(still, shifted):
+    """Does a plane go with what it shows, when this moves? Three correlations, means over pictures and moves.
+
+    still : (N, S, S), of the pictures as they are; shifted : the same of the moved ones, for each of `steps`
+    Returns [what is found after the move and before, the latter moved along: 1 if it goes with the lesion,
+    after and before as it was: 1 if it stays, before and before moved along: what the other one is then].
+    """
+    along = [moved(still, *by) for by in steps(still.shape[-1])]
+    before = [still] * len(along)
+    return [float(np.mean(list(map(likeness, some, others))))
+            for some, others in ((shifted, along), (shifted, before), (along, before))]
+
+
+def likeness(planes, others):
+    """Mean correlation of planes (N, S, S) with others."""
+    return float(np.mean([np.corrcoef(one.ravel(), other.ravel())[0, 1]
+                          for one, other in zip(planes, others, strict=True)]))
+
+
+def table(facts):
+    """What was found, as Markdown; shares and correlations in percent."""
+    rows = [(name, one if isinstance(one, int) else f'{100 * one:.1f}')
+            for name, one in facts.items() if name != 'moves']
+    moves = [(name, *(f'{100 * one:.1f}' for one in values)) for name, values in facts['moves'].items()]
+    return '\n\n'.join([
+        tabulate(rows, ['', ''], 'github', disable_numparse=True),
+        f'Everything moved by {round(MOVED * facts["side"])} px; correlations:',
+        tabulate(moves, ['', 'with itself moved along', 'with itself as it was', 'between these two'],
+                 'github', disable_numparse=True)]) + '\n'
+
+
+if __name__ == '__main__':
+    cli.launch(main)

@@ -1,0 +1,73 @@
+"""benchmarks/maps.py tells a map that knows the lesion from one that does not."""
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import maps
+from tests.conftest import run_script
+
+SIDE = 48
+
+
+@pytest.fixture
+def truth():
+    """Masks of nine squares, none in the middle: (9, S, S) bool."""
+    found = np.zeros((9, SIDE, SIDE), bool)
+    for number, mask in enumerate(found):
+        row, column = 4 + 8 * (number // 3), 4 + 12 * (number % 3)
+        mask[row:row + 16, column:column + 10] = True
+    return found
+
+
+def test_a_map_of_the_lesion_orders_pixels_and_one_of_the_frame_does_not(truth):
+    spot = np.broadcast_to(-np.hypot(*(np.mgrid[:SIDE, :SIDE] - 23.5)), truth.shape)
+    noise = np.random.default_rng(0).standard_normal(truth.shape)
+    knows, fixed = (maps.order(noise, cam, truth) for cam in (truth.astype(float), spot))
+    assert knows['AUC, map'] == knows["map's peak in the lesion"] == 1
+    assert knows['AUC, map, all wrong pixels together'] == 1
+    assert fixed['AUC, map'] == pytest.approx(fixed['AUC, spot in the middle'])
+    assert fixed['correlation, map and that mean'] == pytest.approx(1)
+    assert knows['correlation, map and that mean'] < .6
+    assert knows['wrong pixels of coarse-SN'] == pytest.approx(.5, abs=.02)
+
+
+def test_the_regression_uses_what_a_source_knows_and_nothing_more(truth):
+    noise = 9 * np.random.default_rng(0).standard_normal(truth.shape)
+    with_truth, with_noise = (maps.masks(noise, cam, truth) for cam in (truth.astype(float), noise[::-1]))
+    assert with_truth['JA, logit and map'] > .99
+    assert with_noise['JA, logit and map'] < .1 and with_truth['JA, logit'] < .1
+    coarse = with_truth["JA, logit and the truth on the map's grid"]   # of 3 x 3 cells
+    assert with_truth['JA, logit'] < coarse < .5
+
+
+def test_moved_pictures_keep_their_content_and_reflect_at_the_edge():
+    picture = torch.arange(2 * 5 * 5).reshape(2, 5, 5)
+    assert torch.equal(maps.moved(picture, 0, 0), picture) and maps.moved(None, 1, 1) is None
+    down, left = maps.moved(picture, 2, 0), maps.moved(picture, 0, -1)
+    assert torch.equal(down[:, 2:], picture[:, :3]) and torch.equal(down[:, 0], picture[:, 2])
+    assert torch.equal(left[:, :, :4], picture[:, :, 1:]) and torch.equal(left[:, :, 4], picture[:, :, 3])
+
+
+def test_what_moves_with_the_lesion_is_told_from_what_stays(truth):
+    """Whatever lies around it: a local function of the picture goes along, one of the frame does not."""
+    pictures = truth + np.random.default_rng(0).random(truth.shape)
+    moved = [maps.moved(pictures, *by) for by in maps.steps(SIDE)]
+    for local in (lambda planes: planes, lambda planes: 5 - planes ** 2):
+        along, stayed, between = maps.followed(local(pictures), [local(planes) for planes in moved])
+        assert along == pytest.approx(1) and stayed == pytest.approx(between) and abs(between) < .5
+    along, stayed, between = maps.followed(pictures, [pictures] * 4)
+    assert stayed == pytest.approx(1) and along == pytest.approx(between) and abs(between) < .5
+
+
+def test_it_measures_trained_networks(sibling):
+    layout = sibling('CoarseSN', 'MaskCN')
+    printed = run_script('benchmarks/maps.py', layout.root, '--DEVICE=cpu')
+    facts = json.loads((layout.results / 'maps_Validation.json').read_text())
+    assert facts['pictures'] == len(layout.segmentation_list('Validation').read_text().splitlines())
+    assert all(0 <= facts[name] <= 1 for name in facts if name.startswith(('AUC', 'JA', 'wrong')))
+    moves = facts['moves']
+    assert len(moves) == 4 and all(-1 <= value <= 1 for values in moves.values() for value in values)
+    assert moves['map'] != moves['map, the picture alone moved'] != moves['map, the coarse mask alone moved']
+    assert (layout.results / 'maps_Validation.md').read_text() in printed
