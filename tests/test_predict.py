@@ -115,12 +115,12 @@ def test_packed_networks_predict_alike(models, model, tmp_path, monkeypatch, cap
     monkeypatch.setattr(packing, 'CLIPPED', [1.0])   # a search is slow, and so are many layers
     monkeypatch.setattr(packing, 'LARGE', 2_000_000)
     monkeypatch.setattr(sys, 'argv', ['pack.py', f'--ROOT={models.parent}', f'--OUT={tmp_path / "packed"}',
-                                      '--ABOUT=of noise', '--TOLERANCE=0.05'])
+                                      '--ABOUT=of noise', '--TOLERANCE=0.07'])
     runpy.run_path('models/pack.py')['main']()
     before = sum(path.stat().st_size for path in models.glob('*/*.pth'))   # in float16
     packed = {path.stem: path for path in (tmp_path / 'packed').glob('*/*.safetensors')}
     assert sorted(packed) == sorted(NETWORKS)
-    assert 0.6 < sum(path.stat().st_size for path in packed.values()) / before < 0.85
+    assert 0.6 < sum(path.stat().st_size for path in packed.values()) / before < 0.8
     beside = tmp_path / 'packed' / 'SHA256SUMS'
     assert {path.stat().st_mode for path in packed.values()} == {beside.stat().st_mode}   # for others to read
     for line in beside.read_text().splitlines():
