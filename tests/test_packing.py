@@ -44,6 +44,16 @@ def test_what_a_file_gives_back(tmp_path):
     assert all(one['bits'] == 8 for one in packing.pack(before, 1e-9)[1].values())   # and no more than these
 
 
+def test_no_input_channel_is_lost(tmp_path):
+    # A map's weights beside an identity, as the E-layer has them: a small error, and the whole map.
+    path, with_map = tmp_path / 'w.safetensors', torch.eye(128, 129)[..., None, None]
+    for size in (1e-4, 0.02):
+        with_map[:, -1] = size * torch.randn(128, 1, 1)
+        packing.write({'e.weight': with_map}, path, tolerance=0.08)
+        after = packing.read(path)['e.weight'][:, -1]
+        assert torch.corrcoef(torch.stack([after.flatten(), with_map[:, -1].flatten()]))[0, 1] > 0.5
+
+
 def test_a_network_that_was_trained_on_is_packed_as_the_difference(tmp_path):
     first, path = state(), {name: tmp_path / f'{name}.safetensors' for name in ('first', 'second')}
     second = {name: tensor * 1.01 if tensor.is_floating_point() else tensor for name, tensor in first.items()}
