@@ -58,8 +58,8 @@ def pack(state, tolerance, base=None):
 
 
 def _loses_an_input(numbers, weight):
-    """True when a convolution reads one of its input channels no more, since all of its weights became 0: those
-    of a map beside an identity do, a small error that takes the whole map away."""
+    """True when a convolution reads one of its input channels no more, since all of its weights became 0:
+    those of a map beside an identity do, a small error that takes the whole map away."""
     kept = numbers.view(weight.shape).ne(0).transpose(0, 1).flatten(1).any(1)
     return bool((weight.ne(0).transpose(0, 1).flatten(1).any(1) & ~kept).any())
 
