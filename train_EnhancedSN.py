@@ -39,7 +39,8 @@ PRETRAINED = 'auto'            # with START=pretrained, as in train_CoarseSN.py;
 VOC_WEIGHTS = 'models/deeplabv3plus_xception_VOC2012_epoch46_all.pth'   # file, see models/README.md
 XCEPTION65_WEIGHTS = 'models/xception65.tf_in1k.pth'                    # file, see models/README.md
 XCEPTION_WEIGHTS = 'models/xception-43020ad28.pth'                      # file, see models/README.md
-E_LAYER_START = 'identity'     # identity: begins as coarse-SN (ours), or random (released)
+E_LAYER_START = 'identity'     # identity: the pyramid passes through it (ours), or random (released)
+E_LAYER_STD = 1.0              # identity: deviation of its weights for the maps, beside ones for the pyramid
 PROXY_THRESHOLD = 0.3          # mdc: part of a map's maximum from which on a pixel counts as lesion
 INITIAL_WEIGHTS = ''           # fine-tune from, as other/models/EnhancedSN/EnhancedSN.pth; '' = coarse-SN
 CAM_RELU = False               # drop the negative evidence from the localisation maps (released: kept)

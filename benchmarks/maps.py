@@ -1,6 +1,7 @@
 """What do mask-CN's maps know of the lesion that coarse-SN does not? Pixel by pixel, on a split with masks.
 
-Reads   lists, pictures, masks and Coarse_masks/ of SPLIT; models/CoarseSN/ and models/MaskCN/
+Reads   lists, pictures, masks and Coarse_masks/ of SPLIT; models/CoarseSN/, models/MaskCN/ and, where it
+        is there, models/EnhancedSN/
 Writes  results/maps_<SPLIT>.md and .json
 
     python benchmarks/maps.py --ROOT=run
@@ -9,9 +10,11 @@ Each picture is seen once, at mask-CN's side: coarse-SN's logit, and the map of 
 decides for, as enhanced-SN reads it. How well does each order the pixels (AUC, mean of the pictures),
 beside a spot in the middle that knows nothing of the picture? Does a logistic regression on both draw a
 better mask than one on the logit alone? It is fitted to the truth of four fifths of the very pictures, so
-that it may do more than enhanced-SN can. And when the lesion moves, does the map? 75 s for 150 pictures of
-192 px on two cores.
+that it may do more than enhanced-SN can. And when the lesion moves, does the map? Does enhanced-SN listen:
+what becomes of its masks when it is given the map of another picture? 75 s for 150 pictures of 192 px on
+two cores, without enhanced-SN.
 """
+import copy
 import json
 import sys
 from pathlib import Path
@@ -62,23 +65,27 @@ def main():
     data = splits.segmentation(layout, cfg.SPLIT, side, uses_masks, limit=cfg.LIMIT, seed=cfg.SEED)
     classifier = networks.load_classifier(layout, process.device, cfg.AMP)
     segmenter = networks.load_segmenter(layout, 'CoarseSN', process.device, cfg.AMP)
+    enhanced = networks.load_segmenter(layout, 'EnhancedSN', process.device, cfg.AMP) \
+        if layout.weights('EnhancedSN').is_file() else None
 
     def see(look, name, pictures_by=(0, 0), coarse_by=(0, 0)):
-        """What `look` makes of every picture, (N, S, S), when these are moved; look : as the two below."""
+        """What `look` makes of every picture, (N, s, s), when these are moved; look : as those below."""
         def work(batch):
             pictures, coarse = place(data.images, data.coarse, process.device, batch)
-            return interpolate(look(moved(pictures, *pictures_by), moved(coarse, *coarse_by))[:, None],
-                               (side, side), mode='bilinear')[:, 0].cpu()
+            return look(moved(pictures, *pictures_by), moved(coarse, *coarse_by), batch).cpu()
 
         batches = [batch.tolist() for batch in torch.arange(len(data.images)).split(cfg.BATCH_SIZE)]
         seen = hardware.on_each_core(work, batches, process.device)
         return torch.cat(list(tqdm(seen, name, len(batches), unit='batch'))).numpy()
 
-    def lesion(pictures, _):
+    def lesion(pictures, *_):
         return segmenter(pictures)
 
-    def activation(pictures, coarse):
+    def cells(pictures, coarse, _):
         return classifier(pictures, coarse)[1][:, 0]
+
+    def activation(*given):
+        return interpolate(cells(*given)[:, None], (side, side), mode='bilinear')[:, 0]
 
     def moves(look, name, still, picture=1, coarse=1):
         shifted = [see(look, f'{name}, moved', picture * by, coarse * by) for by in steps(side)]
@@ -86,6 +93,8 @@ def main():
 
     truth, logit, cam = np.asarray(data.masks) > 0, see(lesion, 'coarse-SN'), see(activation, 'mask-CN')
     facts = {'pictures': len(truth), 'side': side} | order(logit, cam, truth) | masks(logit, cam, truth)
+    if enhanced and enhanced.classifier:
+        facts |= listens(enhanced, see, truth)
     facts['moves'] = {"coarse-SN's logit": moves(lesion, 'coarse-SN', logit),
                       'map': moves(activation, 'mask-CN', cam)}
     if uses_masks:
@@ -103,6 +112,26 @@ FOLDS = 5
 PIXELS = 400           # of a picture, to fit the regression to
 LARGEST = 8.0          # logits beyond are as sure; the regression sees them cut
 MOVED = 1 / 6          # of the side
+
+
+def listens(enhanced, see, truth):
+    """Enhanced-SN with its own maps, with the map of the picture before, and with none: {what: JA or share}.
+
+    enhanced : Segmenter with its mask-CN; see(look, name) : what `look` makes of every picture
+    """
+    def guided(maps):
+        def look(pictures, _, batch):
+            known = copy.copy(enhanced)
+            known.classifier = lambda *_: (None, maps[batch].to(pictures.device))
+            return known(pictures)
+        return look
+
+    own = torch.from_numpy(see(lambda *given: enhanced.classifier(*given[:2])[1][:, 0], "its maps"))[:, None]
+    found = {name: see(guided(maps), f'enhanced-SN, {name}') > 0 for name, maps in {
+        'own maps': own, 'maps of other pictures': own.roll(1, 0), 'no map': torch.zeros_like(own)}.items()}
+    return {f'JA, enhanced-SN, {name}': jaccard(masks, truth) for name, masks in found.items()} | {
+        'pixels that the map of another picture changes':
+            float((found['own maps'] != found['maps of other pictures']).mean())}
 
 
 def order(logit, cam, truth):

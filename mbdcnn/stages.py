@@ -10,7 +10,8 @@ from net.inputs import SCALINGS
 from net.models import STRIDE
 
 # Of runs without record, where that is no file top's.
-BEFORE = {'E_LAYER_START': 'random', 'BN_EPS': 1e-5, 'bn_eps': 1e-5, 'classes': PAPER.record()}
+BEFORE = {'E_LAYER_START': 'random', 'E_LAYER_STD': 0.0, 'BN_EPS': 1e-5, 'bn_eps': 1e-5,
+          'classes': PAPER.record()}
 MACHINE_CHOICES = {'DEVICE': hardware.DEVICES, 'AMP': hardware.PRECISIONS}
 TRAINING_CHOICES = MACHINE_CHOICES | {'PICTURES_ON': ('auto', 'device', 'host'),
                                       'COMPILE': ('off', *hardware.COMPILATIONS)}
@@ -37,7 +38,7 @@ def check_numbers(cfg, process):
     """Raise InputError for numbers that no training can use, or a batch that cannot be shared."""
     check_sides([cfg.INPUT_SIZE])
     least = {'SEED': 0, 'NUM_WORKERS': hardware.WORKERS_AUTO, 'PATIENCE': 0, 'TRAIN_IMAGES': 0,
-             'ROTATION': 0, 'SHEAR': 0, 'RANK_WEIGHT': 0, 'BN_EPS': 0}
+             'ROTATION': 0, 'SHEAR': 0, 'RANK_WEIGHT': 0, 'BN_EPS': 0, 'E_LAYER_STD': 0}
     faults = [f'{name}={getattr(cfg, name)}: must be at least {low}' for name, low in least.items()
               if getattr(cfg, name, low) < low]
     for name, low, high in (('ZOOM', 0.1, 10), ('CENTRE_CROP', 0.05, 1), ('SHIFT', 0, 1)):

@@ -32,15 +32,18 @@ def load_voc(network, state):
     load_parameters(network, state, missing=('cls_conv.',), ignored=('cls_conv.',))
 
 
-def load_coarse_into_enhanced(network, state, inputs=None):
+def load_coarse_into_enhanced(network, state, inputs=None, std=1.0):
     """Initialise enhanced-SN from coarse-SN: everything but the E-layer (section III-C).
 
     inputs : (B, 3, H, W) of training pictures, scaled as the network will see them: with them the
-        E-layer starts as the identity, so that enhanced-SN begins as coarse-SN does; None leaves it as it is
+        pyramid passes the E-layer as through the identity; None leaves the E-layer as it is
+    std : with inputs, standard deviation of the E-layer's weights for the map, beside ones for the pyramid
 
-    The identity holds for evaluation, and up to the choice of the pictures for training, too: the batch
-    norm is set from what enters it in training, batch statistics and dropout included. The map's weights
-    start at zero; their gradient does not, so that they move with the first step.
+    Without a map the identity holds for evaluation, and up to the choice of the pictures for training, too:
+    the batch norm is set from what enters it in training, batch statistics and dropout included. The map
+    then comes on top, a little more or less in each of the 256 channels, which the decoder hardly notices.
+    With std = 0 enhanced-SN begins as coarse-SN exactly, but a few hundred steps do not teach it to use even
+    the true mask as its map (docs/measurements.md).
     """
     load_parameters(network, state, missing=('cam_conv.',))
     if inputs is not None:
@@ -49,6 +52,8 @@ def load_coarse_into_enhanced(network, state, inputs=None):
         nn.init.zeros_(conv.bias)
         rows, columns = (side // STRIDE for side in inputs.shape[2:])
         _calibrate(network, [norm], inputs, inputs.new_zeros(len(inputs), 1, rows, columns))
+        with torch.no_grad():
+            conv.weight[:, -1].normal_(std=std)
 
 
 def load_coarse_decoder(network, state):

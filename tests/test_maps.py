@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import maps
+from mbdcnn.inference import Segmenter
 from tests.conftest import run_script
 
 SIDE = 48
@@ -61,12 +62,46 @@ def test_what_moves_with_the_lesion_is_told_from_what_stays(truth):
     assert stayed == pytest.approx(1) and along == pytest.approx(between) and abs(between) < .5
 
 
-def test_it_measures_trained_networks(sibling):
-    layout = sibling('CoarseSN', 'MaskCN')
+class Adds(torch.nn.Module):
+    """An enhanced-SN whose lesion logit is the map, times `weight`, beside a fixed one: (B, 1, S, S)."""
+
+    def __init__(self, fixed, weight):
+        super().__init__()
+        self.fixed, self.weight = fixed, torch.nn.Parameter(torch.tensor(float(weight)))
+
+    def forward(self, x, cam):
+        return self.fixed + self.weight * torch.nn.functional.interpolate(cam, x.shape[2:], mode='nearest')
+
+
+@pytest.mark.parametrize('weight', [0, 4])
+def test_an_enhanced_network_that_listens_is_told_from_one_that_does_not(truth, weight):
+    """Its maps are the truth on a grid of 12 x 12 cells, which the squares fit; its own logit says no."""
+    cells = torch.from_numpy(truth[:, 2::4, 2::4]).float()
+    pictures = torch.arange(9)[:, None, None, None].expand(9, 3, SIDE, SIDE).to(torch.uint8)
+    draw = Segmenter(Adds(-1.0, weight), 'unit', 'fp32',
+                     lambda images, _: (None, cells[images[:, 0, 0, 0].long()][:, None]))
+
+    def see(look, _):
+        return torch.cat([look(pictures[some], None, some) for some in ([0, 1, 2, 3, 4], [5, 6, 7, 8])]).numpy()
+
+    found = maps.listens(draw, see, truth)
+    own, others, none = (found[f'JA, enhanced-SN, {name}']
+                         for name in ('own maps', 'maps of other pictures', 'no map'))
+    changed = found['pixels that the map of another picture changes']
+    if weight:
+        assert none == 0 and others < .4 and own > .7 and changed > .05
+    else:
+        assert none == others == own == changed == 0
+
+
+@pytest.mark.parametrize('networks', [('CoarseSN', 'MaskCN'), ('CoarseSN', 'MaskCN', 'EnhancedSN')])
+def test_it_measures_trained_networks(sibling, networks):
+    layout = sibling(*networks)
     printed = run_script('benchmarks/maps.py', layout.root, '--DEVICE=cpu')
     facts = json.loads((layout.results / 'maps_Validation.json').read_text())
     assert facts['pictures'] == len(layout.segmentation_list('Validation').read_text().splitlines())
     assert all(0 <= facts[name] <= 1 for name in facts if name.startswith(('AUC', 'JA', 'wrong')))
+    assert ('JA, enhanced-SN, own maps' in facts) == ('EnhancedSN' in networks)
     moves = facts['moves']
     assert len(moves) == 4 and all(-1 <= value <= 1 for values in moves.values() for value in values)
     assert moves['map'] != moves['map, the picture alone moved'] != moves['map, the coarse mask alone moved']
