@@ -74,8 +74,8 @@ def mask_for_training(cfg, table=classes.PAPER):
 def enhanced_for_training(cfg, layout, images):
     """A new enhanced-SN that starts from coarse-SN, or as a new coarse-SN does; or from trained weights.
 
-    cfg : INITIAL_WEIGHTS, TRANSFER, START, E_LAYER_START, E_LAYER_STD, INPUT_SIZE, INPUT_SCALING, NUM_CLASSES,
-        DROPOUT, BN_EPS; with START='pretrained' those of coarse_for_training, too
+    cfg : INITIAL_WEIGHTS, TRANSFER, START, E_LAYER_START, E_LAYER_STD, INPUT_SIZE, INPUT_SCALING,
+        NUM_CLASSES, DROPOUT, BN_EPS; with START='pretrained' those of coarse_for_training, too
     images : (N, S, S, 3) uint8 training pictures; the identity's batch norm is set from some
     Returns (network, what it starts from); also prints the latter.
     """

@@ -82,7 +82,7 @@ def test_an_enhanced_network_that_listens_is_told_from_one_that_does_not(truth, 
                      lambda images, _: (None, cells[images[:, 0, 0, 0].long()][:, None]))
 
     def see(look, _):
-        return torch.cat([look(pictures[some], None, some) for some in ([0, 1, 2, 3, 4], [5, 6, 7, 8])]).numpy()
+        return torch.cat([look(pictures[some], None, some) for some in ([*range(5)], [*range(5, 9)])]).numpy()
 
     found = maps.listens(draw, see, truth)
     own, others, none = (found[f'JA, enhanced-SN, {name}']

@@ -29,8 +29,9 @@ ALONE = hardware.Process(0, 1, torch.device('cpu'))
 
 def settings(**changes):
     return SimpleNamespace(**{'INITIAL_WEIGHTS': '', 'TRANSFER': 'e-layer', 'E_LAYER_START': 'identity',
-                              'E_LAYER_STD': 1.0, 'INPUT_SIZE': SIDE, 'INPUT_SCALING': 'unit', 'NUM_CLASSES': 2,
-                              'DROPOUT': True, 'BN_EPS': 0.0, 'START': 'coarse-sn'} | changes)
+                              'E_LAYER_STD': 1.0, 'INPUT_SIZE': SIDE, 'INPUT_SCALING': 'unit',
+                              'NUM_CLASSES': 2, 'DROPOUT': True, 'BN_EPS': 0.0,
+                              'START': 'coarse-sn'} | changes)
 
 
 @pytest.fixture(scope='module')
