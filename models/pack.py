@@ -9,10 +9,12 @@ Writes  OUT/<network>/<network>.safetensors   the weights, in few bits or as flo
     python models/pack.py --FORM=fp16 --OUT=release
 
 predict.py, the Python API, generate_Coarse_mask.py and the evaluation use what lies in models/isic2017/
-where no trained weights lie below their root. Cost: a minute of one CPU core.
+where no trained weights lie below their root. Networks that are packed already, as of a root that trains
+enhanced-SN anew beside the repository's others, are copied as they are. Cost: a minute of one CPU core.
 """
 import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -47,16 +49,20 @@ def main():
         raise InputError('OUT is the folder that is read', [cfg.OUT], 'choose another --OUT')
     MBDCNN.load(layout.models, device='cpu', precision='fp32')   # complete, and trained on each other
     renamed, targets = {}, {name: out.run(name) / f'{name}{packing.SUFFIX}' for name in NETWORKS}
+    new = [name for name in NETWORKS
+           if cfg.FORM == 'fp16' or layout.weights(name).suffix != packing.SUFFIX]
     for name in tqdm(NETWORKS, desc='packing', unit='network'):
         source, target = layout.weights(name), targets[name]
-        state = checkpoints.load_state(source, layout.command(f'train_{name}.py'))
         target.parent.mkdir(parents=True, exist_ok=True)
-        if cfg.FORM == 'fp16':
-            packing.write_half(state, target)
+        if name not in new:   # in few bits once more it would lose twice
+            for file in (source, source.with_name('config.json')):
+                shutil.copyfile(file, target.with_name(file.name))
+        elif cfg.FORM == 'fp16':
+            packing.write_half(load(layout, name), target)
         else:
-            packing.write(state, target, cfg.TOLERANCE, targets.get(BASES.get(name)))
+            packing.write(load(layout, name), target, cfg.TOLERANCE, targets.get(BASES.get(name)))
         renamed[files.fingerprint(source)] = files.fingerprint(target)
-    for name in NETWORKS:
+    for name in new:
         config = checkpoints.read_config(layout.weights(name))
         config.get('versions', {}).pop('host', None)
         config.get('settings', {}).pop('ROOT', None)
@@ -73,6 +79,11 @@ def main():
     MBDCNN.load(out.models, device='cpu', precision='fp32')
     for path in written:
         print(f'{path}: {path.stat().st_size / 1e6:.1f} MB')
+
+
+def load(layout, name):
+    """The parameters of a trained network below a root."""
+    return checkpoints.load_state(layout.weights(name), layout.command(f'train_{name}.py'))
 
 
 # Below main(), where settings do not look.

@@ -138,6 +138,18 @@ def test_packed_networks_predict_alike(models, model, tmp_path, monkeypatch, cap
     networks.or_published(Layout(models.parent))
     assert capsys.readouterr().out == ''   # its own networks come first
 
+    mixed = tmp_path / 'mixed'   # enhanced-SN trained anew beside the packed two
+    (mixed / 'models').mkdir(parents=True)
+    for name in NETWORKS:
+        (mixed / 'models' / name).symlink_to(models / name if name == 'EnhancedSN' else packed[name].parent)
+    monkeypatch.setattr(sys, 'argv', ['pack.py', f'--ROOT={mixed}', f'--OUT={tmp_path / "again"}',
+                                      '--ABOUT=of more noise', '--TOLERANCE=0.07'])
+    runpy.run_path('models/pack.py')['main']()   # two are packed already, and stay as they are
+    for name in ('CoarseSN', 'MaskCN'):
+        for file in (packed[name], packed[name].with_name('config.json')):
+            assert (tmp_path / 'again' / name / file.name).read_bytes() == file.read_bytes()
+    MBDCNN.load(tmp_path / 'again', device='cpu', precision='fp32')
+
     path = packed['EnhancedSN']
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(InputError, match=r'EnhancedSN\.safetensors'):
