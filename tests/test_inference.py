@@ -243,7 +243,8 @@ def test_the_panel_of_an_evaluation_shows_the_map_that_was_used(tmp_path, monkey
         assert {picture.shape[:2] for picture in pictures} == {shape}
         picture, mask = cache.read_rgb_square(paths[number], 32), cache.read_mask_square(coarse[number], 32)
         cam = segmenter.classifier(*place(picture[None], mask[None], CPU))[1][0, 0].numpy()
-        assert np.array_equal(pictures[3], panels.stretched(cam, pictures[0])) and cam.shape == (8, 8)
+        assert cam.shape == (8, 8)   # drawn in a batch: on some CPUs the last bits are others
+        np.testing.assert_allclose(pictures[3], panels.stretched(cam, pictures[0]), atol=1e-5)
         assert pictures[1].max() == 1 and pictures[2].dtype == np.uint8
 
 
