@@ -63,10 +63,11 @@ def main():
         layout, 'e-layer', [layout.coarse_for_segmentation(cfg.SPLIT)], ('MaskCN',))
     side = networks.trained_settings(layout.weights('MaskCN'), INPUT_SIZE=224)['INPUT_SIZE']
     data = splits.segmentation(layout, cfg.SPLIT, side, uses_masks, limit=cfg.LIMIT, seed=cfg.SEED)
-    classifier = networks.load_classifier(layout, process.device, cfg.AMP)
     segmenter = networks.load_segmenter(layout, 'CoarseSN', process.device, cfg.AMP)
     enhanced = networks.load_segmenter(layout, 'EnhancedSN', process.device, cfg.AMP) \
         if layout.weights('EnhancedSN').is_file() else None
+    guided = enhanced is not None and enhanced.classifier is not None
+    classifier = enhanced.classifier if guided else networks.load_classifier(layout, process.device, cfg.AMP)
 
     def see(look, name, pictures_by=(0, 0), coarse_by=(0, 0)):
         """What `look` makes of every picture, (N, s, s), when these are moved; look : as those below."""
@@ -93,8 +94,8 @@ def main():
 
     truth, logit, cam = np.asarray(data.masks) > 0, see(lesion, 'coarse-SN'), see(activation, 'mask-CN')
     facts = {'pictures': len(truth), 'side': side} | order(logit, cam, truth) | masks(logit, cam, truth)
-    if enhanced and enhanced.classifier:
-        facts |= listens(enhanced, see, truth)
+    if guided:
+        facts |= listens(enhanced, torch.from_numpy(see(cells, 'its maps'))[:, None], see, truth)
     facts['moves'] = {"coarse-SN's logit": moves(lesion, 'coarse-SN', logit),
                       'map': moves(activation, 'mask-CN', cam)}
     if uses_masks:
@@ -114,20 +115,20 @@ LARGEST = 8.0          # logits beyond are as sure; the regression sees them cut
 MOVED = 1 / 6          # of the side
 
 
-def listens(enhanced, see, truth):
+def listens(enhanced, own, see, truth):
     """Enhanced-SN with its own maps, with the map of the picture before, and with none: {what: JA or share}.
 
-    enhanced : Segmenter with its mask-CN; see(look, name) : what `look` makes of every picture
+    enhanced : Segmenter with its mask-CN; own : the maps that this draws, (N, 1, h, w)
+    see(look, name) : what `look` makes of every picture; truth : (N, S, S) bool
     """
-    def guided(maps):
+    def with_maps(maps):
         def look(pictures, _, batch):
             known = copy.copy(enhanced)
             known.classifier = lambda *_: (None, maps[batch].to(pictures.device))
             return known(pictures)
         return look
 
-    own = torch.from_numpy(see(lambda *given: enhanced.classifier(*given[:2])[1][:, 0], "its maps"))[:, None]
-    found = {name: see(guided(maps), f'enhanced-SN, {name}') > 0 for name, maps in {
+    found = {name: see(with_maps(maps), f'enhanced-SN, {name}') > 0 for name, maps in {
         'own maps': own, 'maps of other pictures': own.roll(1, 0), 'no map': torch.zeros_like(own)}.items()}
     return {f'JA, enhanced-SN, {name}': jaccard(masks, truth) for name, masks in found.items()} | {
         'pixels that the map of another picture changes':

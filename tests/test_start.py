@@ -57,10 +57,12 @@ def trained(tmp_path_factory, pictures):
     layout.weights('CoarseSN').unlink()
 
 
-@pytest.mark.parametrize('start', networks.E_LAYER_STARTS)
-def test_enhanced_sn_begins_with_the_validation_score_of_coarse_sn(trained, pictures, start):
+@pytest.mark.parametrize('start, std', [('identity', 0.0), ('identity', 1.0), ('random', 1.0)])
+def test_enhanced_sn_begins_with_the_validation_score_of_coarse_sn(trained, pictures, start, std):
+    """Whatever the map, where its weights are 0; else without one."""
     layout, coarse = trained
-    enhanced, said = networks.enhanced_for_training(settings(E_LAYER_START=start), layout, pictures)
+    cfg = settings(E_LAYER_START=start, E_LAYER_STD=std)
+    enhanced, said = networks.enhanced_for_training(cfg, layout, pictures)
     assert ('its E-layer as the identity' in said) == (start == 'identity')
     rng = np.random.default_rng(2)
     masks = np.repeat(np.repeat(rng.integers(0, 2, (12, 8, 8), dtype=np.uint8), 8, 1), 8, 2)
@@ -68,7 +70,7 @@ def test_enhanced_sn_begins_with_the_validation_score_of_coarse_sn(trained, pict
     data = Segmentation(shown, masks, None, list(map(str, range(12))), '')
 
     def classifier(images, _coarse):
-        return None, torch.zeros(len(images), 1, SIDE // 16, SIDE // 16)
+        return None, (torch.rand(len(images), 1, SIDE // 16, SIDE // 16) - 0.5) * (std == 0)
 
     found = [evaluation.quick_segmentation(Segmenter(network, 'unit', 'fp32', maps), data, 4, ALONE)['JA']
              for network, maps in ((coarse, None), (enhanced, classifier))]
@@ -95,6 +97,9 @@ def test_the_e_layer_is_the_identity_in_both_modes_beside_the_map(trained, pictu
             found.append(network.train(training)(x, *seen))
         scale = float(found[0].detach().std())
         assert float((found[0] - found[1]).detach().abs().max()) < 1e-3 * scale, training
+    (found[1][:, 1] - found[1][:, 0]).square().mean().backward()
+    gradient = enhanced.cam_conv[0].weight.grad[:, 256]
+    assert ((gradient != 0).float().mean() > 0.5) == (std == 0)   # from a map alone
     column = enhanced.cam_conv[0].weight.detach()[:, 256, 0, 0]
     assert float(column.std()) == pytest.approx(std, rel=.2) and abs(float(column.mean())) <= .2 * std
 
