@@ -85,17 +85,22 @@ def main():
     def cells(pictures, coarse, _):
         return classifier(pictures, coarse)[1][:, 0]
 
+    def enlarged(maps):
+        return interpolate(maps[:, None], (side, side), mode='bilinear')[:, 0]
+
     def activation(*given):
-        return interpolate(cells(*given)[:, None], (side, side), mode='bilinear')[:, 0]
+        return enlarged(cells(*given))
 
     def moves(look, name, still, picture=1, coarse=1):
         shifted = [see(look, f'{name}, moved', picture * by, coarse * by) for by in steps(side)]
         return followed(still, shifted)
 
-    truth, logit, cam = np.asarray(data.masks) > 0, see(lesion, 'coarse-SN'), see(activation, 'mask-CN')
+    truth, logit = np.asarray(data.masks) > 0, see(lesion, 'coarse-SN')
+    own = torch.from_numpy(see(cells, 'mask-CN'))
+    cam = enlarged(own).numpy()
     facts = {'pictures': len(truth), 'side': side} | order(logit, cam, truth) | masks(logit, cam, truth)
     if guided:
-        facts |= listens(enhanced, torch.from_numpy(see(cells, 'its maps'))[:, None], see, truth)
+        facts |= listens(enhanced, own[:, None], see, truth)
     facts['moves'] = {"coarse-SN's logit": moves(lesion, 'coarse-SN', logit),
                       'map': moves(activation, 'mask-CN', cam)}
     if uses_masks:
