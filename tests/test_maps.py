@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import maps
 from mbdcnn.inference import Segmenter
-from tests.conftest import run_script
+from tests.conftest import START, run_script
 
 SIDE = 48
 
@@ -41,6 +41,16 @@ def test_the_regression_uses_what_a_source_knows_and_nothing_more(truth):
     assert with_noise['JA, logit and map'] < .1 and with_truth['JA, logit'] < .1
     coarse = with_truth["JA, logit and the truth on the map's grid"]   # of 3 x 3 cells
     assert with_truth['JA, logit'] < coarse < .5
+
+
+def test_a_readout_finds_the_channel_that_knows_the_lesion(truth):
+    noise = np.random.default_rng(0).standard_normal((9, 4, 12, 12))
+    logit = 9 * np.random.default_rng(1).standard_normal(truth.shape)
+    knows = np.concatenate([noise, truth[:, None, 2::4, 2::4]], 1)   # whose cells the squares fit
+    with_truth, with_noise = (maps.readout(each, logit, truth, ridge=1) for each in (knows, noise))
+    assert with_truth['AUC'] > .99 and with_truth['AUC, all wrong pixels together'] > .99
+    assert with_truth['JA, logit and readout'] > .7 > .1 > with_noise['JA, logit and readout']
+    assert abs(with_noise['AUC'] - .5) < .2
 
 
 def test_moved_pictures_keep_their_content_and_reflect_at_the_edge():
@@ -96,11 +106,17 @@ def test_an_enhanced_network_that_listens_is_told_from_one_that_does_not(truth, 
 @pytest.mark.parametrize('networks', [('CoarseSN', 'MaskCN'), ('CoarseSN', 'MaskCN', 'EnhancedSN')])
 def test_it_measures_trained_networks(sibling, networks):
     layout = sibling(*networks)
-    printed = run_script('benchmarks/maps.py', layout.root, '--DEVICE=cpu')
+    printed = run_script('benchmarks/maps.py', layout.root, '--DEVICE=cpu',
+                         f'--XCEPTION_WEIGHTS={START}/xception.pth')
     facts = json.loads((layout.results / 'maps_Validation.json').read_text())
     assert facts['pictures'] == len(layout.segmentation_list('Validation').read_text().splitlines())
     assert all(0 <= facts[name] <= 1 for name in facts if name.startswith(('AUC', 'JA', 'wrong')))
     assert ('JA, enhanced-SN, own maps' in facts) == ('EnhancedSN' in networks)
+    layers = facts['layers']
+    assert [*layers] == [f'{name}, {layer}' for name in ('mask-CN', 'ImageNet Xception')
+                         for layer in maps.LAYERS]
+    assert len({tuple(found.values()) for found in layers.values()}) == len(layers)
+    assert all(0 <= share <= 1 for found in layers.values() for share in found.values())
     moves = facts['moves']
     assert len(moves) == 4 and all(-1 <= value <= 1 for values in moves.values() for value in values)
     assert moves['map'] != moves['map, the picture alone moved'] != moves['map, the coarse mask alone moved']
