@@ -50,11 +50,11 @@ def follow(average, network, decay):
     Less at first, by how many batches the network has seen: an average of what was learnt and of first
     weights is no network, and would redraw every mask empty.
     """
-    seen = next(int(value) for name, value in network.state_dict().items() if name.endswith(COUNTER))
-    decay = min(decay, (1 + seen) / (10 + seen))
+    seen = next(value for name, value in network.state_dict().items() if name.endswith(COUNTER))
+    rate = 1 - ((1 + seen) / (10 + seen)).clamp(max=decay)   # a tensor: to ask a GPU at every step stalls it
     for mean, now in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
         if mean.is_floating_point():
-            mean.lerp_(now, 1 - decay)
+            mean.lerp_(now, rate)
         else:
             mean.copy_(now)
 
