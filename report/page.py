@@ -188,6 +188,8 @@ def differences(evaluations):
             tables[split] = 'the two evaluations are not of the same pictures'
         elif bool(coarse['summary'].get('with TTA')) != bool(enhanced['summary'].get('with TTA')):
             tables[split] = 'one evaluation has test-time augmentation and the other has not'
+        elif coarse['summary'].get('scales') != enhanced['summary'].get('scales'):
+            tables[split] = 'the two evaluations are not at the same input sides'
         else:
             tables[split] = _difference_table(split, coarse, enhanced)
     return tables

@@ -216,7 +216,15 @@ def test_seeds_train_everything_anew_and_are_averaged(tmp_path, root, calls):
     assert len(cell.values) == 2 and cell.spread is not None
     assert cell.mean == pytest.approx(sum(cell.values) / 2)
     assert any('"thirty" minus "ten"' in note for note in table.notes)
-    assert any('also chose' in note for note in table.notes)   # it is a table of the validation set
+    assert any('also chose' in note and '500 validations' in note for note in table.notes)   # of validation
+
+
+@pytest.mark.parametrize('failing', [0, 1, 2])
+def test_a_seed_that_failed_takes_no_other_with_it(tmp_path, root, calls, failing):
+    declared, seeds = declare(tmp_path, SYSTEM + SWEEP), (0, 1, 2)
+    store, _ = run_table(declared, root, 'K', seeds=tuple(seed for seed in seeds if seed != failing))
+    cell = Reproduction(declared, store, seeds, {}).table('K').rows[0].cells['JA']
+    assert len(cell.values) == 2 and cell.note == 'not run yet'
 
 
 def test_two_programs_do_not_run_one_root_at_once(tmp_path, root, calls, monkeypatch):

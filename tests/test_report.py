@@ -269,6 +269,7 @@ def test_the_difference_is_paired_and_refuses_other_pictures(full):
     for change, why in (({'summary': coarse['summary'] | {'data': 'x'}}, 'not of the same pictures'),
                         ({'names': ('x', *coarse['names'][1:])}, 'not of the same pictures'),
                         ({'summary': coarse['summary'] | {'with TTA': None}}, 'test-time augmentation'),
+                        ({'summary': coarse['summary'] | {'scales': [999]}}, 'same input sides'),
                         ({'values': None, 'faults': 'no csv'}, 'no csv')):
         assert why in report.differences(found | {('CoarseSN', 'Testing'): coarse | change})['Testing']
 
