@@ -9,12 +9,12 @@ Writes  results/maps_<SPLIT>.md and .json
 Each picture is seen once, at mask-CN's side: coarse-SN's logit, and the map of the class that mask-CN
 decides for, as enhanced-SN reads it. How well does each order the pixels (AUC, mean of the pictures),
 beside a spot in the middle that knows nothing of the picture? Does a logistic regression on both draw a
-better mask than one on the logit alone? It is fitted to the truth of four fifths of the very pictures, so
-that it may do more than enhanced-SN can. Would another map do better, one that is read from mask-CN's
-layers by a ridge regression, fitted in the same way; and did mask-CN learn what these know of the lesion, or
-did the ImageNet Xception have it (where XCEPTION_WEIGHTS are there)? And when the lesion moves, does the
-map? Does enhanced-SN listen: what becomes of its masks when it is given the map of another picture? Nine
-minutes for 150 pictures of 192 px on two cores without AVX512, without enhanced-SN.
+better mask than one on the logit alone, or is it surer of its pixels (log loss)? It is fitted to the truth of
+four fifths of the very pictures, so that it may do more than enhanced-SN can. Would another map tell it more,
+one that a ridge regression reads from mask-CN's layers, fitted in the same way; and did mask-CN learn that,
+or did the ImageNet Xception know it (where XCEPTION_WEIGHTS are there)? And when the lesion moves, does the
+map? Does enhanced-SN listen: what becomes of its masks when it is given the map of another picture? Ten
+minutes or so for 150 pictures of 192 px on two cores without AVX512, without enhanced-SN.
 """
 import copy
 import json
@@ -29,7 +29,7 @@ if __name__ == '__main__':
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 from dataset import splits
 from dataset.layout import Layout
-from engine import checkpoints, cli, files, hardware, metrics, settings
+from engine import bootstrap, checkpoints, cli, files, hardware, metrics, settings
 from mbdcnn import networks, stages, transfer
 from mbdcnn.inference import Classifier, place
 from net import weights
@@ -100,8 +100,7 @@ def main():
 
     def readouts(one, name):
         held = np.split(see(layers(one), f'{name}, its layers'), np.cumsum([*LAYERS.values()])[:-1], 1)
-        return {f'{name}, {layer}': readout(each, logit, truth)
-                for layer, each in zip(LAYERS, held, strict=True)}
+        return {f'{name}, {layer}': readout(each, truth) for layer, each in zip(LAYERS, held, strict=True)}
 
     def moves(look, name, still, picture=1, coarse=1):
         shifted = [see(look, f'{name}, moved', picture * by, coarse * by) for by in steps(side)]
@@ -113,9 +112,10 @@ def main():
     facts = {'pictures': len(truth), 'side': side} | order(logit, cam, truth) | masks(logit, cam, truth)
     if guided:
         facts |= listens(enhanced, own[:, None], see, truth)
-    facts['layers'] = readouts(classifier, 'mask-CN')
+    sources = {'map': cam} | readouts(classifier, 'mask-CN')
     if xception:
-        facts['layers'] |= readouts(untrained(xception, classifier), 'ImageNet Xception')
+        sources |= readouts(untrained(xception, classifier), 'ImageNet Xception')
+    facts['gains'] = gains(sources | {"the truth on the map's grid": on_grid(truth)}, logit, truth)
     facts['moves'] = {"coarse-SN's logit": moves(lesion, 'coarse-SN', logit),
                       'map': moves(activation, 'mask-CN', cam)}
     if uses_masks:
@@ -134,7 +134,7 @@ PIXELS = 400           # of a picture, to fit the regression to
 LARGEST = 8.0          # logits beyond are as sure; the regression sees them cut
 MOVED = 1 / 6          # of the side
 LAYERS = {'block11': 728, 'SepConv2': 1024, 'SepConv4': 2048}   # channels: before, in and after the exit flow
-RIDGE = 1e4            # of 1e2 to 1e5 the best for most layers (120 pictures of 144 cells)
+RIDGE = 1e4            # of 1e2, 1e3, ... 1e5 the best for most layers of 120 pictures; 1e5 for the last ones
 
 
 def untrained(path, classifier):
@@ -158,19 +158,40 @@ def layers(classifier):
     return look
 
 
-def readout(features, logit, truth, ridge=RIDGE):
-    """The map that a ridge regression reads from features (N, C, h, w): {what: AUC or JA}.
+def readout(features, truth, ridge=RIDGE):
+    """The map that a ridge regression reads from features (N, C, h, w) at STRIDE: (N, S, S) float32.
 
-    Like `regressed`, each picture's is by one that was fitted to the truth of others. logit (N, S, S) float,
-    truth (N, S, S) bool; ridge : its penalty, of standardised channels
+    Like `fitted`, each picture's is by one that was fitted to the truth of others. truth (N, S, S) bool
+    ridge : its penalty, of standardised channels
     """
-    side, (height, width) = truth.shape[1], features.shape[2:]
-    cells, share = np.moveaxis(features, 1, -1).reshape(-1, features.shape[1]), on_grid(truth, side // height)
+    count, channels, height, width = features.shape
+    cells, wanted = np.moveaxis(features, 1, -1).reshape(-1, channels), pooled(truth)
     found = cross_val_predict(make_pipeline(StandardScaler(), Ridge(ridge)), cells.astype(np.float32),
-                              share.ravel(), cv=folds(len(truth), height * width)).reshape(share.shape)
-    found, wrong = enlarged(torch.from_numpy(found), side).numpy(), (logit > 0) != truth
-    return {'AUC': auc(found, truth), 'AUC, all wrong pixels together': auc([found[wrong]], [truth[wrong]]),
-            'JA, logit and readout': regressed([np.clip(logit, -LARGEST, LARGEST), found], truth)}
+                              wanted.ravel(), cv=folds(count, height * width))
+    return enlarged(torch.from_numpy(found.reshape(wanted.shape)), truth.shape[1]).numpy()
+
+
+def gains(sources, logit, truth):
+    """What sources add to coarse-SN's logit: {name: [AUC, log loss with it, change by it, low, high]}.
+
+    The regression without them has the logit as it is, cut, and on the map's grid: neither what is cut off
+    nor what a mean over cells tells counts as a source's. The interval is over pictures, 95 %.
+    sources : {name: (N, S, S)}; logit (N, S, S) float, truth (N, S, S) bool
+    """
+    cut = np.clip(logit, -LARGEST, LARGEST)
+    given = [cut, logit, on_grid(cut)]
+    without, found = log_losses(given, truth), {}
+    for name, source in sources.items():
+        change = bootstrap.paired_difference(log_losses([*given, source], truth), without)
+        found[name] = [auc(source, truth), float(without.mean() + change.mean),
+                       *map(float, (change.mean, change.low, change.high))]
+    return {'nothing': [auc(logit, truth), float(without.mean())]} | found
+
+
+def log_losses(sources, truth):
+    """Log loss of each picture's pixels under `fitted`: (N,)."""
+    return np.array([log_loss(mask.ravel(), found.ravel(), labels=[False, True])
+                     for mask, found in zip(truth, fitted(sources, truth), strict=True)])
 
 
 def listens(enhanced, own, see, truth):
@@ -196,15 +217,14 @@ def listens(enhanced, own, see, truth):
 def order(logit, cam, truth):
     """How each source orders the pixels: {what: AUC}; logit, cam (N, S, S) float, truth (N, S, S) bool."""
     row, column = np.mgrid[:truth.shape[1], :truth.shape[2]] - (truth.shape[1] - 1) / 2
-    middle, mean, wrong = -np.hypot(row, column), cam.mean(0), (logit > 0) != truth
+    middle, mean = -np.hypot(row, column), cam.mean(0)
     peaks = cam.reshape(len(cam), -1).argmax(1)
     return {'AUC, coarse-SN': auc(logit, truth), 'AUC, map': auc(cam, truth),
             'AUC, spot in the middle': auc([middle] * len(truth), truth),
             "AUC, mean of all pictures' maps": auc([mean] * len(truth), truth),
             'correlation, map and that mean': likeness(cam, [mean] * len(cam)),
             "map's peak in the lesion": float(truth.reshape(len(truth), -1)[range(len(truth)), peaks].mean()),
-            'wrong pixels of coarse-SN': float(wrong.mean()),
-            'AUC, map, all wrong pixels together': auc([cam[wrong]], [truth[wrong]])}
+            'wrong pixels of coarse-SN': float(((logit > 0) != truth).mean())}
 
 
 def auc(scores, truth):
@@ -217,15 +237,19 @@ def auc(scores, truth):
 def masks(logit, cam, truth):
     """JA of masks: of coarse-SN, and of regressions, each picture by one that was not fitted to it."""
     certain = np.clip(logit, -LARGEST, LARGEST)
-    share = enlarged(torch.from_numpy(on_grid(truth, STRIDE)), truth.shape[1]).numpy()
     return {'JA, coarse-SN': jaccard(logit > 0, truth), 'JA, logit': regressed([certain], truth),
             'JA, logit and map': regressed([certain, cam], truth),
-            "JA, logit and the truth on the map's grid": regressed([certain, share], truth)}
+            "JA, logit and the truth on the map's grid": regressed([certain, on_grid(truth)], truth)}
 
 
-def on_grid(truth, stride):
-    """The lesion's share (N, h, w) of each cell of `stride` px; truth (N, S, S) bool."""
-    return avg_pool2d(torch.from_numpy(truth).float()[:, None], stride)[:, 0].numpy()
+def pooled(planes):
+    """Means (N, h, w) of planes (N, S, S) over the map's cells."""
+    return avg_pool2d(torch.from_numpy(planes).float()[:, None], STRIDE)[:, 0].numpy()
+
+
+def on_grid(planes):
+    """Planes (N, S, S) as a map of them would be: means over its cells, enlarged."""
+    return enlarged(torch.from_numpy(pooled(planes)), planes.shape[1]).numpy()
 
 
 def enlarged(maps, side):
@@ -239,9 +263,15 @@ def folds(pictures, parts=1):
 
 
 def regressed(sources, truth):
-    """JA of a logistic regression on sources (N, S, S) each, cross-validated over the pictures."""
+    """JA of what is more likely lesion than not under `fitted`."""
+    return jaccard(fitted(sources, truth) > 0.5, truth)
+
+
+def fitted(sources, truth):
+    """Probability of lesion (N, S, S) by a logistic regression on sources (N, S, S) each, cross-validated
+    over the pictures."""
     sources = np.stack(sources, -1)
-    rng, found = np.random.default_rng(0), np.empty_like(truth)
+    rng, found = np.random.default_rng(0), np.empty(truth.shape, np.float32)
     chosen = rng.integers(0, truth[0].size, (len(truth), PIXELS))
     flat = sources.reshape(len(truth), -1, sources.shape[-1])
     for known, asked in folds(len(truth)).split():
@@ -249,8 +279,8 @@ def regressed(sources, truth):
         model = make_pipeline(StandardScaler(), LogisticRegression())
         model.fit(flat[pixels].reshape(-1, sources.shape[-1]), truth.reshape(len(truth), -1)[pixels].ravel())
         for picture in asked:
-            found[picture] = model.predict(flat[picture]).reshape(truth[picture].shape)
-    return jaccard(found, truth)
+            found[picture] = model.predict_proba(flat[picture])[:, 1].reshape(truth[picture].shape)
+    return found
 
 
 def jaccard(found, truth):
@@ -295,18 +325,25 @@ def likeness(planes, others):
 def table(facts):
     """What was found, as Markdown; shares and correlations in percent."""
     def rows(known, *heads):
-        return tabulate([(name, *(f'{100 * one:.1f}' for one in values)) for name, values in known.items()],
-                        ['', *heads], 'github', disable_numparse=True)
+        return tabulate([(name, *values) for name, values in known.items()], ['', *heads], 'github',
+                        disable_numparse=True)
 
-    single = [(name, one if isinstance(one, int) else f'{100 * one:.1f}')
-              for name, one in facts.items() if not isinstance(one, dict)]
+    def percent(values):
+        return [f'{100 * one:.1f}' for one in values]
+
+    def gained(area, loss, *change):
+        shown = '{:+.4f} [{:+.4f}, {:+.4f}]'.format(*change) if change else ''
+        return [*percent([area]), f'{loss:.4f}', shown]
+
+    single = {name: [one] if isinstance(one, int) else percent([one])
+              for name, one in facts.items() if not isinstance(one, dict)}
     return '\n\n'.join([
-        tabulate(single, ['', ''], 'github', disable_numparse=True),
-        'What a ridge regression reads from layers:',
-        rows({name: found.values() for name, found in facts['layers'].items()},
-             'AUC', 'AUC, all wrong pixels together', 'JA, logit and readout'),
+        rows(single, ''), "Regressions on coarse-SN's logit and",
+        rows({name: gained(*values) for name, values in facts['gains'].items()},
+             'AUC alone', 'log loss', 'change'),
         f'Everything moved by {round(MOVED * facts["side"])} px; correlations:',
-        rows(facts['moves'], 'with itself moved along', 'with itself as it was', 'between these two')]) + '\n'
+        rows({name: percent(values) for name, values in facts['moves'].items()},
+             'with itself moved along', 'with itself as it was', 'between these two')]) + '\n'
 
 
 if __name__ == '__main__':
