@@ -1,4 +1,5 @@
 """Checkpoints that are complete or absent, hold no code, and say what they were made from."""
+from pathlib import Path
 
 import torch
 
@@ -8,6 +9,7 @@ from engine.errors import InputError
 USUAL = (torch.float32, torch.float64, torch.float16, torch.bfloat16,   # of parameters
          torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)   # of counters
 MOST = 10**9   # numbers of one parameter; a small file can declare more than any memory holds
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def save(content, path):
@@ -135,6 +137,11 @@ def read_config(weights_path):
     except (ValueError, OSError) as error:
         raise InputError('A run folder is damaged', [f'{path}: {error}'],
                          'restore the file or train again') from None
+
+
+def found(path):
+    """A weight file's path, as looked up from here or else from the repository; it need not exist."""
+    return Path(path) if Path(path).is_file() else REPOSITORY / path
 
 
 def fingerprint_or_refuse(path, remedy):

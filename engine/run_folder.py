@@ -61,7 +61,8 @@ class Run:
     def begin(self, resume):
         """Return the content of last.pth to go on from (`take_up_rows` comes next), or None for a new run.
 
-        A new run clears the folder of an old one; trained weights only when resume is False.
+        A new run clears the folder of an old one; trained weights only when resume is False, and never those
+        that it starts from.
         """
         state = None
         if resume and self.last.exists():
@@ -80,6 +81,8 @@ class Run:
             raise InputError('Trained weights would be overwritten',
                              [f'{path}: is there, but no last.pth to go on from' for path in there],
                              'use another --ROOT, or overwrite them with --RESUME=False')
+        else:
+            self._refuse_own_start()
         hardware.barrier(self.process)   # nobody looks any more at what is cleared now
         if not resume:
             cli.begun_anew()
@@ -161,6 +164,17 @@ class Run:
             raise InputError(f'{self.folder} holds a run with other settings or data', faults,
                              'use the old settings to go on, another --ROOT to keep both, or '
                              '--RESUME=False to overwrite it')
+
+    def _refuse_own_start(self):
+        """Raise InputError where the weights to fine-tune lie here, where a new run clears them or the
+        config.json that says what they are, and could not be resumed."""
+        given = self.config['settings'].get('INITIAL_WEIGHTS')
+        path = checkpoints.found(given) if given else None
+        if path and self.folder.resolve() in (path.parent.resolve(), path.resolve().parent):
+            raise InputError('A new run would clear the folder of the weights that it starts from',
+                             [f'{path}: lies in {self.folder}, where the run writes'],
+                             'copy it elsewhere first, with the config.json beside it, and name the copy in '
+                             'INITIAL_WEIGHTS')
 
     def holds_weights(self):
         """True when all kept weights are there and can be read."""

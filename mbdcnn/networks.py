@@ -64,7 +64,7 @@ def mask_for_training(cfg, table=classes.PAPER):
     Returns (network, what it starts from); also prints the latter.
     """
     if cfg.INITIAL_WEIGHTS:
-        require_classes(_found(cfg.INITIAL_WEIGHTS), table)
+        require_classes(checkpoints.found(cfg.INITIAL_WEIGHTS), table)
     network = Xception_dilation(cfg.INPUT_CHANNEL, len(table), cfg.RELU_SKIP, epsilon(cfg))
     return network, _start('mask-CN', network, cfg, {'xception': (
         'the ImageNet Xception',
@@ -128,7 +128,7 @@ def _calibration_inputs(images, cfg):
 
 def _fine_tuned(name, network, cfg):
     """Load all of INITIAL_WEIGHTS into a network; returns what it starts from, also printed."""
-    path = _found(cfg.INITIAL_WEIGHTS)
+    path = checkpoints.found(cfg.INITIAL_WEIGHTS)
     remedy = f'INITIAL_WEIGHTS must be weights of {name} with the same constants of the group Network'
     state = checkpoints.load_state(path, remedy)
     checkpoints.apply(checkpoints.load_parameters, network, state, path, remedy)
@@ -153,7 +153,7 @@ def initial_inputs(cfg, layout=None):
     {'initial_weights': fingerprint of those that it fine-tunes, '' for none, 'bn_eps': epsilon}
     """
     path = cfg.INITIAL_WEIGHTS
-    return {'initial_weights': files.fingerprint(_found(path)) if path else '',
+    return {'initial_weights': files.fingerprint(checkpoints.found(path)) if path else '',
             'bn_eps': epsilon(cfg, layout)}
 
 
@@ -165,7 +165,7 @@ def epsilon(cfg, layout=None):
     if cfg.BN_EPS:
         return cfg.BN_EPS
     if cfg.INITIAL_WEIGHTS:
-        return trained_epsilon(_found(cfg.INITIAL_WEIGHTS))
+        return trained_epsilon(checkpoints.found(cfg.INITIAL_WEIGHTS))
     if layout is not None and cfg.START == 'coarse-sn':
         return trained_epsilon(layout.weights('CoarseSN'))
     return EPSILONS.get(choose_pretrained(cfg.PRETRAINED, _pretrained_files(cfg))[0], EPSILON)
@@ -177,18 +177,13 @@ def _pretrained_files(cfg):
     return {name.removesuffix('_WEIGHTS').lower(): getattr(cfg, name) for name in names if hasattr(cfg, name)}
 
 
-def _found(path):
-    """A weight file's path, as looked up from here or else from the repository; it need not exist."""
-    return Path(path) if Path(path).is_file() else REPOSITORY / path
-
-
 def choose_pretrained(choice, files):
     """(choice, path) of the pretrained file: the named one, which must exist, or the first there is.
 
     choice : 'auto', 'none' or a name; files : {name: path}, the best first. Paths are looked up from
     here and then from the repository; path is None with 'none'.
     """
-    paths = {name: _found(path) for name, path in files.items()}
+    paths = {name: checkpoints.found(path) for name, path in files.items()}
     if choice == 'auto':
         choice = next((name for name, path in paths.items() if path.is_file()), 'none')
     if choice != 'none' and not paths[choice].is_file():

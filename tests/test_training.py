@@ -451,6 +451,23 @@ def test_without_resume_a_run_starts_anew(tmp_path):
     assert rows_of(tmp_path) == rows_of(tmp_path / 'fresh')
 
 
+@pytest.mark.parametrize('place', ['CoarseSN.pth', '../start.pth'])
+def test_weights_that_a_run_starts_from_are_not_cleared_by_it(tmp_path, place):
+    folder = tmp_path / 'run'
+    train(folder)
+    start = folder / place
+    if start.name == 'start.pth':
+        start.symlink_to(folder / 'CoarseSN.pth')
+    before = contents(folder)
+    with pytest.raises(InputError, match='lies in .*(?s:.)*copy it elsewhere first'):
+        train(folder, RESUME=False, INITIAL_WEIGHTS=str(start))
+    assert contents(folder) == before
+    (tmp_path / 'copy.pth').write_bytes(before['CoarseSN.pth'])
+    for resume in (False, True):
+        train(folder, RESUME=resume, INITIAL_WEIGHTS=str(tmp_path / 'copy.pth'))
+    assert rows_of(folder)[0]['step'] == 0
+
+
 def test_a_second_signal_takes_the_usual_way():
     with trainer.Stopping() as stopping:
         os.kill(os.getpid(), signal.SIGINT)
