@@ -150,11 +150,15 @@ def _announce(network, source, path=None):
 def initial_inputs(cfg, layout=None):
     """What a run takes over from the weights that it starts from, for its record; arguments as `epsilon`.
 
-    {'initial_weights': fingerprint of those that it fine-tunes, '' for none, 'bn_eps': epsilon}
+    {'initial_weights': fingerprint of those that it fine-tunes, '' for none, 'bn_eps': epsilon,
+    'coarse_sn': fingerprint, where it starts from coarse-SN}
     """
     path = cfg.INITIAL_WEIGHTS
-    return {'initial_weights': files.fingerprint(checkpoints.found(path)) if path else '',
-            'bn_eps': epsilon(cfg, layout)}
+    inputs = {'initial_weights': files.fingerprint(checkpoints.found(path)) if path else '',
+              'bn_eps': epsilon(cfg, layout)}
+    if layout is not None and not path and cfg.START == 'coarse-sn':
+        inputs['coarse_sn'] = files.fingerprint(layout.weights('CoarseSN'))
+    return inputs
 
 
 def epsilon(cfg, layout=None):

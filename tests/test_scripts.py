@@ -24,7 +24,8 @@ from mbdcnn.inference import place
 from tests.conftest import REPOSITORY, STAGES, figure, finish, run_in_turn, run_script, start_script, wait_for
 
 NETWORKS = {'CoarseSN': 857, 'MaskCN': 276, 'EnhancedSN': 864}   # entries of the state dict
-INPUTS = {'CoarseSN': set(), 'MaskCN': {'coarse_masks', 'classes'}, 'EnhancedSN': {'coarse_masks', 'mask_cn'}}
+INPUTS = {'CoarseSN': set(), 'MaskCN': {'coarse_masks', 'classes'},
+          'EnhancedSN': {'coarse_masks', 'mask_cn', 'coarse_sn'}}
 SCORES = ['image_id', 'JA', 'DI', 'pixel-AC', 'pixel-SE', 'pixel-SP']
 
 
@@ -98,6 +99,7 @@ def test_config_holds_settings_inputs_and_versions(chain, network):
     drawn = {'coarse_sn': coarse, 'input_size': 32, 'views': 6}
     assert config['inputs'].get('coarse_masks', drawn) == drawn
     assert config['inputs'].get('mask_cn', mask) == mask
+    assert config['inputs'].get('coarse_sn', coarse) == coarse
     assert {'CoarseSN': 'voc.pth', 'MaskCN': 'xception.pth', 'EnhancedSN': 'CoarseSN.pth'}[network] in (
         config['start'])
     assert config['versions']['torch'] == torch.__version__ and config['versions']['threads'] == 2

@@ -8,7 +8,7 @@ import torch
 
 from dataset.layout import Layout
 from dataset.splits import Segmentation
-from engine import hardware
+from engine import files, hardware
 from engine.errors import InputError
 from engine.settings import RECIPES, resolved
 from experiments.run_store import REPOSITORY, RunStore, agree
@@ -232,6 +232,23 @@ def test_a_run_goes_on_with_the_epsilon_it_began_with(tmp_path):
     with pytest.raises(InputError, match='bn_eps: 1e-05 in .*, 0.001 now'):
         train(tmp_path / 'old', inputs={'bn_eps': 1e-3}, read_config=stages.read_config)
     train(tmp_path / 'old', inputs={'bn_eps': 1e-5}, total=10, read_config=stages.read_config)
+
+
+def test_an_enhanced_sn_without_masks_belongs_to_the_coarse_sn_it_starts_from(tmp_path):
+    layout, cfg = Layout(tmp_path), settings(TRANSFER='none')
+    layout.run('CoarseSN').mkdir(parents=True)
+    layout.weights('CoarseSN').write_text('one')
+    inputs = networks.initial_inputs(cfg, layout)
+    assert inputs['coarse_sn'] == files.fingerprint(layout.weights('CoarseSN'))
+    train(tmp_path / 'new', inputs=inputs)
+    train(tmp_path / 'old', inputs={name: inputs[name] for name in inputs if name != 'coarse_sn'})
+    train(tmp_path / 'old', inputs=inputs)   # a run of before they said so goes on
+    layout.weights('CoarseSN').write_text('another')
+    with pytest.raises(InputError, match='coarse_sn: .* now'):
+        train(tmp_path / 'new', inputs=networks.initial_inputs(cfg, layout))
+    for other in ({'START': 'pretrained', 'PRETRAINED': 'none'},
+                  {'INITIAL_WEIGHTS': str(layout.weights('CoarseSN'))}):
+        assert 'coarse_sn' not in networks.initial_inputs(settings(**other), layout)
 
 
 # --- Runs of before

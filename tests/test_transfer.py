@@ -271,7 +271,7 @@ def test_every_transfer_is_trained_scored_and_recorded(trained, case):
     layout, printed = trained[case]
     config = checkpoints.read_config(layout.weights('EnhancedSN'))
     assert config['inputs'].keys() == {'training', 'validation', 'drawn_pictures', 'initial_weights',
-                                       'bn_eps'} | READS[case]
+                                       'bn_eps', 'coarse_sn'} | READS[case]
     assert config['settings']['TRANSFER'] == {'rgb': 'e-layer'}.get(case, case)
     assert 'coarse-SN' in config['start'] and 'CoarseSN.pth' in config['start']
     result = json.loads((layout.results / 'EnhancedSN_Validation.json').read_text())
