@@ -31,7 +31,7 @@ from dataset import crops, folds, isic, splits
 from dataset.layout import SPLITS, Layout
 from engine import cache, checkpoints, cli, hardware, images, settings
 from engine.errors import InputError
-from engine.samples import start_worker
+from engine.samples import loaders
 from mbdcnn import coarse_masks, inference, networks, stages
 
 # --- Experiment
@@ -112,8 +112,7 @@ def draw_masks(segmenter, pictures, record, side, cfg, process, by=''):
             if not record.holds(f'{path.stem}.png', content)]
     print(f'{folder}{by}: {len(pictures) - len(todo)} of {len(pictures)} masks are there')
     loader = DataLoader(Files([path for path, _ in todo], cfg.INPUT_SIZE), cfg.BATCH_SIZE,
-                        num_workers=hardware.workers(cfg.NUM_WORKERS, process.device),
-                        worker_init_fn=start_worker)
+                        **loaders(hardware.workers(cfg.NUM_WORKERS, process.device)))
     for batch, numbers in tqdm(loader, desc=folder.name, unit='batch', disable=not todo):
         masks = inference.draw_coarse(segmenter, batch.numpy(), cfg.TTA)
         for mask, number in zip(masks, numbers.tolist(), strict=True):

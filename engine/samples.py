@@ -6,6 +6,7 @@ before: a resumed run, and a run on several devices, see exactly what an uninter
 device sees.
 """
 import signal
+import sys
 
 import cv2
 import torch
@@ -64,8 +65,8 @@ def stream(dataset, batch_size, first_step, last_step, rank=0, world=1, workers=
     of every batch.
     """
     return DataLoader(dataset, batch_sampler=shares(batch_size, first_step, last_step, rank, world),
-                      num_workers=workers, pin_memory=torch.cuda.is_available(),
-                      prefetch_factor=4 if workers else None, worker_init_fn=start_worker)
+                      pin_memory=torch.cuda.is_available(), prefetch_factor=4 if workers else None,
+                      **loaders(workers))
 
 
 def unpaired(**streams):
@@ -92,6 +93,16 @@ def to_device(array, device):
     if device.type != 'cuda':
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def loaders(number):
+    """The options by which a DataLoader gets a number of loader processes.
+
+    On Linux they are forked, as by default up to Python 3.13, and share the pictures' memory; a later default
+    would copy all of them to each process, also those of a memory map.
+    """
+    return {'num_workers': number, 'worker_init_fn': start_worker,
+            'multiprocessing_context': 'fork' if number and sys.platform == 'linux' else None}
 
 
 def start_worker(_number):

@@ -1,4 +1,7 @@
 """Augmentation: one geometry for image and masks, and samples that depend on (seed, position) alone."""
+import multiprocessing
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -259,6 +262,22 @@ def test_python_numpy_and_torch_random_states_play_no_part_and_are_left_alone():
 
 def test_workers_change_nothing():
     assert_same(stream(pictures(), 4, 0, 6, workers=0), stream(pictures(), 4, 0, 6, workers=2))
+
+
+class Uncopied(Pictures):
+    def __reduce__(self):
+        raise AssertionError('a loader process would get a copy of the pictures')
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere processes cannot share them by a fork')
+def test_loader_processes_share_the_pictures_whatever_the_default_of_python():
+    data, before = pictures(), multiprocessing.get_start_method(allow_none=True)
+    data.__class__ = Uncopied
+    multiprocessing.set_start_method('forkserver', force=True)   # as from Python 3.14 on
+    try:
+        assert_same(stream(pictures(), 4, 0, 2), stream(data, 4, 0, 2, workers=1))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 @pytest.mark.parametrize('world', [2, 4])
