@@ -42,12 +42,15 @@ def start(cfg, alone=False):
     """Join the torchrun launch, if there is one, and choose this process's device.
 
     alone : the script cannot share its work. Reads cfg.DEVICE and cfg.DETERMINISTIC.
-    Raises InputError when the device is not there.
+    Raises InputError when the device is not there, or cannot be one of several.
     """
     rank, world = cli.processes()
     if alone and world > 1:
         raise InputError('This stage runs in one process', remedy='start it with python, without torchrun')
     device = choose_device(cfg.DEVICE, int(os.environ.get('LOCAL_RANK', 0)) if world > 1 else 0)
+    if device.type == 'mps' and world > 1:   # no backend of torch.distributed knows it
+        raise InputError("Several processes cannot train on Apple's GPU",
+                         remedy='--DEVICE=cpu, or start it with python, without torchrun')
     if device.type == 'cuda':
         torch.cuda.set_device(device)
     if cfg.DETERMINISTIC:

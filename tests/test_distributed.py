@@ -1,10 +1,11 @@
 """Two processes on one CPU, started by torchrun, train what one process trains."""
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from engine import cli
+from engine import cli, hardware
 from engine.errors import InputError
 from tests.conftest import IN_SOAK, SMALL, STAGES, run_script
 
@@ -61,3 +62,13 @@ def test_several_processes_without_a_rank_are_refused(monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '2')
     with pytest.raises(InputError, match='start them with torchrun, or unset WORLD_SIZE'):
         cli.processes()
+
+
+def test_several_processes_on_apples_gpu_are_refused(monkeypatch):
+    for name, value in {'RANK': '0', 'LOCAL_RANK': '0', 'WORLD_SIZE': '2'}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    monkeypatch.setattr(hardware.dist, 'init_process_group', lambda *_, **__: None)
+    with pytest.raises(InputError, match='--DEVICE=cpu'):
+        hardware.start(SimpleNamespace(DEVICE='auto', DETERMINISTIC=False))
