@@ -15,6 +15,8 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM
               errno.ENAMETOOLONG, errno.ELOOP)
 TOO_MANY = 'Too many open files'
 NO_MEMORY = "can't allocate memory"   # of PyTorch, for a CPU
+NO_MEMORY_OF_APPLE = 'MPS backend out of memory'   # a RuntimeError
+NOT_DETERMINISTIC = 'does not have a deterministic implementation'
 AGAIN = 'the same command again'
 HANG_UP = getattr(signal, 'SIGHUP', signal.SIGTERM)   # the terminal is gone; Windows has no such signal
 
@@ -154,8 +156,10 @@ def _explained(error):
                 f'Remedy: make room, grant access or name another path, then run {AGAIN}')
     if isinstance(error, MemoryError) or NO_MEMORY in lines[-1]:
         return f'the machine is out of memory: {lines[-1]}\nRemedy: lower BATCH_SIZE or INPUT_SIZE'
-    if type(error).__name__ == 'OutOfMemoryError':
+    if type(error).__name__ == 'OutOfMemoryError' or NO_MEMORY_OF_APPLE in lines[0]:
         return f'the device is out of memory: {error}\nRemedy: lower BATCH_SIZE'
+    if isinstance(error, RuntimeError) and NOT_DETERMINISTIC in lines[0]:
+        return f'a computation is not bit-reproducible here: {lines[0]}\nRemedy: --DETERMINISTIC=False'
     if isinstance(error, RuntimeError) and 'DataLoader worker' in str(error):
         # In the last line; above it stands the process's traceback.
         return (f'a loader process died: {lines[-1]}\nRemedy: give the machine more memory (or /dev/shm), or '

@@ -446,6 +446,9 @@ def test_what_the_system_refuses_is_said_without_a_traceback(tmp_path, capsys, n
 
 @pytest.mark.parametrize(('name', 'module', 'said', 'remedy'), [
     ('OutOfMemoryError', 'torch', '2 GB wanted', 'lower BATCH_SIZE'),
+    ('RuntimeError', 'builtins', 'MPS backend out of memory (MPS allocated: 9 GB)', 'lower BATCH_SIZE'),
+    ('RuntimeError', 'builtins', 'put_ does not have a deterministic implementation, but you set',
+     '--DETERMINISTIC=False'),
     ('RuntimeError', 'builtins', 'DataLoader worker 3 is killed', '--NUM_WORKERS=0'),
     ('RuntimeError', 'builtins', "DefaultCPUAllocator: can't allocate memory: you tried to", 'INPUT_SIZE'),
     ('RuntimeError', 'builtins', 'Too many open files. Communication with the workers is', 'ulimit -n'),
