@@ -397,6 +397,29 @@ def test_masks_with_grey_values_are_refused_or_cut_where_asked(folders, tmp_path
         'ISIC_2.png', 'other.png']
 
 
+def test_pairs_overwrite_neither_their_sources_nor_files_of_others(folders, tmp_path, monkeypatch):
+    """Also not after a call that was stopped, which the same command finishes."""
+    options = [f'--MASKS={folders[1]}', f'--OUT={tmp_path}']
+    pictures = folders[0].rename(tmp_path / 'train')
+    before = {path.name: path.read_bytes() for path in pictures.iterdir()}
+    with pytest.raises(InputError) as error:
+        call(make_pairs, f'--IMAGES={pictures}', *options)
+    assert all(f'{pictures / name}: is one of the pictures' in str(error.value) for name in before)
+    assert {path.name: path.read_bytes() for path in pictures.iterdir()} == before
+    options += [f'--IMAGES={pictures}', '--PHASE=test']
+    images.write_png(tmp_path / 'test/ISIC_3.png', np.zeros((40, 80, 3), np.uint8))
+    with pytest.raises(InputError, match='test/ISIC_3.png: is of another origin'):
+        call(make_pairs, *options)
+    (tmp_path / 'test/ISIC_3.png').unlink()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pairs.Record, 'note', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        call(make_pairs, *options)
+    assert list((tmp_path / 'test').glob('*.png'))
+    for _ in range(2):
+        call(make_pairs, *options)
+    assert len(list((tmp_path / 'test').glob('*.png'))) == 3
+
+
 def test_a_subset_is_the_one_of_coarse_sn(root):
     layout = Layout(root)
     for limit in (1, 2, 3):

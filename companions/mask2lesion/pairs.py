@@ -90,6 +90,31 @@ def squash_mask(mask, size, mask_filter):
     return images.resize_rgb(mask, (size, size))
 
 
+def refuse_overwriting(sets, layout):
+    """Raise InputError naming every file that `write_combined` would replace or remove and must not: what it
+    did not write, and what it reads.
+
+    sets : {folder: [(name, picture, mask)]}; layout : as there
+    """
+    sources = {Path(path).resolve() for found in sets.values() for _, *paths in found for path in paths}
+    faults = []
+    for folder, found in sets.items():
+        own = _own(Record(folder / isic.RECORD, Contents(layout.cache)))
+        for name in sorted({f'{name}.png' for name, *_ in found} | own.keys()):
+            path = folder / name
+            if path.resolve() in sources:
+                faults.append(f'{path}: is one of the pictures and masks')
+            elif path.exists() and name not in own:
+                faults.append(f'{path}: is of another origin')
+    if faults:
+        raise InputError('Pairs would overwrite other files', faults, 'choose another --OUT')
+
+
+def _own(record):
+    """What the Record of a folder says of pairs: its `made`, {} where another script wrote it."""
+    return record.made if 'grey_above' in record.head else {}
+
+
 def write_combined(found, folder, layout, grey_above=0):
     """Write [mask | image] files of [(name, picture, mask)]; current ones stay, those written of others go.
 
@@ -111,14 +136,14 @@ def write_combined(found, folder, layout, grey_above=0):
             extraction.refuse_changed(source, content, record.contents.of(source))
         record.note(f'{name}.png', ' '.join(contents))
 
-    before = Record(folder / isic.RECORD, Contents(layout.cache))
-    own = before.made if 'grey_above' in before.head else {}   # else of another script
+    own = _own(Record(folder / isic.RECORD, Contents(layout.cache)))
+    names = {f'{name}.png' for name, *_ in found}
     with extraction.at_work(folder, {'grey_above': grey_above}, layout) as record:
-        for name in own.keys() - record.made.keys():   # of another GREY_ABOVE: not done, but of this script
+        for name in (own.keys() | names) - record.made.keys():   # not done, but of this script
             record.made[name] = '', ''
         record.finish()   # for a call that is killed
         files.for_all(write, found, f'writing {folder}', summary='Pairs that cannot be made',
                       remedy='replace these files; masks with grey values: --GREY_ABOVE=127')
-        for name in record.made.keys() - {f'{name}.png' for name, *_ in found}:
+        for name in record.made.keys() - names:
             (folder / name).unlink(missing_ok=True)
             del record.made[name]
