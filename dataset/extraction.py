@@ -127,14 +127,15 @@ def size_fault(image, size, mask, mask_size):
             f'its picture {image.name} is {size[0]}x{size[1]} px')
 
 
-def inspect_pair(image, mask):
+def inspect_pair(image, mask, grey_above=0):
     """Decode a picture and its mask (paths, either may be None) to their ends and compare them.
 
+    grey_above : see images.read_mask
     Returns (width, height) of the picture or None, share of the mask that is lesion or None, list of faults.
     """
     size, faults = images.inspect_image(image) if image else (None, [])
     try:
-        pixels = images.read_mask(mask) if mask else None
+        pixels = images.read_mask(mask, grey_above) if mask else None
     except InputError as error:
         return size, None, [*faults, *error.faults]
     if size and mask and size != pixels.shape[::-1]:

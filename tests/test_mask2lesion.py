@@ -2,6 +2,7 @@
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -418,6 +419,19 @@ def test_pairs_overwrite_neither_their_sources_nor_files_of_others(folders, tmp_
     for _ in range(2):
         call(make_pairs, *options)
     assert len(list((tmp_path / 'test').glob('*.png'))) == 3
+
+
+def test_all_files_that_make_no_pairs_are_named_before_any_is_written(drawn_root, tmp_path):
+    """Of both splits, also where the header says nothing of the fault."""
+    shutil.copytree(drawn_root.root / 'dataset', tmp_path / 'dataset')
+    layout = Layout(tmp_path)
+    grey = layout.segmentation('Training') / 'Annotation/drawn5_segmentation.png'
+    images.write_png(grey, np.full((48, 48), 100, np.uint8))
+    cut = layout.segmentation('Validation') / 'Images/drawn2.png'
+    cut.write_bytes(cut.read_bytes()[:-900])
+    with pytest.raises(InputError, match=f'{grey}: is not a binary mask(.|\n)*{cut}: is damaged'):
+        call(make_pairs, f'--ROOT={tmp_path}')
+    assert not (tmp_path / 'Mask2Lesion').exists()
 
 
 def test_a_subset_is_the_one_of_coarse_sn(root):

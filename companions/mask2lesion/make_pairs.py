@@ -52,6 +52,7 @@ def main():
                 for split, phase in pairs.PHASES.items()}
     sets = {out / phase: found for phase, found in sets.items()}
     pairs.refuse_overwriting(sets, layout)
+    pairs.refuse_unusable(sets, layout, cfg.GREY_ABOVE)
     for folder, found in sets.items():
         pairs.write_combined(found, folder, layout, cfg.GREY_ABOVE)
         print(f'{folder}: {len(found)} pairs')

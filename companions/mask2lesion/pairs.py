@@ -110,6 +110,26 @@ def refuse_overwriting(sets, layout):
         raise InputError('Pairs would overwrite other files', faults, 'choose another --OUT')
 
 
+def refuse_unusable(sets, layout, grey_above=0):
+    """Raise InputError naming every file that cannot be decoded or is no binary mask; parameters as above.
+
+    Pairs that are not up to date are decoded for this alone: all of them would not fit into memory.
+    """
+    def check(entry):
+        record, name, *sources = entry
+        content = ' '.join(map(record.contents.of, sources))
+        if record.head == {'grey_above': grey_above} and record.holds(f'{name}.png', content):
+            return
+        *_, faults = extraction.inspect_pair(*sources, grey_above)
+        if faults:
+            raise InputError('A pair cannot be made', faults)
+
+    records = {folder: Record(folder / isic.RECORD, Contents(layout.cache)) for folder in sets}
+    files.for_all(check, [(records[folder], *entry) for folder, found in sets.items() for entry in found],
+                  'checking pairs', summary='Pairs that cannot be made',
+                  remedy='replace these files; masks with grey values: --GREY_ABOVE=127')
+
+
 def _own(record):
     """What the Record of a folder says of pairs: its `made`, {} where another script wrote it."""
     return record.made if 'grey_above' in record.head else {}
@@ -117,6 +137,7 @@ def _own(record):
 
 def write_combined(found, folder, layout, grey_above=0):
     """Write [mask | image] files of [(name, picture, mask)]; current ones stay, those written of others go.
+    `refuse_overwriting` and `refuse_unusable` come before.
 
     layout : of the root that remembers what was read
     grey_above : masks that are not binary are lesion above this value; 0 refuses them
@@ -143,7 +164,7 @@ def write_combined(found, folder, layout, grey_above=0):
             record.made[name] = '', ''
         record.finish()   # for a call that is killed
         files.for_all(write, found, f'writing {folder}', summary='Pairs that cannot be made',
-                      remedy='replace these files; masks with grey values: --GREY_ABOVE=127')
+                      remedy='run the same command again')
         for name in record.made.keys() - names:
             (folder / name).unlink(missing_ok=True)
             del record.made[name]
