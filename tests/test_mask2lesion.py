@@ -629,6 +629,15 @@ def test_what_cannot_be_drawn_is_said(drawn_root, tmp_path):
         call(draw_lesions, at, f'--WEIGHTS={folder / "G.pth"}', f'--OUT={tmp_path / "out"}')
 
 
+def test_a_split_without_lesions_has_dashes_for_their_colours(capsys):
+    pictures, lesion = np.zeros((2, 16, 16, 3), np.uint8), np.zeros((2, 16, 16), bool)
+    eval_Mask2Lesion.show({'split': 'Validation', 'n': 2, 'adherence': {}, 'training pictures': 4,
+                           'colours': judgement.colours({'drawn': pictures}, lesion),
+                           'copies': {'drawn': 0, 'real': 0, 'unusually near': 0}})
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ['lesion', 'drawn', '-', '-', '-'] in rows and ['skin', 'drawn', *['0.0', '(0.0)'] * 3] in rows
+
+
 def test_the_evaluation_counts_what_it_says(drawn_root):
     summary = json.loads((drawn_root.results / 'Mask2Lesion_Validation.json').read_text())
     data, generator = drawn_pairs(3, 48, 1), drawn_root.run('Mask2Lesion') / 'G.pth'

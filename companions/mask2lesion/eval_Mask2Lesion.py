@@ -127,8 +127,8 @@ def show(facts):
             for key, row in facts['adherence'].items()]
     print(tabulate(rows, ['', *METRICS], 'plain', disable_numparse=True))
     print('\ncolours in CIELAB: mean over the pictures, and of the deviation within each')
-    rows = [[part, kind, *(f'{mean:.1f} ({deviation:.1f})' for mean, deviation in
-                           zip(row['mean'], row['deviation'], strict=True))]
+    rows = [[part, kind, *((f'{mean:.1f} ({deviation:.1f})' for mean, deviation in
+                            zip(row['mean'], row['deviation'], strict=True)) if row else '---')]
             for part, kinds in facts['colours'].items() for kind, row in kinds.items()]
     print(tabulate(rows, ['', '', 'L*', 'a*', 'b*'], 'plain', disable_numparse=True))
     far = facts['copies']

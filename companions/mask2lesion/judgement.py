@@ -10,7 +10,8 @@ def colours(pictures, masks):
     """CIELAB colours: {'lesion' or 'skin': {kind: {'mean': [L*, a*, b*], 'deviation': [...]}}}.
 
     pictures : {kind: (N, S, S, 3) uint8}; masks : (N, S, S) bool. Means over the pictures of each one's mean,
-    and of its standard deviation, within the part; pictures that lack the part are left out.
+    and of its standard deviation, within the part; pictures that lack the part are left out. None for a dict
+    where all of them do.
     """
     found = {'lesion': {}, 'skin': {}}
     for part, chosen in (('lesion', masks), ('skin', ~masks)):
@@ -18,7 +19,8 @@ def colours(pictures, masks):
             inside = [cv2.cvtColor(np.float32(picture) / 255, cv2.COLOR_RGB2LAB)[mask]
                       for picture, mask in zip(some, chosen, strict=True) if mask.any()]
             found[part][kind] = {'mean': np.mean([values.mean(0) for values in inside], 0).tolist(),
-                                 'deviation': np.mean([values.std(0) for values in inside], 0).tolist()}
+                                 'deviation': np.mean([values.std(0) for values in inside], 0).tolist()
+                                 } if inside else None
     return found
 
 
