@@ -469,13 +469,32 @@ def test_elastic_masks_are_seeded_deformations():
     pytest.importorskip('torchvision')
     mask = drawn_pairs(1, 128).masks[0] // 255
     random_state = torch.random.get_rng_state()
-    found = [masks.elastic(np.random.default_rng(seed), mask, 1000.0, 10.0) for seed in (0, 0, 1)]
+    found = [masks.elastic(np.random.default_rng(seed), [mask], 1000.0, 10.0)[0] for seed in (0, 0, 1)]
     assert torch.equal(random_state, torch.random.get_rng_state())
     np.testing.assert_array_equal(found[0], found[1])
     assert (found[0] != found[2]).any() and set(np.unique(found[0])) == {0, 1}
     for other in found:
         assert 0.3 < painter.overlap(other > 0, mask > 0)[0] < 0.97
         assert cv2.connectedComponents(other)[0] == 2
+
+
+def test_masks_that_cannot_be_deformed_are_passed_over(tmp_path, no_panels):
+    """Empty, tiny and full ones; the others come as they did, and again."""
+    pytest.importorskip('torchvision')
+    good, bad = drawn_pairs(1, 48).masks[0], np.zeros((3, 48, 48), np.uint8)
+    bad[1, 20:22, 20:22], bad[2] = 255, 255
+    for name, mask in zip('abcd', (*bad, good), strict=True):
+        images.write_png(tmp_path / 'masks' / f'{name}.png', mask)
+    options = ['--KIND=elastic', '--SIZE=48', f'--MASKS={tmp_path / "masks"}']
+    records = []
+    for count in (6, 4):
+        call(draw_masks, *options, f'--COUNT={count}', f'--OUT={tmp_path / "out"}')
+        records.append(json.loads((tmp_path / 'out/masks.json').read_text())['masks'])
+    assert len(records[0]) == 6 and {about['what'] for about in records[0].values()} == {'d, deformed'}
+    assert records[1].items() <= records[0].items()
+    (tmp_path / 'masks/d.png').unlink()
+    with pytest.raises(InputError, match='No usable mask(.|\n)*--MASKS=folder'):
+        call(draw_masks, *options, '--COUNT=1', f'--OUT={tmp_path / "none"}')
 
 
 def test_the_shape_model_learns_size_first_and_gives_its_masks_back():

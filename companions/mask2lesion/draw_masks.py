@@ -86,10 +86,15 @@ class Factory:
     @property
     def model(self):
         if self._model is None:
-            read = files.for_all(lambda one: cache.read_mask_square(one[1], masks.MODEL_SIDE), self.found,
-                                 'reading masks')
+            read = self.read(self.found, masks.MODEL_SIDE)
             self._model = masks.ShapeModel(np.stack(read), self.cfg.COMPONENTS)
         return self._model
+
+    @staticmethod
+    def read(found, side):
+        """Masks (side, side) of entries of `real_masks`. Raises InputError naming every bad file."""
+        return files.for_all(lambda one: cache.read_mask_square(one[1], side), found, 'reading masks',
+                             summary='Masks cannot be used')
 
     def numbers(self):
         """(Number, its own random generator) of COUNT masks."""
@@ -107,11 +112,11 @@ class Factory:
             yield f'shapes_{number:04}_{name}', masks.shape(rng, name, self.cfg.SIZE), name, None
 
     def elastic(self):
-        scale = self.cfg.SIZE / 256
+        scale, read = self.cfg.SIZE / 256, self.read(self.found, self.cfg.SIZE)
         for number, rng in self.numbers():
-            one = self.found[rng.integers(len(self.found))]
-            mask = masks.elastic(rng, cache.read_mask_square(one[1], self.cfg.SIZE),
-                                 scale**2 * self.cfg.ELASTIC_ALPHA, scale * self.cfg.ELASTIC_SIGMA)
+            mask, chosen = masks.elastic(rng, read, scale**2 * self.cfg.ELASTIC_ALPHA,
+                                         scale * self.cfg.ELASTIC_SIGMA)
+            one = self.found[chosen]
             yield f'elastic_{number:04}', mask, f'{one[0]}, deformed', one
 
     def pca(self):

@@ -35,10 +35,11 @@ def shape(rng, name, side):
     return mask
 
 
-def elastic(rng, mask, alpha, sigma):
-    """A mask (H, W) of {0, 1} under torchvision's elastic transform; its largest part.
+def elastic(rng, masks, alpha, sigma):
+    """A random one of masks, N of (H, W) of {0, 1}, under torchvision's elastic transform.
 
     alpha : strength, sigma : smoothness of the displacement in px
+    Returns (its largest part, number of the mask). Where that is too small or large, another is taken.
     """
     try:
         from torchvision.transforms import InterpolationMode
@@ -46,14 +47,15 @@ def elastic(rng, mask, alpha, sigma):
     except ImportError:
         raise InputError('Elastic masks need torchvision',
                          remedy='pip install torchvision, or -r requirements-extra.txt') from None
-    deform = ElasticTransform(float(alpha), float(sigma), InterpolationMode.NEAREST)
+    deform, tried = ElasticTransform(float(alpha), float(sigma), InterpolationMode.NEAREST), []
 
     def draw():
+        tried.append(int(rng.integers(len(masks))))
         torch.manual_seed(int(rng.integers(2**63)))
-        return deform(torch.from_numpy(mask)[None])[0].numpy()
+        return deform(torch.from_numpy(masks[tried[-1]])[None])[0].numpy()
 
     with torch.random.fork_rng(devices=()):
-        return _usable(draw)
+        return _usable(draw), tried[-1]
 
 
 class ShapeModel:
@@ -139,4 +141,5 @@ def _usable(draw):
         if AREA[0] <= mask.mean() <= AREA[1]:
             return mask
     raise InputError('No usable mask can be drawn', [f'{TRIES} in a row took less than {AREA[0]:.0%} or more '
-                                                     f'than {AREA[1]:.0%} of the picture'])
+                                                     f'than {AREA[1]:.0%} of the picture'],
+                     'give other real masks, --MASKS=folder')
