@@ -613,6 +613,18 @@ def test_masks_drawn_by_hand_stay_where_others_are_drawn_anew(tmp_path, monkeypa
         'mine_segmentation.png', 'shapes_0000_circle_segmentation.png']
 
 
+@pytest.mark.parametrize('kind', ['real', 'elastic', 'real,pca'])
+def test_all_real_masks_that_are_bad_are_named_before_any_is_written(tmp_path, kind):
+    for name in 'abc':
+        grey = np.full((48, 48), 255 if name == 'b' else 100, np.uint8)
+        images.write_png(tmp_path / 'masks' / f'{name}.png', grey)
+    count = 0 if kind == 'real' else 1
+    with pytest.raises(InputError, match='a.png: is not a binary(.|\n)*c.png: is not a binary'):
+        call(draw_masks, f'--KIND={kind}', f'--COUNT={count}', f'--MASKS={tmp_path / "masks"}',
+             f'--OUT={tmp_path / "out"}')
+    assert not (tmp_path / 'out').exists()
+
+
 def test_every_mask_has_its_picture_and_its_place_on_the_page(drawn_root, tmp_path, no_panels):
     folder = drawn_root.root / 'Mask2Lesion/lesions'
     names = json.loads((drawn_root.root / 'Mask2Lesion/masks/masks.json').read_text())['masks']

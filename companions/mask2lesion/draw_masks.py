@@ -102,8 +102,9 @@ class Factory:
                 range(self.cfg.COUNT or len(self.found))]
 
     def real(self):
-        for one in splits.subset(self.found, self.cfg.COUNT, self.cfg.SEED):
-            yield f'real_{one[0]}', cache.read_mask_square(one[1], self.cfg.SIZE), one[0], one
+        chosen = splits.subset(self.found, self.cfg.COUNT, self.cfg.SEED)
+        for one, mask in zip(chosen, self.read(chosen, self.cfg.SIZE), strict=True):
+            yield f'real_{one[0]}', mask, one[0], one
 
     def shapes(self):
         names = list(masks.CORNERS)
@@ -167,8 +168,11 @@ def main():
     out = Path(cfg.OUT) if cfg.OUT else layout.root / 'Mask2Lesion' / 'masks'
     before = earlier(out, cfg.MASKS)
     factory, record, made, shown = Factory(cfg, layout), {}, {}, {}
-    for kind in cfg.KIND.split(','):
-        for name, mask, what, source in getattr(factory, kind)():
+    kinds = cfg.KIND.split(',')
+    # real last: others read all real masks, not COUNT of them, and so name all that are bad.
+    drawn = {kind: list(getattr(factory, kind)()) for kind in sorted(kinds, key='real'.__eq__)}
+    for kind in kinds:
+        for name, mask, what, source in drawn[kind]:
             made[name] = mask
             row = name.rpartition('_')[0] if kind == 'walks' else kind
             of = [str(path) for path in (source or ())[1:] if path]
