@@ -567,6 +567,14 @@ def test_volumes_become_the_published_layout(tmp_path, capsys):
         call(prepare_BraTS, *at, f'--IN={tmp_path / "bad"}', '--VALIDATION_SHARE=0.4', '--TESTING_SHARE=0.4')
 
 
+def test_copies_of_a_case_of_two_years_are_in_one_part():
+    cfg = SimpleNamespace(SEED=3, VALIDATION_SHARE=0.3, TESTING_SHARE=0.3)
+    old, new = ([f'{year}_2013_{number}_1' for number in range(10)] for year in ('Brats18', 'BraTS19'))
+    both, alone = prepare_BraTS.parts_of(sorted(old + new), cfg), prepare_BraTS.parts_of(old, cfg)
+    assert [both[name] for name in old] == [both[name] for name in new] == list(alone.values())
+    assert ' '.join(alone.values()) == 'train test train test val test val train val train'   # as ever
+
+
 def skin_root(folder):
     """A root with stage 1's list of eight pictures of 160 px: lesions in the middle, some corners spoilt."""
     layout, rng, lines = Layout(folder), np.random.default_rng(0), []

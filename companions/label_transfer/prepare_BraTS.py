@@ -7,10 +7,11 @@ Writes  LabelTransfer/BraTS/ below ROOT, or OUT, in the published layout: trainA
     python -m companions.label_transfer.prepare_BraTS --IN=BraTS2019
     python -m companions.label_transfer.train_LabelTransfer --DATA=LabelTransfer/BraTS --KIND=brain
 
-Cases, not slices, are parted into training, validation and test; valB/ shows during training how often the
-class is right. Grey values are scaled once for each
-volume, between the 1st and 99th percentile of its brain; the middle square becomes SIZE px. All cases that
-cannot be used are named. Needs nibabel (companions/label_transfer/requirements.txt). Cost: about 2 s a case.
+Cases, not slices, are parted into training, validation and test, and two years' copies of one, Brats18_<x>
+and BraTS19_<x>, stay together; valB/ shows during training how often the class is right. Grey values are
+scaled once for each volume, between the 1st and 99th percentile of its brain; the middle square becomes SIZE
+px. All cases that cannot be used are named. Needs nibabel (companions/label_transfer/requirements.txt). Cost:
+about 2 s a case.
 """
 import sys
 from pathlib import Path
@@ -44,14 +45,19 @@ TESTING_SHARE = 0.12      # of the cases
 
 
 def parts_of(names, cfg):
-    """{case: part}, 'train', 'val' or 'test'. Raises InputError where one of them would be empty."""
-    order = augment.generator(cfg.SEED, 0).permutation(len(names))
-    held = [round(share * len(names)) for share in (cfg.VALIDATION_SHARE, cfg.TESTING_SHARE)]
-    if min(held) < 1 or sum(held) >= len(names):
-        raise InputError('There are too few cases', [f'{len(names)} cases, of which {held[0]} would be for '
+    """{case: part}, 'train', 'val' or 'test'. Raises InputError where one of them would be empty.
+
+    Copies of a case, of two years, are in one part.
+    """
+    cases = list(dict.fromkeys(map(volumes.patient, names)))
+    order = augment.generator(cfg.SEED, 0).permutation(len(cases))
+    held = [round(share * len(cases)) for share in (cfg.VALIDATION_SHARE, cfg.TESTING_SHARE)]
+    if min(held) < 1 or sum(held) >= len(cases):
+        raise InputError('There are too few cases', [f'{len(cases)} cases, of which {held[0]} would be for '
                          f'validation and {held[1]} for the test'])
-    words = ['val'] * held[0] + ['test'] * held[1] + ['train'] * (len(names) - sum(held))
-    return {names[number]: word for number, word in zip(order, words, strict=True)}
+    words = ['val'] * held[0] + ['test'] * held[1] + ['train'] * (len(cases) - sum(held))
+    part_of = {cases[number]: word for number, word in zip(order, words, strict=True)}
+    return {name: part_of[volumes.patient(name)] for name in names}
 
 
 def cut(name, case, part, cfg, maker):

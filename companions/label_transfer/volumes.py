@@ -8,6 +8,7 @@ from engine import images, volumes
 from engine.errors import InputError
 
 NAMES = re.compile(r'(?P<case>.+)_(?P<what>flair|seg)\.nii(\.gz)?$')
+YEAR = re.compile(r'brats\d\d_', re.IGNORECASE)   # 2019 has cases of 2018, too: Brats18_<x>, BraTS19_<x>
 LOW, HIGH = 1, 99     # percentiles of a volume's brain that become black and white
 
 
@@ -32,6 +33,12 @@ def find_cases(folder):
     if faults:
         raise InputError('BraTS cases cannot be used', faults)
     return dict(sorted(cases.items()))
+
+
+def patient(case):
+    """What copies of a case have in common, whichever year's data they are of."""
+    found = YEAR.match(case)
+    return case[found.end():] if found else case
 
 
 def read_case(case):
