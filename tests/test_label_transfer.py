@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from companions import seen
 from companions.label_transfer import (
     candidates,
     data,
@@ -856,7 +857,7 @@ def test_rows_are_of_the_evaluated_generator_alone(trained_root, tmp_path, capsy
     first.write_text(begun.replace('"RESUME": true', '"RESUME": false'))   # which may change between rounds
     assert eval_LabelTransfer.last_round(rounds) == rounds / 'round2/EMA.pth'
     teacher, cfg = trained.load(trained_root, ALONE, 'auto'), SimpleNamespace(
-        AMP='auto', SPLIT='Testing', WEIGHTS='', METHODS=())
+        AMP='auto', SPLIT='Testing', WEIGHTS='', METHODS=(), SEEN=False)
     stale, own = (layout.results / f'LabelTransferStudent_Testing_masks/{name}_segmentation.png'
                   for name in ('a', 'mine'))
     for path in stale, own:
@@ -883,6 +884,44 @@ def test_rows_are_of_the_evaluated_generator_alone(trained_root, tmp_path, capsy
     spelt = teacher.settings | {'DATA': str(tmp_path / 'models/../LabelTransfer/skin')}
     eval_LabelTransfer.add_cam(table, layout, replace(teacher, settings=spelt), None, ALONE, cfg)
     assert rows == ['student', 'CAM']   # the same folder, spelt otherwise
+
+
+def test_pictures_that_were_trained_on_are_not_scored_in_later_parts(
+        trained_root, tmp_path, capsys):
+    skin, run = tmp_path / 'LabelTransfer/skin', Layout(tmp_path).run('LabelTransfer')
+    shutil.copytree(trained_root.root / 'LabelTransfer/skin', skin)
+    for name in 'LabelTransfer', 'LabelTransferCAM':
+        shutil.copytree(trained_root.run(name), Layout(tmp_path).run(name))
+    source = data.Source(Layout(tmp_path), 'LabelTransfer/skin')
+
+    def found():
+        return trained.seen_before(run, source, source.pairs('Testing'))
+
+    names = (run / seen.NAME).read_bytes()
+    (run / seen.NAME).unlink()   # as in runs of earlier versions
+    assert not found()
+    tested = skin / 'testA/images/trainA_003.png'
+    (skin / 'trainA/trainA_003.png').rename(tested)
+    images.write_mask(skin / 'testA/labels/trainA_003_segmentation.png', np.eye(48))
+    assert found() == [f'{skin / "trainA"}: holds others than {run} was trained on, which may be tested now']
+    (run / seen.NAME).write_bytes(names)
+    assert found() == [f'{tested}: trainA_003 was trained on']
+    options = f'--ROOT={tmp_path}', '--SPLIT=Testing', '--METHODS=threshold'
+    with pytest.raises(InputError, match='trainA_003 was trained on(.|\n)*--SEEN=True'):
+        call(eval_LabelTransfer, *options)
+    teacher, cfg = trained.load(Layout(tmp_path), ALONE, 'auto'), SimpleNamespace(SEEN=False)
+    table = SimpleNamespace(pairs=teacher.pairs('Testing'))
+    eval_LabelTransfer.add_cam(table, Layout(tmp_path), teacher, None, ALONE, cfg)
+    assert 'was trained on evaluated pictures, so that' in capsys.readouterr().out
+    tested.rename(skin / 'trainA/renumbered.png')
+    (skin / 'testA/labels/trainA_003_segmentation.png').unlink()
+    assert not found()   # the pictures trained on are others now, those that are tested are not among them
+
+
+def test_cases_are_told_by_their_pictures():
+    assert {data.case_of(name) for name in ('Brats18_2013_1_1_flair_90', 'BraTS19_2013_1_1_flair_115')} == {
+        '2013_1_1'}
+    assert data.case_of('ISIC_0000001_health') == data.case_of('ISIC_0000001') == 'ISIC_0000001'
 
 
 def student_root(trained_root, folder):

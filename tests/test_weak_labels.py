@@ -3,6 +3,7 @@ import csv
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 import compare
+from companions import seen
 from companions.weak_labels import (
     clusters,
     ellipses,
@@ -887,6 +889,33 @@ def test_the_evaluation_scores_what_the_network_finds(trained, tiny, drawn, caps
     paths = lesions.mask_names(Path(f'{stem}_masks'), data.names)
     assert [images.image_size(path) for path in paths] == data.sizes
     assert images.image_size(Path(f'{stem}_panel.png'))[0] > 300
+
+
+def test_lesions_that_were_trained_on_are_not_scored_in_a_later_split(trained, tiny, drawn, tmp_path):
+    pytest.importorskip('skimage')
+    layout, name = Layout(tmp_path), 'WeakSN_a1'
+    for part in f'models/{name}', 'WeakLabels':
+        shutil.copytree(trained.root / part, tmp_path / part)
+    at, record = [f'--ROOT={tmp_path}', '--METHOD=a1', '--AMP=fp32'], layout.run(name) / seen.NAME
+    rows = lesions.rows(layout, 'HAM10000')
+    moved, other = (next(row for row in rows if row['split'] == split) for split in ('Training', 'Testing'))
+    for row in rows:
+        row['long'] += 1   # measured anew
+    lesions.write(layout, 'HAM10000', rows)
+    names = record.read_bytes()
+    for _ in range(2):
+        call(eval_WeakSN, *at)
+        record.unlink(missing_ok=True)   # as in runs of earlier versions
+    moved['split'], other['split'] = 'Testing', 'Training'
+    lesions.write(layout, 'HAM10000', rows)
+    with pytest.raises(InputError, match='its training lesions are others than those(.|\n)*--SEEN=True'):
+        call(eval_WeakSN, *at)
+    record.write_bytes(names)
+    with pytest.raises(InputError) as said:
+        call(eval_WeakSN, *at)
+    table = lesions.table(layout, 'HAM10000')
+    assert said.value.faults == [f'{table}: {moved["name"]} is of Testing and was trained on']
+    call(eval_WeakSN, *at, '--SEEN=True')
 
 
 def test_the_ellipses_alone_are_scored_without_a_network(drawn, tmp_path, capsys):

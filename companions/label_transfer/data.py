@@ -3,11 +3,13 @@
 Three sources: a root's lists (stage 1) with the healthy patches of prepare_ISIC; a folder in the layout that
 the authors published, which prepare_BraTS and make_toy_data write too; any two folders.
 """
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from companions.label_transfer import volumes
 from companions.label_transfer.networks import FACTOR
 from dataset import isic, pairing
 from dataset.splits import subset
@@ -17,6 +19,7 @@ from engine.errors import InputError
 from engine.samples import Pictures
 
 KINDS = ('skin', 'brain')
+CUT = re.compile(r'_(flair_\d+|health)$')   # what prepare_BraTS and prepare_ISIC add to names
 GREY = 127   # masks of the published data have grey edges: lesion is what lies above
 # Folders of the published layout, of one part the first that is there; of 'healthy' the first with a picture.
 PARTS = {'A': ('trainA', '*_A_weak'), 'B': ('trainB', '*_B_weak'), 'Validation': ('val',),
@@ -150,6 +153,16 @@ def _refuse_same_names(paths):
               if first.setdefault(path.stem, path) != path]
     if faults:
         raise InputError('Pictures share a name', faults, 'rename them')
+
+
+def case_of(name):
+    """What a picture is of, by its name: a slice of a case, healthy skin of a picture."""
+    return volumes.patient(CUT.sub('', name))
+
+
+def cases(*sets):
+    """`case_of` all pictures of Sets."""
+    return [case_of(name) for one in sets for name in one.names]
 
 
 def load(layout, name, paths, side, workers=0):

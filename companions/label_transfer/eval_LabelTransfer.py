@@ -28,6 +28,7 @@ import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
+from companions import seen
 from companions.label_transfer import (
     cams,
     candidates,
@@ -42,6 +43,7 @@ from companions.label_transfer import (
 )
 from dataset.layout import Layout
 from engine import checkpoints, cli, files, hardware, images, metrics, run_folder, scoring, settings
+from engine.errors import InputError
 from mbdcnn import evaluation, stages
 from mbdcnn.inference import segment_files
 from mbdcnn.panels import spread
@@ -54,6 +56,7 @@ SPLIT = 'Validation'      # Validation or Testing
 # --- What
 WEIGHTS = ''              # a generator; '' = ROOT/models/LabelTransfer/A2B.pth
 DATA = ''                 # folder in the published layout; '' = as the training
+SEEN = False              # score pictures that the networks were trained on, too
 ORACLE = False            # also let the evaluated masks choose checkpoint and alpha (released); rows say so
 METHODS = 'all'           # ways to cut the map: all, or of them, as watershed,normalised-crf
 EMPTY_CORNERS = False     # the CRF finds nothing in the picture's corners (released: True)
@@ -162,6 +165,9 @@ def add_cam(table, layout, teacher, held_out, process, cfg):
     if pictures(of) != pictures(teacher.settings):
         print(f'{path}: was trained with another DATA, A or KIND than {teacher.weights}, so that activation '
               'maps have no row')
+        return
+    if not cfg.SEEN and trained.seen_before(path.parent, teacher.source, table.pairs):
+        print(f'{path}: was trained on evaluated pictures, so that activation maps have no row')
         return
     looker = cams.load(path, process.device, cfg.AMP)
     threshold, _ = validation.chosen_threshold(looker.look, held_out, teacher.kind)
@@ -281,6 +287,9 @@ def main():
     layout = Layout(cfg.ROOT)
     teacher = trained.load(layout, process, cfg.AMP, cfg.WEIGHTS, cfg.DATA)
     pairs = teacher.pairs(cfg.SPLIT)
+    trained_on = [] if cfg.SEEN else trained.seen_before(teacher.run, teacher.source, pairs)
+    if trained_on:
+        raise InputError('These pictures cannot be scored', trained_on, seen.WAYS)
     alphas = teacher.alphas(cfg.METHODS, cfg.EMPTY_CORNERS)
     table = Table(pairs, teacher.kind)
     table.add_trivial()

@@ -1,8 +1,8 @@
 """Label transfer: train a plain classifier of diseased and healthy pictures, whose CAM is the floor.
 
 Reads   what train_LabelTransfer reads, by the same constants
-Writes  models/LabelTransferCAM/  CAM.pth (best on validation masks), last.pth, config.json, metrics.jsonl,
-        curves.png, panel.png, tensorboard/
+Writes  models/LabelTransferCAM/  CAM.pth (best on validation masks), last.pth, config.json, trained_on.json,
+        metrics.jsonl, curves.png, panel.png, tensorboard/
 
     python -m companions.label_transfer.train_CAM
 
@@ -21,6 +21,7 @@ if __name__ == '__main__':
 import torch
 import torch.nn.functional as F
 
+from companions import seen
 from companions.label_transfer import cams, data, losses, maps, networks, validation
 from dataset.layout import Layout
 from engine import cli, device_samples, figures, hardware, settings, trainer
@@ -113,6 +114,7 @@ def main():
     task = cam_task(cfg, process, networks.Classifier(cfg.WIDTH, cfg.BLOCKS), found)
     with Run(layout.run('LabelTransferCAM'), 'LabelTransferCAM', cfg, found.fingerprints, 'random weights',
              process, kept=('CAM',)) as run:
+        task.noted = lambda *_: seen.note(run.folder, data.cases(found.a, found.b))
         trainer.fit(task, cfg, run, process, cfg.STEPS, cfg.VALIDATE_EVERY)
 
 

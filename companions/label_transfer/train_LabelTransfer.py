@@ -5,8 +5,8 @@ Reads   diseased and healthy pictures, and held-out diseased ones with masks:
         or DATA, a folder with trainA/, trainB/, val/{images,labels}/ (prepare_BraTS, make_toy_data, or as
         published), or for the training pictures any two folders, A and B
 Writes  models/LabelTransfer/  A2B.pth and B2A.pth (the generators, best on validation masks), candidates/
-        (the best k of A2B), last.pth (to go on from), config.json, metrics.jsonl, curves.png, panel.png,
-        validation.png (JA and AUC of the map over steps), tensorboard/
+        (the best k of A2B), last.pth (to go on from), config.json, trained_on.json, metrics.jsonl,
+        curves.png, panel.png, validation.png (JA and AUC of the map over steps), tensorboard/
 
     python -m companions.label_transfer.train_LabelTransfer
     python -m companions.label_transfer.train_LabelTransfer --DATA=LabelTransfer/brain --KIND=brain --WIDTH=16
@@ -25,6 +25,7 @@ if __name__ == '__main__':
 
 from torch import nn
 
+from companions import seen
 from companions.label_transfer import data, losses, maps, networks, panels, validation
 from companions.label_transfer.candidates import Candidates
 from companions.label_transfer.translator import Translator
@@ -140,6 +141,10 @@ def transfer_task(cfg, process, made, a, b, held_out, healthy, candidates):
         if held_out is not None:
             panels.curves(rows, path.with_name('validation.png'))
 
+    def noted(step, found):
+        seen.note(candidates.folder.parent, data.cases(a, b))
+        candidates.note(step, found.get('JA', step), made['A2B'].state_dict())
+
     return trainer.Task(
         networks=made,
         optimizers={name: trainer.adam(group, cfg.LEARNING_RATE, process.device, betas, cfg.WEIGHT_DECAY)
@@ -147,8 +152,7 @@ def transfer_task(cfg, process, made, a, b, held_out, healthy, candidates):
         stream=lambda first, last: unpaired(**{
             name: device_samples.batches(part, cfg, process, first, last) for name, part in sets.items()}),
         losses=losses_of, rate=lambda step: 1.0, validate=validate, panel=panel,
-        monitor='JA' if held_out is not None else None,
-        noted=lambda step, found: candidates.note(step, found.get('JA', step), made['A2B'].state_dict()))
+        monitor='JA' if held_out is not None else None, noted=noted)
 
 
 # Below the first function, where settings do not look.

@@ -4,9 +4,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from companions import seen
 from companions.label_transfer import data, maps, translator, validation
 from companions.label_transfer.translator import TRAIN, Translator
 from engine import checkpoints, files
+from engine.errors import InputError
 
 ALPHAS = 'alphas.json'   # beside the weights
 
@@ -55,6 +57,29 @@ class Trained:
             with contextlib.suppress(OSError):   # weights may lie where nobody may write; it saves time alone
                 files.write_text(path, json.dumps({'facts': facts, 'alphas': known}, indent=1) + '\n')
         return {method: int(known[method][0]) for method in wanted}
+
+
+def seen_before(run, source, pairs):
+    """Lines that report pictures on which a run's networks were trained: parts may be dealt anew since.
+
+    run : folder; source : data.Source that is evaluated, pairs : of it. Names are asked where the training
+    pictures are no longer those that they were; runs of earlier versions do not name theirs.
+    """
+    config = checkpoints.read_config(run / 'config.json')
+    settings, inputs = (config.get(part, {}) for part in ('settings', 'inputs'))
+    own = data.Source(source.layout, *(settings[name] for name in ('DATA', 'A', 'B', 'TRAIN_IMAGES', 'SEED')))
+    try:
+        present = [data.load(source.layout, part, paths(), settings['LOAD_SIZE']).fingerprint
+                   for part, paths in (('A', own.diseased), ('B', own.healthy))]
+    except InputError:   # they are not here
+        present = []
+    if present == [inputs.get(part) for part in ('diseased', 'healthy')]:
+        return []
+    names = seen.names(run)
+    if names is None:   # the lists' splits are the challenge's
+        return [f'{source.part("A")}: holds others than {run} was trained on, which may be tested now'
+                ] if own.data and own.data == source.data else []
+    return [f'{path}: {name} was trained on' for name, path, _ in pairs if data.case_of(name) in names]
 
 
 def load(layout, process, precision, weights='', folder='', a=''):

@@ -27,6 +27,7 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
+from companions import seen
 from companions.weak_labels import REQUIREMENTS, lesions, networks, paper, predictor, shape_scores
 from companions.weak_labels.shape_scores import COLUMNS, FRACTIONS, MEANING
 from dataset.layout import Layout
@@ -66,7 +67,7 @@ def main():
     trained, config = (None, {}) if cfg.METHOD == ELLIPSE else predictor.load(
         layout, cfg.METHOD, process.device, cfg.AMP, weights)
     data = lesions.load(layout, cfg.DATA, cfg.SPLIT)
-    check_data(cfg, layout, data, config)
+    check_data(cfg, layout, data, config, weights.parent)
     stem = layout.results / f'WeakSN_{cfg.METHOD}_{cfg.SPLIT}'
     before = files.read_json(stem.with_suffix('.json')).get('data set', cfg.DATA)
     if before != cfg.DATA:
@@ -101,18 +102,40 @@ def check(cfg):
             ] if cfg.SPLIT == 'Training' and not cfg.SEEN else []
 
 
-def check_data(cfg, layout, data, config):
-    """Raise InputError where there is nothing to compare with, or the network saw patches of another size."""
-    faults = []
+def check_data(cfg, layout, data, config, run):
+    """Raise InputError where there is nothing to compare with, or the network saw patches of another size, or
+    these lesions. run : folder of the weights"""
+    faults, trained_on = [], [] if cfg.SEEN else seen_before(cfg, layout, data, config, run)
     if data.masks is None:
         faults.append(f'{lesions.table(layout, cfg.DATA)}: {cfg.SPLIT} has lesions without a true mask')
     trained = config.get('settings', {})
     if trained and min(trained['INPUT_SIZE']) < data.side:
         faults.append(f'the patches are {data.side} px, the network was trained on {trained["INPUT_SIZE"]}')
-    if faults:
-        raise InputError('These lesions cannot be scored', faults)
+    if faults or trained_on:
+        raise InputError('These lesions cannot be scored', faults + trained_on,
+                         seen.WAYS if trained_on else '')
     if trained and trained['DATA'] != cfg.DATA:
         print(f'the network was trained on {trained["DATA"]}')
+
+
+def seen_before(cfg, layout, data, config, run):
+    """Lines that report lesions which the network was trained on: splits may have been dealt anew since.
+
+    Runs of earlier versions do not name theirs; they must have seen the present training patches.
+    """
+    trained, table = config.get('settings', {}), lesions.table(layout, cfg.DATA)
+    if trained.get('DATA') != cfg.DATA:
+        return []
+    names = seen.names(run)
+    if names is not None:
+        return [f'{table}: {name} is of {cfg.SPLIT} and was trained on' for name in data.names
+                if name in names]
+    present = lesions.load(layout, cfg.DATA, 'Training', trained['TRAIN_IMAGES'], trained['SEED']).fingerprint
+    recorded = str(config.get('inputs', {}).get('training'))
+    if present.split('-')[0] == recorded.split('-')[0]:   # of the patches: their ellipses may be corrected
+        return []
+    return [f'{table}: its training lesions are others than those that {run} was trained on, which may be of '
+            f'{cfg.SPLIT} now']
 
 
 def write_masks(cfg, trained, data, folder):

@@ -2,7 +2,8 @@
 
 Reads   WeakLabels/<DATA>/ (prepare_HAM10000, prepare_LiTS, prepare_DeepLesion, prepare_ISIC, prepare_folder)
 Writes  models/WeakSN_<METHOD>/  WeakSN_<METHOD>.pth (best weights), last.pth (to go on from), config.json,
-        metrics.jsonl, curves.png, panel.png, tensorboard/; of METHOD=a1l also clusters.csv and clusters.png
+        trained_on.json, metrics.jsonl, curves.png, panel.png, tensorboard/; of METHOD=a1l also clusters.csv
+        and clusters.png
 
     python -m companions.weak_labels.train_WeakSN --METHOD=a1l
     python -m companions.weak_labels.train_WeakSN --METHOD=a1 --ENCODER=resnet18 --INPUT_SIZE=128,128
@@ -25,6 +26,7 @@ if __name__ == '__main__':
 import numpy as np
 import torch
 
+from companions import seen
 from companions.weak_labels import clusters, lesions, networks
 from companions.weak_labels.predictor import Predictor
 from dataset.layout import Layout
@@ -198,8 +200,12 @@ def cluster(cfg, layout, train, validation):
                            cfg.ANGLE, cfg.CLUSTERS_FROM)
 
 
-def write_clusters(folder, train, validation, labels):
-    """Write which lesion is in which cluster, clusters.csv, and some of each, clusters.png."""
+def write_facts(folder, train, validation, labels):
+    """Write which lesions are trained on, and where there are clusters, which lesion is in which,
+    clusters.csv, and some of each, clusters.png."""
+    seen.note(folder, train.names)
+    if labels[0] is None:
+        return
     files.write_csv(folder / 'clusters.csv', [('name', 'cluster'), *(
         (lesion, int(number)) for data, found in zip((train, validation), labels, strict=True)
         for lesion, number in zip(data.names, found, strict=True))])
@@ -257,9 +263,9 @@ def main():
     epoch = max(1, round(len(train.names) / cfg.BATCH_SIZE))
     task, name = weak_task(cfg, process, network, train, validation, labels), f'WeakSN_{cfg.METHOD}'
     with Run(layout.run(name), name, cfg, inputs, start, process) as run:
-        if labels[0] is not None:   # with the first score, when the folder has taken the run for its own
-            write = functools.cache(lambda: write_clusters(run.folder, train, validation, labels))
-            task.noted = lambda *_: write()
+        # With the first score, when the folder has taken the run for its own.
+        write = functools.cache(lambda: write_facts(run.folder, train, validation, labels))
+        task.noted = lambda *_: write()
         trainer.fit(task, cfg, run, process, cfg.EPOCH * epoch, cfg.VALIDATE_EVERY * epoch)
     hardware.finish()
 
