@@ -706,6 +706,18 @@ def test_any_folder_with_diameters(tmp_path):
         assert fault in str(error.value)
 
 
+def test_pictures_of_16_bits_are_refused(tmp_path):
+    for number in range(3):
+        depth = np.uint16 if number else np.uint8
+        images.write_png(tmp_path / f'images/p{number}.png', np.full((40, 60), 99, depth))
+        images.write_mask(tmp_path / f'masks/p{number}.png', ellipses.draw((30, 20, 15, 30, 70), (60, 40)))
+    with pytest.raises(InputError) as said:
+        call(prepare_folder, f'--ROOT={tmp_path}', f'--IMAGES={tmp_path / "images"}',
+             f'--MASKS={tmp_path / "masks"}')
+    assert [Path(fault.split(':')[0]).name for fault in said.value.faults] == ['p1.png', 'p2.png']
+    assert 'I;16, not of 8 bits' in said.value.faults[0] and not (tmp_path / 'WeakLabels').exists()
+
+
 def test_any_folder_with_masks(tmp_path):
     """Grey ones, as resampling leaves them, are refused or cut."""
     layout, grey = Layout(tmp_path), 100 * ellipses.draw((30, 20, 15, 30, 70), (60, 40))

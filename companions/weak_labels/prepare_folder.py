@@ -28,7 +28,7 @@ import numpy as np
 from companions.weak_labels import ellipses, preparation
 from dataset import isic, own
 from dataset.layout import SPLITS, Layout
-from engine import cli, images, scoring, settings
+from engine import cli, files, images, scoring, settings
 from engine.errors import InputError
 
 # --- Experiment
@@ -83,9 +83,24 @@ def read_diameters(path):
 ENDS = 'x1', 'y1', 'x2', 'y2', 'x3', 'y3', 'x4', 'y4'
 
 
+def of_more_bits(paths):
+    """Lines that report pictures of 16 bits and more: Pillow would clip them to 8 instead of scaling them."""
+    def check(path):
+        with images.open_image(path) as opened:
+            if opened.mode.startswith(('I', 'F')):
+                raise InputError('Of more bits', [f'{path}: colour mode is {opened.mode}, not of 8 bits'])
+
+    try:
+        files.for_all(check, paths, 'colour modes')
+    except InputError as error:
+        return error.faults
+    return []
+
+
 def find(cfg):
     """[(name, picture, mask or None, row of `read_diameters` or None)]. InputError with every fault."""
     pictures, faults = isic.scan_folder(Path(cfg.IMAGES), 'pictures')
+    faults += of_more_bits(pictures.values())
     masks, diameters = {}, {}
     if cfg.MASKS:
         masks, more = scoring.find_masks(Path(cfg.MASKS), pictures)
