@@ -36,6 +36,7 @@ from tabulate import tabulate
 from dataset import classes, extraction, isic, label_csv, own
 from dataset.layout import SPLITS, Layout
 from engine import cli, files, images, settings
+from engine.contents import Contents, Record
 from engine.errors import InputError
 
 # --- Where
@@ -66,7 +67,7 @@ def main():
     cfg = settings.resolve(globals(), positive=('MAX_SIDE', 'VALIDATION_SHARE'), check=check,
                            least={'SEED': 0, 'TESTING_SHARE': 0})
     layout, labels = Layout(cfg.ROOT), Path(cfg.LABELS)
-    refuse_foreign(layout)
+    refuse_foreign(layout, labels)
     table = class_table(layout, labels, own_names(cfg.CLASSES), own_names(cfg.SCORED))
     cases, columns, notes = own.read(Path(cfg.IMAGES), Path(cfg.MASKS) if cfg.MASKS else None, labels, table,
                                      cfg.RESIZE_MASKS, cfg.NUM_WORKERS)
@@ -132,18 +133,34 @@ def places(layout, split, case):
             folder / 'Annotation' / f'{case.image_id}{isic.MASK_SUFFIX}.png')
 
 
-def refuse_foreign(layout):
-    """Raise InputError where the data below a root are not of this script: ISIC-2017, say."""
-    if (layout.root / SPLIT_FILE).is_file():
-        return
-    there = [path for split in SPLITS for path in (layout.originals(split), layout.labels(split))
-             if path.exists()]
-    if there:
-        raise InputError(f'{layout.data} holds data that this script did not put there',
-                         [f'{path}: is there' for path in there], 'choose a new folder: --ROOT=...')
+def refuse_foreign(layout, labels):
+    """Raise InputError where what is below a root is not of this script: ISIC-2017, say. labels : path"""
+    path, faults = layout.root / SPLIT_FILE, []
+    text = path.read_text(encoding='utf-8-sig', errors='replace') if path.is_file() else ''
+    ours = text.partition('\n')[0] == ','.join(COLUMNS)   # any file may have this name
+    if path.is_file() and labels.is_file() and path.samefile(labels):
+        faults.append(f'{path}: is the label file itself, and would be replaced')
+    elif path.is_file() and not ours:
+        faults.append(f'{path}: its first line is not {",".join(COLUMNS)}')
+    for split in SPLITS:
+        there = foreign_pictures(layout, split) if ours else (layout.originals(split), layout.labels(split))
+        faults += [f'{path}: is there' for path in there if path.exists()]
+    if faults:
+        raise InputError(f'{layout.root} holds what this script did not put there', faults,
+                         'choose a new folder, --ROOT=..., or move these files away')
+
+
+def foreign_pictures(layout, split):
+    """Pictures and masks of a split (paths) that are neither links nor masks that `place` has written."""
+    folder = layout.originals(split)
+    made = Record(folder / isic.RECORD, Contents(layout.cache)).made
+    return [path for part in ('Images', 'Annotation') for path in sorted((folder / part).glob('[!.]*'))
+            if path.suffix.lower() in images.EXTENSIONS and not path.is_symlink()
+            and path.relative_to(folder).as_posix() not in made]
 
 
 SPLIT_FILE = 'split.csv'
+COLUMNS = 'image_id', 'class', 'split', 'group', 'mask'
 
 
 def refuse_empty(parts, table, layout):
@@ -161,7 +178,7 @@ def record_split(layout, cases, table, split_of, group_of):
     (to come back by another name, say): they would be tested on what they were trained on."""
     path, text = layout.root / SPLIT_FILE, io.StringIO()
     csv.writer(text, lineterminator='\n').writerows([
-        ('image_id', 'class', 'split', 'group', 'mask'),
+        COLUMNS,
         *((case.image_id, table.names[case.label], split_of[case.image_id], group_of[case.image_id],
            'yes' if case.mask else 'no') for case in cases)])
     before = path.read_text(encoding='utf-8-sig', errors='replace') if path.is_file() else ''
@@ -204,6 +221,7 @@ def place(layout, split, members, cfg):
         if record.holds(name, content) and not mask.is_symlink():
             return False
         mask.unlink(missing_ok=True)
+        record.note(name, '')   # a kill before it is noted whole leaves no file that seems another's
         images.write_mask(mask, images.resize_mask(images.read_mask(case.mask), case.size))
         extraction.note(record, case.mask, content, name)
         return True

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections import Counter
 from dataclasses import replace
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -227,7 +228,8 @@ def test_a_second_run_changes_nothing_another_split_only_before_training(copied,
         mine, layout.root, '--RESIZE_MASKS=True')))
     now, written = split_rows(layout), (layout.root / 'split.csv').read_text()
     for text, fault in ((written + 'gone,nv,Training,gone,no\n', 'gone: is no longer'),   # or has a new name
-                        (written.replace(',', ';'), 'does not say')):
+                        (written + 'gone\n', 'does not say'),
+                        (written.replace(',', ';'), 'its first line is not')):
         (layout.root / 'split.csv').write_text(text)
         with pytest.raises(InputError, match=fault):
             call(monkeypatch, prepare_own, *(word.replace('labels.csv', 'again.csv') for word in words_of(
@@ -325,6 +327,55 @@ def test_data_of_others_and_classes_without_pictures_are_refused(copied, monkeyp
                                                  '--RESIZE_MASKS=True'))
     assert all('is bcc, which the class table does not know' in line for line in error.value.faults)
     assert not (mine / 'new' / 'split.csv').exists()
+
+
+@pytest.mark.parametrize('header', ['image,label,split,lesion_id,age,remark', ','.join(prepare_own.COLUMNS),
+                                    ','.join((*prepare_own.COLUMNS, 'remark'))])
+def test_a_split_csv_of_others_opens_no_root(tmp_path, monkeypatch, header):
+    mine, layout = make_mine(tmp_path / 'mine', lesions=6), Layout(tmp_path / 'isic')
+    mask = layout.originals('Testing') / 'Annotation' / 'x_segmentation.png'
+    images.write_mask(mask, np.ones((9, 9), np.uint8))
+    (layout.root / 'split.csv').write_text(header + '\n')
+    before = state(tmp_path)
+    with pytest.raises(InputError, match='did not put there') as error:
+        call(monkeypatch, prepare_own, *words_of(mine, layout.root, '--RESIZE_MASKS=True'))
+    assert error.value.faults[-1].startswith(str(mask if header.endswith(',mask') else mask.parents[1]))
+    assert len(error.value.faults) == 2 - header.endswith(',mask') and state(tmp_path) == before
+
+
+def test_the_label_file_is_not_written_over(tmp_path, monkeypatch):
+    mine = make_mine(tmp_path / 'mine', lesions=6)
+    (mine / 'split.csv').symlink_to('labels.csv')   # or the file itself
+    before = state(mine)
+    with pytest.raises(InputError, match='split.csv: is the label file'):
+        call(monkeypatch, prepare_own, *words_of(mine, mine, '--RESIZE_MASKS=True'))
+    assert state(mine) == before
+
+
+def test_pictures_and_masks_of_others_stay_where_links_would_lie(copied, monkeypatch):
+    mine, layout = copied
+    image = next((layout.originals('Training') / 'Images').iterdir())
+    mask = next(path for path in (layout.originals('Testing') / 'Annotation').iterdir() if path.is_symlink())
+    for path in (image, mask):
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
+    before = state(layout.root)
+    with pytest.raises(InputError, match='did not put there') as error:
+        call(monkeypatch, prepare_own, *words_of(mine, layout.root, '--RESIZE_MASKS=True'))
+    assert error.value.faults == [f'{image}: is there', f'{mask}: is there'] and state(layout.root) == before
+
+
+def test_a_kill_between_a_mask_and_its_note_makes_it_nobody_elses(copied, monkeypatch):
+    mine, layout = copied
+    shutil.rmtree(layout.root)
+    words = words_of(mine, layout.root, '--RESIZE_MASKS=True')
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_own.extraction, 'note', Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            call(patch, prepare_own, *words)
+    assert any(not path.is_symlink() for path in layout.data.glob('*/Annotation/*.png'))
+    call(monkeypatch, prepare_own, *words)
 
 
 # --- Without masks, and with other classes, to the scores
