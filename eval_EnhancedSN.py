@@ -57,7 +57,7 @@ def main():
     pairs = isic.read_segmentation_list(layout, cfg.SPLIT)
     pictures, truths = map(list, zip(*pairs, strict=True))
     used, coarse_paths = [layout.weights(cfg.NETWORK)], None
-    evaluation.require_equal_sizes(layout, pairs)
+    evaluation.require_sound(layout, pairs)   # a fault found on the way would leave half of the results
     if cfg.NETWORK == 'EnhancedSN' and (kind := networks.trained_transfer(layout)) in networks.GUIDED:
         folder = layout.coarse_for_segmentation(cfg.SPLIT)
         if 'coarse_masks' in transfer.require(layout, kind, [folder], ('MaskCN', 'EnhancedSN')):

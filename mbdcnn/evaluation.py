@@ -4,12 +4,14 @@ import io
 import json
 import zipfile
 import zlib
+from itertools import chain
 
 import numpy as np
 import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
+from dataset import extraction
 from dataset.classes import PAPER
 from dataset.isic import MASK_SUFFIX
 from dataset.layout import Layout
@@ -153,15 +155,12 @@ def read_error_maps(path):
 # --- Full evaluation of a segmentation network
 
 
-def require_equal_sizes(layout, pairs):
-    """Raise InputError naming every picture and mask whose sizes (px) differ. pairs : of paths"""
-    def fault(pair):
-        image, mask = (images.image_size(path) for path in pair)
-        return '' if image == mask else (f'{pair[1]}: mask is {mask[0]}x{mask[1]} but the image is '
-                                         f'{image[0]}x{image[1]} ({pair[0]})')
-    faults = list(filter(None, files.for_all(fault, pairs, 'sizes')))
-    if faults:
-        raise InputError('Masks and images differ in size', faults, layout.command('dataset/check_data.py'))
+def require_sound(layout, pairs):
+    """Decode all pictures and masks to their ends. Raises InputError naming every fault. pairs : of paths"""
+    found = files.for_all(lambda pair: extraction.inspect_pair(*pair)[2], pairs, 'pictures and masks')
+    if faults := list(chain.from_iterable(found)):
+        raise InputError('Pictures and masks cannot be scored', faults,
+                         f'replace or correct these files, then {layout.command("dataset/check_data.py")}')
 
 
 def predict_to_disk(segmenter, paths, coarse_paths, scales, cfg, folder):

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import eval_EnhancedSN
 from dataset.classes import PAPER
+from dataset.layout import Layout
 from dataset.splits import Classification, Segmentation
-from engine import cache, figures, images, metrics, scoring
+from engine import cache, figures, files, images, metrics, scoring
 from engine.errors import InputError
 from engine.hardware import Process
 from mbdcnn import evaluation, panels
@@ -387,3 +389,22 @@ def test_evaluation_scores_and_exports_masks_of_the_pictures_own_size(tmp_path):
     truth_of = {path.stem: truth for path, truth in zip(paths, truths, strict=True)}
     again = scoring.score_folders({'ours': tmp_path / 'out'}, truth_of)
     assert np.array_equal(again['ours'], scores['tta'])
+
+
+def test_all_faults_of_pictures_and_masks_are_named_before_one_is_segmented(tmp_path, monkeypatch):
+    layout = Layout(tmp_path)
+    paths, _, truths = write_pictures(layout.originals('Testing'))
+    files.write_text(layout.segmentation_list('Testing'), ''.join(
+        f'image/{path.name} truth/{path.name}\n' for path in paths))
+    for number in (1, 3):
+        images.write_png(truths[number], np.full(SIZES[number][::-1], 9, np.uint8))
+    paths[2].write_bytes(paths[2].read_bytes()[:-200])
+    images.write_mask(truths[4], np.ones((9, 9), np.uint8))
+    monkeypatch.setattr('sys.argv', ['eval_EnhancedSN.py', f'--ROOT={tmp_path}', '--SPLIT=Testing',
+                                     '--NETWORK=CoarseSN'])
+    with pytest.raises(InputError) as error:
+        eval_EnhancedSN.main()
+    for fault, path, words in zip(error.value.faults, (truths[1], paths[2], truths[3], truths[4]), (
+            'not a binary mask', 'is damaged', 'not a binary mask', 'is 9x9 px'), strict=True):
+        assert fault.startswith(f'{path}: ') and words in fault
+    assert not layout.results.exists()
