@@ -141,6 +141,8 @@ def main():
     # Before loading: a training that still runs may replace the file in between.
     facts = {'coarse_sn': checkpoints.fingerprint_or_refuse(weights, layout.command('train_CoarseSN.py')),
              'input_size': cfg.INPUT_SIZE, 'views': 6 if cfg.TTA else 1, **fold_networks}
+    if layout.models == networks.PUBLISHED:   # whose mask-CN alone will read the masks
+        coarse_masks.require_chain(layout, ('MaskCN',), facts)
     with coarse_masks.lock(layout):
         if cfg.RESUME:
             coarse_masks.refuse_to_replace(layout, [folder for folder, _, _ in tasks], facts)

@@ -2,6 +2,7 @@
 from dataset import folds, isic, splits
 from engine import checkpoints, files
 from engine.errors import InputError
+from mbdcnn import networks
 
 RECORD = splits.MADE_BY
 SCRIPT = splits.DRAWN_BY
@@ -82,10 +83,10 @@ def finish(record, pictures):
     record.finish(record.head | {'complete': True, 'masks': len(pictures)})
 
 
-def require(layout, folders, networks=()):
+def require(layout, folders, names=()):
     """Check that coarse masks are complete, and made alike by models/CoarseSN/CoarseSN.pth.
 
-    networks : names of those that must have been trained on them, see `require_chain`
+    names : of networks that must have been trained on them, see `require_chain`
     Returns how they were made: {'coarse_sn': fingerprint, 'input_size': px, 'views': 1 or 6} and with
     CROSS_FIT 'fold_networks', whose files need not be there any more.
     Raises InputError naming each folder at fault.
@@ -113,10 +114,11 @@ def require(layout, folders, networks=()):
     if any(how != next(iter(made.values())) for how in made.values()):
         faults += [f'{folder}: made as {how}, unlike the others' for folder, how in made.items()]
     if faults:
-        raise InputError('Coarse masks cannot be used', faults, splits.draw_command(layout, drawn))
+        raise InputError('Coarse masks cannot be used', faults,
+                         published_remedy(layout) or splits.draw_command(layout, drawn))
     made = next(iter(made.values()))
-    if networks:
-        require_chain(layout, networks, made)
+    if names:
+        require_chain(layout, names, made)
     return made
 
 
@@ -136,9 +138,18 @@ def require_chain(layout, names, made):
             faults.append(f'{path}: was trained with another mask-CN ({inputs["mask_cn"]}) than the '
                           f'present one ({mask_cn})')
         if faults:
-            raise InputError('The stages do not belong together', faults,
+            raise InputError('The stages do not belong together', faults, published_remedy(layout) or
                              layout.command(f'train_{name}.py', '--RESUME=False'))
     return mask_cn
+
+
+def published_remedy(layout):
+    """How the masks are drawn which the networks of the repository know; '' for a layout with others."""
+    if layout.models != networks.PUBLISHED:
+        return ''
+    recipe = read_config(layout.weights('MaskCN')).get('settings', {}).get('RECIPE', 'default')
+    return (f'{layout.command(SCRIPT, f"--RECIPE={recipe}")}, with --RESUME=False where masks of another '
+            'drawing are to be deleted')
 
 
 def read_config(weights_path):

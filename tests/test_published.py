@@ -1,12 +1,19 @@
 """The networks that come with the repository, models/isic2017/: whole, small, documented, of use at once."""
 import hashlib
 import json
+import shutil
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
+import eval_MaskCN
+import generate_Coarse_mask
 from dataset import synthetic
-from engine import packing
+from dataset.layout import Layout
+from engine import files, packing, settings
+from engine.errors import InputError
+from mbdcnn import coarse_masks, networks
 from mbdcnn.networks import PUBLISHED
 from mbdcnn.predictor import MBDCNN, NETWORKS
 
@@ -45,3 +52,32 @@ def test_they_find_drawn_lesions_in_a_clone_without_any_training(tmp_path, capsy
         both = (found.mask & truth.astype(bool)).sum() / (found.mask | truth.astype(bool)).sum()
         assert both > 0.6
         assert sum(found.class_probabilities.values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_no_masks_are_drawn_that_their_mask_cn_would_refuse(root, monkeypatch):
+    monkeypatch.setattr(networks, 'load_segmenter', Mock(side_effect=ZeroDivisionError))   # where it draws
+    monkeypatch.setattr(networks, 'load_classifier', Mock())   # which takes seconds
+    call(generate_Coarse_mask, root, ZeroDivisionError, '--RECIPE=cpu_long')
+    error = call(generate_Coarse_mask, root, InputError, '--TTA=False')
+    assert "'input_size': 192" in error.faults[0] and not list(root.glob('Coarse_masks/*/*'))
+    remedy = f'python generate_Coarse_mask.py --ROOT={root} --RECIPE=cpu_long'
+    layout = networks.or_published(Layout(root))
+    folder = layout.coarse_for_classification('Validation')
+    assert error.remedy.startswith(f'{remedy}, with --RESUME=False')
+    assert call(eval_MaskCN, root, InputError).remedy.startswith(remedy)   # where none are drawn
+    made = {'coarse_sn': files.fingerprint(layout.weights('CoarseSN')), 'input_size': 224, 'views': 6}
+    coarse_masks.finish(coarse_masks.begin(layout, folder, made, settings.Settings()), [])
+    error = call(eval_MaskCN, root, InputError)   # where an earlier version has drawn them
+    assert "'input_size': 192" in error.faults[0] and error.remedy.startswith(remedy)
+
+    copied = Layout(root)   # the coarse-SN alone: any drawing will do for a mask-CN of one's own
+    shutil.copytree(PUBLISHED / 'CoarseSN', copied.run('CoarseSN'))
+    call(generate_Coarse_mask, root, ZeroDivisionError, '--INPUT_SIZE=64', '--RESUME=False')
+
+
+def call(script, root, expected, *words):
+    """Run a script's main() in here; returns what it raised, which must be of the class `expected`."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(expected) as error:
+        patch.setattr('sys.argv', [f'{script.__name__}.py', f'--ROOT={root}', *words])
+        script.main()
+    return error.value
