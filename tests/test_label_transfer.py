@@ -620,6 +620,32 @@ def test_healthy_patches_are_skin_alone(tmp_path, no_drawing):
     assert data.Source(layout).healthy()[0].name in after
 
 
+def test_pictures_that_others_put_into_a_made_folder_stay_and_are_named(tmp_path):
+    out, own = tmp_path / 'LabelTransfer/brain', [tmp_path / f'LabelTransfer/brain/{place}' for place in (
+        'trainB/mine.png', 'val/images/mine.jpg')]
+    options = f'--ROOT={tmp_path}', '--SIZE=24', '--HELD_OUT_IMAGES=1', '--HEALTHY_TEST_IMAGES=1'
+    call(make_toy_data, *options, '--TRAIN_IMAGES=3')
+    for path in own:
+        path.write_bytes((out / 'trainB/trainB_000.png').read_bytes())
+    for count in 3, 2:   # the same, and under another head
+        with pytest.raises(InputError) as said:
+            call(make_toy_data, *options, f'--TRAIN_IMAGES={count}')
+        assert said.value.faults == [f'{path}: is not of this script' for path in own]
+        assert len(list(out.rglob('*.png'))) == 3 + 3 + 2 + 2 + 1 + 1
+    for path in own:
+        path.unlink()
+
+    def killed(path, pixels):
+        images.write_png(path, pixels)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(make_toy_data.images, 'write_mask', killed)
+        call(make_toy_data, *options, '--TRAIN_IMAGES=2')
+    call(make_toy_data, *options, '--TRAIN_IMAGES=2')   # what the killed one left is known
+    assert len(list(out.rglob('*.png'))) == 2 + 2 + 2 + 2 + 1
+
+
 @pytest.mark.parametrize('spoil, said', [
     (lambda patch: patch, ''), (lambda patch: patch * 0.2, 'border'),
     (lambda patch: patch * np.linspace(0.7, 1, 96)[:, None], 'shade'),
@@ -724,7 +750,7 @@ def test_masks_lie_at_their_own_size_and_say_what_drew_them(trained_root, tmp_pa
     call(generate_masks, f'--ROOT={trained_root.root}', '--METHODS=threshold', '--EMPTY_CORNERS=True')
     assert {path: path.stat().st_mtime_ns for path in folder.rglob('*.png')} == masks   # other methods' stay
     images.write_mask(tmp_path / 'threshold' / 'old.png', np.zeros((8, 8)))   # as earlier versions left it
-    (tmp_path / 'extraction.json').write_text('{"made": {}}')
+    (tmp_path / 'extraction.json').write_text('{"made": {"threshold/old.png": ["", ""]}}')
     call(generate_masks, f'--ROOT={trained_root.root}', '--METHODS=threshold', f'--OUT={tmp_path}')
     assert {path.name for path in (tmp_path / 'threshold').glob('*.png')} == {
         f'{name}_segmentation.png' for name in names}
