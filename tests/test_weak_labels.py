@@ -397,6 +397,15 @@ def test_an_empty_mask_is_as_far_as_the_farthest_of_the_others():
     assert alone[0, shape_scores.COLUMNS.index('Hausdorff')] == pytest.approx(80 * np.sqrt(2))
 
 
+def test_nothing_found_where_nothing_is_misses_nothing():
+    pytest.importorskip('skimage')
+    nothing, something = np.zeros((80, 80), bool), disc(10)
+    scores = shape_scores.table(np.stack([nothing, something]), np.stack([nothing, something]))
+    assert scores.tolist() == 2 * [[1] * 3 + [0] * 5]
+    apart = shape_scores.table(np.stack([nothing, something]), np.stack([nothing, nothing]))
+    assert apart[1, 0] == 0 and apart[1, shape_scores.COLUMNS.index('Hausdorff')] > 80   # not as near as that
+
+
 # --- Preparation
 
 @pytest.fixture(scope='module')

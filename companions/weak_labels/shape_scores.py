@@ -16,7 +16,8 @@ MEANING = {
 
 
 def score(found, truth):
-    """The scores of one mask, a dict by COLUMNS; DISTANCES are NaN where a mask is empty.
+    """The scores of one mask, a dict by COLUMNS; DISTANCES are NaN where a mask is empty. Where both are,
+    nothing was missed: the overlap is 1.
 
     found, truth : (H, W) bool
     """
@@ -29,8 +30,8 @@ def score(found, truth):
         distances = {'centre error': float(np.hypot(*(middle(found) - middle(truth)))),
                      'Hausdorff': float(max(map(np.max, far))),
                      'average Hausdorff': float(np.mean([part.mean() for part in far]))}
-    return {'IoU': both / union if union else np.nan, 'Dice': 2 * both / total if total else np.nan,
-            'VS': 1 - abs(second - first) / total if total else np.nan,
+    return {'IoU': both / union if union else 1.0, 'Dice': 2 * both / total if total else 1.0,
+            'VS': 1 - abs(second - first) / total if total else 1.0,
             'edge error': abs(edges[0] - edges[1]) / 2, 'perimeter error': abs(lengths[0] - lengths[1]),
             **distances}
 
@@ -42,15 +43,17 @@ def table(found, truths):
 
 
 def filled(rows, shape):
-    """Scores in which the distances of empty masks are the largest among the others, as the original has it.
+    """Scores in which the distances of empty masks are the largest among the others, as the original has it,
+    and 0 where both masks are empty.
 
     rows : (N, len(COLUMNS)); shape : (height, width), whose diagonal stands where all masks are empty
     """
-    rows = rows.copy()
+    rows, alike = rows.copy(), rows[:, COLUMNS.index('IoU')] == 1
     for name in DISTANCES:
         column = rows[:, COLUMNS.index(name)]
         known = column[np.isfinite(column)]
-        column[~np.isfinite(column)] = known.max() if len(known) else np.hypot(*shape)
+        farthest = known.max() if len(known) else np.hypot(*shape)
+        column[:] = np.where(np.isfinite(column), column, np.where(alike, 0, farthest))
     return rows
 
 
