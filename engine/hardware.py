@@ -23,6 +23,7 @@ WORKERS_AUTO = -1
 MOST_AT_ONCE = 16   # items of `on_each_core`: each holds feature maps of 100 to 200 MB
 LEAST_FILES, FILES = 256, 1024   # open at once: what loader processes need, and what they get where allowed
 PATIENCE = timedelta(hours=3)   # processes wait for one that decodes all pictures
+CONTAINER = Path('/sys/fs/cgroup')   # where Linux tells a container its limits
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,18 @@ def free_memory():
     except (OSError, LookupError, ValueError):
         return math.inf
     with contextlib.suppress(OSError, ValueError):   # a container may have less than its machine
-        free = min(free, int(Path('/sys/fs/cgroup/memory.max').read_text()))
+        free = min(free, _left_to_container())
     return free
+
+
+def _left_to_container():
+    """Bytes that a container may still take; its cache of files makes room. OSError, ValueError: no limit."""
+    left = int((CONTAINER / 'memory.max').read_text())
+    with contextlib.suppress(OSError, LookupError, ValueError):
+        left -= int((CONTAINER / 'memory.current').read_text())
+        facts = dict(line.split() for line in (CONTAINER / 'memory.stat').read_text().splitlines())
+        left += int(facts['inactive_file'])
+    return left
 
 
 def keep_below(limit, refusal):

@@ -523,6 +523,18 @@ def test_what_a_step_lacks_is_said_with_the_remedy(tmp_path, monkeypatch, change
     train(tmp_path / 'remedied')
 
 
+@pytest.mark.parametrize('files, free', [
+    ({'memory.max': '9000'}, 9000), ({'memory.max': '9000', 'memory.current': '5000'}, 4000),
+    ({'memory.max': '9000', 'memory.current': '5000', 'memory.stat': 'anon 3000\ninactive_file 1500'}, 5500)])
+def test_a_container_has_what_its_limit_leaves(tmp_path, monkeypatch, files, free):
+    monkeypatch.setattr(hardware, 'CONTAINER', tmp_path)
+    (tmp_path / 'memory.max').write_text('max')
+    assert hardware.free_memory() > 9000
+    for name, text in files.items():
+        (tmp_path / name).write_text(f'{text}\n')
+    assert hardware.free_memory() == free
+
+
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
 @pytest.mark.parametrize('step', [0, 5])
 def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(tmp_path, step, value):
