@@ -613,6 +613,15 @@ def test_masks_drawn_by_hand_stay_where_others_are_drawn_anew(tmp_path, monkeypa
         'mine_segmentation.png', 'shapes_0000_circle_segmentation.png']
 
 
+def test_masks_of_the_working_folder_have_their_panel_beside_it(tmp_path, monkeypatch):
+    panel = []
+    monkeypatch.setattr(panels, 'grid', lambda shown, path: panel.append(path))
+    (tmp_path / 'drawn').mkdir()
+    monkeypatch.chdir(tmp_path / 'drawn')
+    call(draw_masks, '--OUT=.', '--KIND=shapes', '--COUNT=1', '--SIZE=48')
+    assert panel == [tmp_path / 'drawn_panel.png']
+
+
 @pytest.mark.parametrize('kind', ['real', 'elastic', 'real,pca'])
 def test_all_real_masks_that_are_bad_are_named_before_any_is_written(tmp_path, kind):
     for name in 'abc':

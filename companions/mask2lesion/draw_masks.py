@@ -13,6 +13,7 @@ real are the masks themselves; shapes circles, ellipses, polygons and stars; ela
 to -, the mean in the middle. The same settings give the same masks. Cost: seconds.
 """
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -183,7 +184,8 @@ def main():
         mask_path(out, name).unlink(missing_ok=True)
     for name, mask in made.items():
         images.write_mask(mask_path(out, name), mask)
-    panel = out.with_name(f'{out.name}_panel.png')
+    whole = Path(os.path.abspath(out))   # '.' has no name
+    panel = whole.parent / f'{whole.name}_panel.png'
     panels.grid(shown, panel)
     content = {'settings': vars(cfg), 'masks': record,
                'content': files.fingerprint(*(mask_path(out, name) for name in record))}
