@@ -654,6 +654,31 @@ def test_every_mask_has_its_picture_and_its_place_on_the_page(drawn_root, tmp_pa
     assert contents[0] == contents[1] and len(set(contents)) == 3
 
 
+def test_files_of_others_stay_where_lesions_are_drawn_anew(drawn_root, tmp_path, monkeypatch, no_panels):
+    """Also after a call that was stopped halfway; none is overwritten."""
+    given, out = tmp_path / 'masks', tmp_path / 'out'
+    options = [f'--ROOT={drawn_root.root}', f'--MASKS={given}', f'--OUT={out}']
+    for name in 'ab':
+        images.write_mask(given / f'{name}.png', np.eye(48))
+    call(draw_lesions, *options)
+    mine = out / 'Annotation/c_segmentation.png'
+    images.write_mask(mine, np.eye(32))
+    before = mine.read_bytes()
+    (given / 'a.png').unlink()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(images, 'write_mask', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        call(draw_lesions, *options)
+    call(draw_lesions, *options)
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob('*.png')) == [
+        'Annotation/b_segmentation.png', 'Annotation/c_segmentation.png', 'Images/b.png', 'pairs/b.png']
+    images.write_mask(given / 'c.png', np.eye(48))
+    with pytest.raises(InputError, match='c_segmentation.png: is of another origin'):
+        call(draw_lesions, *options)
+    with pytest.raises(InputError, match='MASKS lies in OUT'):
+        call(draw_lesions, options[0], f'--MASKS={out / "Annotation"}', options[2])
+    assert mine.read_bytes() == before and (out / 'Images/b.png').is_file()
+
+
 def test_what_cannot_be_drawn_is_said(drawn_root, tmp_path):
     at = f'--ROOT={drawn_root.root}'
     for options, said in (([f'--ROOT={tmp_path}'], 'draw_masks'),

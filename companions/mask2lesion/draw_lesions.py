@@ -3,7 +3,8 @@
 Reads   models/Mask2Lesion/G.pth (train_Mask2Lesion) or WEIGHTS; Mask2Lesion/masks/ (draw_masks) or MASKS
 Writes  Mask2Lesion/lesions/ below ROOT, or OUT:  Images/<name>.png and Annotation/<name>_segmentation.png,
         new pairs for train_CoarseSN.py --EXTRA_PAIRS; pairs/<name>.png as [mask | picture]; sources/, real
-        pictures that masks were made of; lesions.json; panel.png; index.html to leaf through
+        pictures that masks were made of; lesions.json; panel.png; index.html to leaf through. Those of an
+        earlier call are removed; other files in the folder stay
 
     python -m companions.mask2lesion.draw_lesions
     python -m companions.mask2lesion.draw_lesions --MASKS=masks --OUT=drawn
@@ -55,11 +56,13 @@ def main():
     here = layout.root / 'Mask2Lesion'
     masks, out = Path(cfg.MASKS or here / 'masks'), Path(cfg.OUT or here / 'lesions')
     weights = Path(cfg.WEIGHTS) if cfg.WEIGHTS else layout.run('Mask2Lesion') / 'G.pth'
+    before = earlier(out, masks)
     found = read_masks(masks, layout)
     fingerprint = checkpoints.fingerprint_or_refuse(weights, layout.command(TRAIN))
     paint = painter.load(weights, cfg.NOISE, process.device, cfg.AMP)
-    begin(out)
     known = files.read_json(masks / 'masks.json', 'masks').get('masks', {})
+    sources = {name: source_of(known.get(name, UNKNOWN)) for name in found}
+    own = begin(out, before, found, filter(None, sources.values()))
     kinds, shown, under = {}, {}, {}
     for number, (name, mask) in enumerate(tqdm(found.items(), desc='drawing', unit='picture')):
         drawn = paint(255 * mask, cfg.SEED, number)
@@ -67,24 +70,27 @@ def main():
         images.write_png(out / 'Images' / f'{name}.png', drawn)
         images.write_mask(out / 'Annotation' / f'{name}{MASK_SUFFIX}.png', small)
         images.write_png(out / 'pairs' / f'{name}.png', pairs.combined(small, drawn))
-        about = known.get(name, {'kind': 'masks', 'what': '', 'of': []})
+        about, source = known.get(name, UNKNOWN), sources[name]
+        if source:
+            images.write_png(out / source_name(source), cache.read_rgb_square(source, paint.side))
         kinds.setdefault(about['kind'], []).append({
             'name': name, 'what': about['what'], 'image': f'{name}.png', 'mask': f'{name}{MASK_SUFFIX}.png',
-            'source': copy_source(about['of'][1:], out, paint.side)})
+            'source': source and Path(source_name(source)).name})
         shown.setdefault(about['kind'], []).append(small)
         under.setdefault(about['kind'], []).append(drawn)
     panels.grid(shown, out / 'panel.png', under)
     files.write_text(out / 'index.html', page(kinds, str(weights), paint.side))
     facts = {'weights': fingerprint, 'masks': files.fingerprint(*pairing.mask_files(masks).values()),
-             'content': files.fingerprint(*(out / 'Images' / f'{name}.png' for name in found))}
-    files.write_text(out / RECORD, json.dumps({'settings': vars(cfg), **facts, 'drawn': len(found)}) + '\n')
+             'content': files.fingerprint(*(out / 'Images' / f'{name}.png' for name in found)),
+             'drawn': len(found), 'files': own}
+    files.write_text(out / RECORD, json.dumps({'settings': vars(cfg), **facts}) + '\n')
     print(f'{out}: {len(found)} pictures, {out / "index.html"}')
 
 
 # Below main(), where settings.resolve does not look.
 RECORD = 'lesions.json'
 TRAIN, DRAW_MASKS = (f'-m companions.mask2lesion.{name}' for name in ('train_Mask2Lesion', 'draw_masks'))
-OWN = ('Images', 'Annotation', 'pairs', 'sources')
+UNKNOWN = {'kind': 'masks', 'what': '', 'of': []}   # of a mask that draw_masks did not make
 
 
 def read_masks(folder, layout):
@@ -96,24 +102,47 @@ def read_masks(folder, layout):
     return dict(zip(paths, read, strict=True))
 
 
-def begin(out):
-    """Empty the folder of an earlier run. Raises InputError for one that this script did not make."""
-    if out.is_dir() and any(out.iterdir()) and not (out / RECORD).is_file():
-        raise InputError('A folder holds files of another origin', [f'{out}: is not empty'],
+def earlier(out, masks):
+    """Names of the pictures of an output folder that RECORD lists, those of this script.
+
+    Raises InputError for a folder that this script did not make, and for masks that lie in it.
+    """
+    own = files.read_json(out / RECORD).get('files')
+    if own is None and out.is_dir() and any(out.iterdir()):
+        raise InputError('A folder holds files of another origin', [
+            f'{out}: is not empty, and no {RECORD} says what was drawn'], 'choose another --OUT')
+    if masks.resolve().is_relative_to(out.resolve()):
+        raise InputError('MASKS lies in OUT', [f'{masks}: its masks would be removed'],
                          'choose another --OUT')
-    for part in OWN:
-        for path in (out / part).glob('*.png'):
-            path.unlink()
-    files.write_text(out / RECORD, '{}\n')   # not finished
+    return set(own or ())
 
 
-def copy_source(paths, out, side):
-    """Write the real picture of a mask, squashed, to sources/; its file name, '' where there is none."""
-    for path in map(Path, paths):
-        if path.is_file():
-            images.write_png(out / 'sources' / f'{path.stem}.png', cache.read_rgb_square(path, side))
-            return f'{path.stem}.png'
-    return ''
+def begin(out, before, names, sources):
+    """Remove the pictures of an earlier run; names of those that will be written, which RECORD lists now.
+
+    before : of `earlier`; names : of the masks; sources : paths, of `source_of`
+    Raises InputError naming every other file that would be overwritten.
+    """
+    own = sorted({*map(source_name, sources), *(path for name in names for path in (
+        f'Images/{name}.png', f'Annotation/{name}{MASK_SUFFIX}.png', f'pairs/{name}.png'))})
+    others = [f'{out / path}: is of another origin' for path in own
+              if path not in before and (out / path).exists()]
+    if others:
+        raise InputError('Drawn pictures would overwrite other files', others, 'choose another --OUT')
+    files.write_text(out / RECORD, json.dumps({'files': sorted({*before, *own})}) + '\n')   # not finished
+    for path in before:
+        (out / path).unlink(missing_ok=True)
+    return own
+
+
+def source_of(about):
+    """Path of the real picture of a mask, '' where there is none. about : of masks.json"""
+    return next((path for path in about['of'][1:] if Path(path).is_file()), '')
+
+
+def source_name(path):
+    """Where a real picture is copied to, squashed, below OUT."""
+    return f'sources/{Path(path).stem}.png'
 
 
 def page(kinds, weights, side):
