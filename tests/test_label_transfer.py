@@ -1020,6 +1020,24 @@ def test_what_cannot_be_used_is_said(trained_root, tmp_path):
         call(generate_masks, f'--ROOT={trained_root.root}', f'--WEIGHTS={lonely}', '--METHODS=threshold')
 
 
+def test_without_validation_masks_it_is_said_what_works(trained_root, tmp_path):
+    root = student_root(trained_root, tmp_path / 'root')
+    (root / 'models/LabelTransfer').unlink()
+    run, skin = root / 'models/LabelTransfer', trained_root.root / 'LabelTransfer/skin'
+    shutil.copytree(trained_root.run('LabelTransfer'), run)
+    config = json.loads((run / 'config.json').read_text())
+    config['settings'] |= {'DATA': '', 'A': str(skin / 'trainA'), 'B': str(skin / 'trainB')}   # two folders
+    (run / 'config.json').write_text(json.dumps(config))
+    at, out = f'--ROOT={root}', f'--OUT={tmp_path / "out"}'
+    for script, options, said in (
+            (train_student, STUDENT, 'need validation masks'),
+            (eval_LabelTransfer, ['--METHODS=threshold'], 'need validation masks'),
+            *[(generate_masks, [out, '--SPLIT=Training', '--METHODS=crf'], '--ALPHA=1 to 8')] * HAS_CRF):
+        with pytest.raises(InputError, match=f'(?s)Validation_seg.txt: is missing.*{said}'):
+            call(script, at, *options)
+    call(generate_masks, at, out, '--SPLIT=Training', '--METHODS=threshold')
+
+
 def test_figures_are_drawn(trained_root, tmp_path):
     look = translator.load(trained_root.run('LabelTransfer') / 'A2B.pth', ALONE.device, 'auto')
     shown = drawn(1, 'skin', True, 48)

@@ -286,6 +286,7 @@ def main():
     process = hardware.start(cfg, alone=True)
     layout = Layout(cfg.ROOT)
     teacher = trained.load(layout, process, cfg.AMP, cfg.WEIGHTS, cfg.DATA)
+    teacher.require_validation(trained.NEED_MASKS)
     pairs = teacher.pairs(cfg.SPLIT)
     trained_on = [] if cfg.SEEN else trained.seen_before(teacher.run, teacher.source, pairs)
     if trained_on:

@@ -174,6 +174,7 @@ def main():
     stages.check_numbers(cfg, process)
     layout = Layout(cfg.ROOT)
     teacher = trained.load(layout, process, cfg.AMP)
+    teacher.require_validation(trained.NEED_MASKS)
     pairs = teacher.source.pairs('Training')
     found = data.load(layout, 'student', [path for _, path, _ in pairs], cfg.CACHE_SIZE)
     masks = teacher_masks(layout, pairs, cfg.METHOD, cfg.CACHE_SIZE, teacher.fingerprint)

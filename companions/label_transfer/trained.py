@@ -11,6 +11,8 @@ from engine import checkpoints, files
 from engine.errors import InputError
 
 ALPHAS = 'alphas.json'   # beside the weights
+NEED_MASKS = ('students and evaluations need validation masks; companions/README.md shows where they lie. '
+              'generate_masks does without, and compare.py scores its masks')
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,21 @@ class Trained:
         """A split with pictures and masks at maps.SIDE, where maps are cut: data.Set."""
         return data.load_pairs(self.source.layout, f'{split}_scored', self.pairs(split), maps.SIDE, maps.SIDE)
 
+    def require_validation(self, remedy):
+        """Raise InputError where no validation masks are there. remedy : what works without"""
+        source = self.source
+        if not source.has('Validation'):
+            place = (source.layout.root / source.data / data.PARTS['Validation'][0] if source.data
+                     else source.layout.segmentation_list('Validation'))
+            raise InputError('There are no validation masks to choose by', [f'{place}: is missing'], remedy)
+
     def alphas(self, methods, empty_corners):
         """{method: alpha} of the CRFs among the methods, chosen on Validation; kept beside the weights."""
         wanted = [method for method in methods if method.endswith('crf')]
         if not wanted:
             return {}
+        self.require_validation('of the CRF, say alpha (--ALPHA=1 to 8), or leave it out: --METHODS='
+                                + ','.join(method for method in maps.METHODS if not method.endswith('crf')))
         held_out, path = self.held_out('Validation'), self.weights.with_name(ALPHAS)
         facts = {'weights': self.fingerprint, 'validation': held_out.fingerprint, 'corners': empty_corners}
         known = files.read_json(path, 'alphas')
