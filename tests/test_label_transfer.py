@@ -1038,6 +1038,18 @@ def test_without_validation_masks_it_is_said_what_works(trained_root, tmp_path):
     call(generate_masks, at, out, '--SPLIT=Training', '--METHODS=threshold')
 
 
+def test_unusable_pictures_are_all_named_before_any_map_is_cut(trained_root, tmp_path):
+    for number in range(3):
+        path = tmp_path / f'a/p{number}.png'
+        images.write_png(path, np.full((48, 48, 3), 99, np.uint8))
+        if number:
+            path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(InputError, match='(?s)p1.png.*p2.png'):
+        call(generate_masks, f'--ROOT={trained_root.root}', '--SPLIT=Training', '--METHODS=threshold',
+             f'--A={tmp_path / "a"}', f'--OUT={tmp_path / "out"}')
+    assert not (tmp_path / 'out').exists()
+
+
 def test_figures_are_drawn(trained_root, tmp_path):
     look = translator.load(trained_root.run('LabelTransfer') / 'A2B.pth', ALONE.device, 'auto')
     shown = drawn(1, 'skin', True, 48)
