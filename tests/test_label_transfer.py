@@ -503,7 +503,8 @@ def test_other_names_of_folders_and_missing_labels_are_said(tmp_path):
     assert found.images.shape == (1, 16, 16, 3) and not found.masks.any()   # 100 is not above 127
     (tmp_path / 'data/valB').mkdir()   # emptied
     assert source.held_out_healthy() == source.healthy()
-    images.write_png(tmp_path / 'data/testB/two.png', np.zeros((32, 32, 3), np.uint8))
+    for name in 'two', 'two_superpixels':   # as the challenge has them beside its pictures
+        images.write_png(tmp_path / f'data/testB/{name}.png', np.zeros((32, 32, 3), np.uint8))
     assert [path.name for path in source.held_out_healthy()] == ['two.png']
     assert source.has('Validation') and not data.Source(layout, 'elsewhere').has('Validation')
     with pytest.raises(InputError, match='labels: is not a folder'):

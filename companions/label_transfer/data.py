@@ -143,7 +143,7 @@ def pictures_in(folder, remedy=''):
 
 def _pictures(folder):
     return sorted(path for path in folder.rglob('*') if path.suffix.lower() in images.EXTENSIONS
-                  and not path.name.startswith('.'))
+                  and not path.name.startswith('.') and not path.stem.endswith('_superpixels'))
 
 
 def _refuse_same_names(paths):
