@@ -672,6 +672,23 @@ def test_all_faults_of_deeplesion_are_named_at_once(tmp_path, capsys):
     assert len(lesions.rows(Layout(tmp_path), 'DeepLesion')) == 2
 
 
+def test_a_slice_of_another_size_is_named(tmp_path, capsys):
+    write_deeplesion(tmp_path, 4)
+    odd = tmp_path / 'Images_png/000002_01_01/009.png'
+    cv2.imwrite(str(odd), np.full((256, 300), 32768, np.uint16))
+    call(prepare_DeepLesion, f'--ROOT={tmp_path}', f'--SOURCE={tmp_path}')
+    assert f'{odd}: is 300x256, its key slice 512x512' in capsys.readouterr().out
+    assert len(lesions.rows(Layout(tmp_path), 'DeepLesion')) == 3
+
+
+def test_names_with_dots_stay_whole(tmp_path):
+    table = tmp_path / 'diameters.csv'
+    table.write_text('\n'.join(['image,x1,y1,x2,y2,x3,y3,x4,y4', *(
+        f'{name},10,20,50,20,30,10,30,30' for name in ('scan.001', 'scan.002', 'scan.003.PNG', 'p.jpg'))]))
+    found, faults = prepare_folder.read_diameters(table)
+    assert list(found) == ['scan.001', 'scan.002', 'scan.003', 'p'] and not faults
+
+
 def test_any_folder_with_diameters(tmp_path):
     layout, pictures = Layout(tmp_path), tmp_path / 'pictures'
     for number in range(4):

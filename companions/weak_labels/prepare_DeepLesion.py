@@ -132,12 +132,18 @@ def read_slice(path):
 
 
 def cut(lesion, channels, cfg):
-    """(patch (P, P, 3) uint8, ellipse in px of the patch) of a lesion. ValueError for degenerate diameters.
+    """(patch (P, P, 3) uint8, ellipse in px of the patch) of a lesion. ValueError for degenerate diameters,
+    and naming slices of another size than the key slice.
 
     channels : [[(path, weight)]], of the slices below, at and above. Slices of other sides than 512 are
     resized to it, and the coordinates with them; these count from 1.
     """
-    slices = [sum(weight * read_slice(path) for path, weight in parts) for parts in channels]
+    read = {path: read_slice(path) for parts in channels for path, _ in parts}
+    height, width = read[channels[1][0][0]].shape
+    if others := [f'{path}: is {values.shape[1]}x{values.shape[0]}, its key slice {width}x{height}'
+                  for path, values in read.items() if values.shape != (height, width)]:
+        raise ValueError('; '.join(others))
+    slices = [sum(weight * read[path] for path, weight in parts) for parts in channels]
     factor = SIDE / min(slices[1].shape)
     box, ends = ((np.array(lesion[name]) - 1) * factor for name in ('box', 'ends'))
     middle = [round((box[place] + box[place + 2]) / 2) for place in (0, 1)]

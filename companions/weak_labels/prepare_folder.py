@@ -58,7 +58,8 @@ def read_diameters(path):
             if missing := {'image', *ENDS} - set(reader.fieldnames or ()):
                 raise ValueError(f'has no column {", ".join(sorted(missing))}')
             for row in reader:
-                where, name = f'{path}, line {reader.line_num}', Path(row['image'] or '').stem
+                where, name = f'{path}, line {reader.line_num}', Path(row['image'] or '')
+                name = name.stem if name.suffix.lower() in images.EXTENSIONS else name.name   # as scan.001
                 try:
                     ends = [float(row[column]) for column in ENDS]
                     ellipses.from_diameters(ends[:4], ends[4:])
