@@ -1,4 +1,6 @@
 """What the training scripts share: what their constants may be, their samples, steps and run folders."""
+import re
+
 from dataset.classes import PAPER
 from engine import hardware
 from engine.augment import INTERPOLATIONS, Ranges
@@ -88,4 +90,8 @@ def open_run(layout, network, cfg, process, train, validation, start, inputs=Non
 def read_config(path):
     """The config.json beside a path, whichever version wrote it, and what runs did before they said so."""
     config = coarse_masks.read_config(path)
+    # Runs of before named the coarse-SN that they began from only in words.
+    found = re.match(r'coarse-SN.* sha256 (\w+)\.\.\.\)', str(config.get('start')))
+    if found and config.get('inputs'):
+        config['inputs'] = {'coarse_sn': found[1]} | config['inputs']
     return config | {part: BEFORE | config[part] for part in ('settings', 'inputs') if config.get(part)}

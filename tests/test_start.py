@@ -253,6 +253,17 @@ def test_an_enhanced_sn_without_masks_belongs_to_the_coarse_sn_it_starts_from(tm
 
 # --- Runs of before
 
+@pytest.mark.parametrize('words', ['coarse-SN', "coarse-SN's decoder, its first layer from random weights"])
+def test_a_run_of_before_belongs_to_the_coarse_sn_that_its_start_names(tmp_path, words):
+    train(tmp_path)
+    path = tmp_path / 'config.json'
+    start = {'start': f'{words} (CoarseSN.pth, sha256 12ab...)'}
+    path.write_text(json.dumps(json.loads(path.read_text()) | start))
+    with pytest.raises(InputError, match="coarse_sn: '12ab' in .*, '34cd' now"):
+        train(tmp_path, inputs={'training': 'a', 'coarse_sn': '34cd'}, read_config=stages.read_config)
+    train(tmp_path, inputs={'training': 'a', 'coarse_sn': '12ab'}, read_config=stages.read_config)
+
+
 def test_a_run_of_before_the_constant_had_a_random_e_layer(tmp_path):
     made = {'script': 'train_EnhancedSN.py', 'settings': {'SEED': 0, 'E_LAYER_START': 'identity'}}
     assert not agree(made, {'SEED': 0})
