@@ -98,10 +98,6 @@ def main():
     def activation(*given):
         return enlarged(cells(*given), side)
 
-    def readouts(one, name):
-        held = np.split(see(layers(one), f'{name}, its layers'), np.cumsum([*LAYERS.values()])[:-1], 1)
-        return {f'{name}, {layer}': readout(each, truth) for layer, each in zip(LAYERS, held, strict=True)}
-
     def moves(look, name, still, picture=1, coarse=1):
         shifted = [see(look, f'{name}, moved', picture * by, coarse * by) for by in steps(side)]
         return followed(still, shifted)
@@ -112,9 +108,9 @@ def main():
     facts = {'pictures': len(truth), 'side': side} | order(logit, cam, truth) | masks(logit, cam, truth)
     if guided:
         facts |= listens(enhanced, own[:, None], see, truth)
-    sources = {'map': cam} | readouts(classifier, 'mask-CN')
+    sources = {'map': cam} | readouts('mask-CN', classifier, see, truth)
     if xception:
-        sources |= readouts(untrained(xception, classifier), 'ImageNet Xception')
+        sources |= readouts('ImageNet Xception', untrained(xception, classifier), see, truth)
     facts['gains'] = gains(sources | {"the truth on the map's grid": on_grid(truth)}, logit, truth)
     facts['moves'] = {"coarse-SN's logit": moves(lesion, 'coarse-SN', logit),
                       'map': moves(activation, 'mask-CN', cam)}
@@ -156,6 +152,12 @@ def layers(classifier):
         with torch.no_grad(), hardware.autocast(classifier.precision, x.device):
             return torch.cat([*extract(x).values()], 1).half()
     return look
+
+
+def readouts(name, classifier, see, truth):
+    """`readout` of each of a classifier's LAYERS: {'<name>, <layer>': (N, S, S)}; see : as in `listens`"""
+    held = np.split(see(layers(classifier), f'{name}, its layers'), np.cumsum([*LAYERS.values()])[:-1], 1)
+    return {f'{name}, {layer}': readout(each, truth) for layer, each in zip(LAYERS, held, strict=True)}
 
 
 def readout(features, truth, ridge=RIDGE):
