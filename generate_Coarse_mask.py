@@ -99,6 +99,13 @@ def by_network(entries, id_of, fold_of):
     return groups
 
 
+def missing(pictures, record):
+    """(picture, fingerprint of its file) of those whose mask a folder's record does not hold."""
+    contents = record.contents.of_all(pictures, f'{record.folder.name}: reading')
+    return [(path, content) for path, content in zip(pictures, contents, strict=True)
+            if not record.holds(f'{path.stem}.png', content)]
+
+
 def draw_masks(segmenter, pictures, record, side, cfg, process, by=''):
     """Write a mask for each picture (path) that has none yet.
 
@@ -106,10 +113,7 @@ def draw_masks(segmenter, pictures, record, side, cfg, process, by=''):
     side : of the square masks in px, or 0 for each picture's own size; by : a word on who draws
     Raises InputError naming every picture that changed before its mask was written.
     """
-    folder, changed = record.folder, []
-    contents = record.contents.of_all(pictures, f'{folder.name}: reading')
-    todo = [(path, content) for path, content in zip(pictures, contents, strict=True)
-            if not record.holds(f'{path.stem}.png', content)]
+    folder, changed, todo = record.folder, [], missing(pictures, record)
     print(f'{folder}{by}: {len(pictures) - len(todo)} of {len(pictures)} masks are there')
     loader = DataLoader(Files([path for path, _ in todo], cfg.INPUT_SIZE), cfg.BATCH_SIZE,
                         **loaders(hardware.workers(cfg.NUM_WORKERS, process.device)))
@@ -151,8 +155,11 @@ def main():
             place = layout.fold(number) if number else layout
             segmenters[number] = networks.load_segmenter(place, 'CoarseSN', process.device, cfg.AMP)
             networks.warn_of_other_size(place.weights('CoarseSN'), cfg.INPUT_SIZE)
-        for folder, side, groups in tasks:
-            record = coarse_masks.begin(layout, folder, facts, cfg, anew=not cfg.RESUME)
+        begun = [(coarse_masks.begin(layout, folder, facts, cfg, anew=not cfg.RESUME), side, groups)
+                 for folder, side, groups in tasks]
+        images.require_photographs([path for record, _, groups in begun for pictures in groups.values()
+                                    for path, _ in missing(pictures, record)])
+        for record, side, groups in begun:
             for number, pictures in sorted(groups.items()):
                 by = f' by {layout.fold(number).coarse_sn}' if number else ''
                 draw_masks(segmenters[number], pictures, record, side, cfg, process, by)

@@ -153,6 +153,17 @@ def inspect_image(path):
     return size[::-1] if value > 4 else size, _photograph_faults(path, size, mode, value)
 
 
+def require_photographs(paths):
+    """Decode photographs (paths) on all cores; InputError with all faults that `inspect_image` finds."""
+    def check(path):
+        _, faults = inspect_image(path)
+        if faults:
+            raise InputError('A picture cannot be used', faults)
+
+    files.for_all(check, paths, 'looking at pictures', summary='Pictures that cannot be used',
+                  remedy='bring these files back whole (stage 1 writes its own anew), then run this again')
+
+
 def _photograph_faults(path, size, mode, orientation):
     faults = []
     if mode != 'RGB':

@@ -453,9 +453,22 @@ def test_damaged_files_are_named_with_a_remedy(chain, sibling):
     enlarged = sibling('CoarseSN')
     enlarged.coarse_masks.unlink()
     enlarge(enlarged.weights('CoarseSN'))
-    *texts, drawn, scored = run_in_turn(*((script, layout.root, *STAGES[script]) for script, layout in (
-        ('generate_Coarse_mask.py', coarse), ('eval_MaskCN.py', mask), ('train_MaskCN.py', last),
-        ('generate_Coarse_mask.py', enlarged), ('eval_MaskCN.py', huge))), expect=2)
+    spoilt = sibling('CoarseSN')
+    spoilt.coarse_masks.unlink()
+    (spoilt.root / 'dataset').unlink()
+    shutil.copytree(chain.root / 'dataset', spoilt.root / 'dataset')
+    pictures = [isic.read_classification_list(spoilt, 'Training')[0][0],
+                isic.read_classification_list(spoilt, 'Testing')[-1][0],
+                isic.read_segmentation_list(spoilt, 'Training')[1][0]]
+    for picture in pictures:
+        cut(picture)
+    *texts, drawn, scored, looked_at = run_in_turn(*(
+        (script, layout.root, *STAGES[script]) for script, layout in (
+            ('generate_Coarse_mask.py', coarse), ('eval_MaskCN.py', mask), ('train_MaskCN.py', last),
+            ('generate_Coarse_mask.py', enlarged), ('eval_MaskCN.py', huge),
+            ('generate_Coarse_mask.py', spoilt))), expect=2)
+    assert all(f'  - {picture}: is damaged' in looked_at for picture in pictures)
+    assert not list(spoilt.coarse_masks.rglob('*.png'))
     for text, path in ((drawn, enlarged.weights('CoarseSN')), (scored, huge.weights('MaskCN'))):
         assert f'{path}: ' in text and 'not finite' in text and 'LEARNING_RATE' in text, text
     assert not list(enlarged.coarse_masks.rglob('*.png')) and not huge.results.exists()

@@ -29,8 +29,7 @@ from companions.label_transfer import data, maps, trained
 from companions.label_transfer.making import making, recorded
 from dataset.isic import MASK_SUFFIX
 from dataset.layout import Layout
-from engine import cli, files, hardware, images, settings
-from engine.errors import InputError
+from engine import cli, hardware, images, settings
 from mbdcnn import stages
 
 # --- Experiment
@@ -61,13 +60,6 @@ def check(cfg):
         [] if cfg.ALPHA in (0, *maps.ALPHAS) else [f'ALPHA={cfg.ALPHA}: must be from 0 to 8'])
 
 
-def inspect(pair):
-    """Raise InputError with every fault of a pair's picture."""
-    _, faults = images.inspect_image(pair[1])
-    if faults:
-        raise InputError('A picture cannot be used', faults)
-
-
 def main():
     cfg = settings.resolve(globals(), choices=stages.MACHINE_CHOICES | {'SPLIT': data.SPLITS}, check=check)
     methods = maps.named(cfg.METHODS)
@@ -76,8 +68,7 @@ def main():
     layout = Layout(cfg.ROOT)
     teacher = trained.load(layout, process, cfg.AMP, cfg.WEIGHTS, cfg.DATA, cfg.A)
     pairs = teacher.source.pairs(cfg.SPLIT)
-    files.for_all(inspect, pairs, 'looking at pictures', summary='Pictures that cannot be used',
-                  remedy='replace or remove these files')
+    images.require_photographs([path for _, path, _ in pairs])
     crfs = [method for method in methods if method.endswith('crf')]
     alphas = dict.fromkeys(crfs, cfg.ALPHA) if cfg.ALPHA else teacher.alphas(crfs, cfg.EMPTY_CORNERS)
     out = Path(cfg.OUT) if cfg.OUT else layout.root / 'LabelTransfer' / 'masks' / cfg.SPLIT
