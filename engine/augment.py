@@ -27,10 +27,12 @@ class Ranges:
 
 @dataclass(frozen=True)
 class Window:
-    """A window at a random whole pixel, in half of the samples mirrored: pix2pix's augmentation."""
+    """A window at a random whole pixel, mirrored in half of the samples: no pixel is interpolated."""
     picture: int           # px, side of the picture
     side: int              # px, side of the window
     mirror: bool = True    # left to right
+    turn: bool = False     # top to bottom, too
+    last: bool = False     # whether a window may end at the last pixel; pix2pix never reads it
 
 
 def generator(seed, position):
@@ -69,11 +71,12 @@ def draw(rng, ranges):
 
 
 def _draw_window(rng, window):
-    # The last pixel is never used, as in the original: offsets 0 to 29 of 286 px for 256.
-    offset, scale = rng.integers(0, max(1, window.picture - window.side), 2), window.side / window.picture
-    mirrored = rng.integers(0, 2) * window.mirror
+    # pix2pix: offsets 0 to 29 of 286 px for 256.
+    offsets, scale = max(1, window.picture - window.side + window.last), window.side / window.picture
+    offset = rng.integers(0, offsets, 2)
+    mirrored, turned = rng.integers(0, 2, 2) * (window.mirror, window.turn)
     middle = (2 * offset + window.side) / window.picture - 1
-    return np.column_stack([np.diag([scale * (1 - 2 * mirrored), scale]), middle])
+    return np.column_stack([np.diag([scale * (1 - 2 * mirrored), scale * (1 - 2 * turned)]), middle])
 
 
 def warp(array, matrix, size, interpolation, outside=0):

@@ -940,14 +940,25 @@ def test_pictures_that_were_trained_on_are_not_scored_in_later_parts(
     table = SimpleNamespace(pairs=teacher.pairs('Testing'))
     eval_LabelTransfer.add_cam(table, Layout(tmp_path), teacher, None, ALONE, cfg)
     assert 'was trained on evaluated pictures, so that' in capsys.readouterr().out
+    other = skin.with_name('other')   # the same cases, parted otherwise
+    shutil.copytree(skin, other)
+    shutil.move(skin / 'testA/labels/trainA_003_segmentation.png', tmp_path)
+    tested.rename(skin / 'trainA/trainA_003.png')   # as the training knows them
+    source = data.Source(Layout(tmp_path), 'LabelTransfer/other')
+    assert found() == [f'{other / "testA/images/trainA_003.png"}: trainA_003 was trained on']
+    source = data.Source(Layout(tmp_path), 'LabelTransfer/skin')
+    assert not found()
+    (skin / 'trainA/trainA_003.png').rename(tested)
+    shutil.move(tmp_path / 'trainA_003_segmentation.png', skin / 'testA/labels')
     tested.rename(skin / 'trainA/renumbered.png')
     (skin / 'testA/labels/trainA_003_segmentation.png').unlink()
     assert not found()   # the pictures trained on are others now, those that are tested are not among them
 
 
 def test_cases_are_told_by_their_pictures():
-    assert {data.case_of(name) for name in ('Brats18_2013_1_1_flair_90', 'BraTS19_2013_1_1_flair_115')} == {
-        '2013_1_1'}
+    assert {data.case_of(name) for name in (   # the last as published
+        'Brats18_2013_1_1_flair_90', 'BraTS19_2013_1_1_flair_115', 'Brats18_2013_1_1_flair.nii_95')} == {
+            '2013_1_1'}
     assert data.case_of('ISIC_0000001_health') == data.case_of('ISIC_0000001') == 'ISIC_0000001'
 
 
@@ -1060,3 +1071,34 @@ def test_figures_are_drawn(trained_root, tmp_path):
     for name in ('panel.png', 'curves.png'):
         assert images.image_size(tmp_path / name)[0] > 300
     assert volumes.picture(np.ones((4, 6), bool), 8).shape == (8, 8)
+
+
+def test_training_windows_are_whole_pixels_of_the_picture():
+    """Of 20 px, 16: any offset from 0 to 4, both flips; nothing is interpolated."""
+    picture = np.random.default_rng(0).integers(0, 256, (1, 20, 20, 3), np.uint8)
+    part = data.Set(picture, None, ['a'], '')
+    cfg = SimpleNamespace(INPUT_SIZE=16, LOAD_SIZE=20, FLIPS=True, SEED=0)
+    view = np.lib.stride_tricks.sliding_window_view(picture[0], (16, 16), (0, 1))
+    seen_at = set()
+    for name, pictures in data.training_sets(cfg, part, part).items():
+        for position in range(100):
+            window = pictures[position]['image'].numpy()
+            seen_at |= {(name, *place, *turns) for place in itertools.product(range(5), repeat=2)
+                        for turns in itertools.product((1, -1), repeat=2)
+                        if np.array_equal(view[place][:, ::turns[0], ::turns[1]], window)}
+    assert len({one[0] for one in seen_at}) == 2 and len(seen_at) > 100
+    for number in 1, 2:
+        assert {one[number] for one in seen_at} == set(range(5))
+        assert {one[number + 2] for one in seen_at} == {1, -1}
+
+
+def test_the_map_that_is_cut_is_the_mask_of_the_composites_in_float32():
+    torch.manual_seed(0)
+    network = networks.Generator(8, 1).eval()
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    looker = translator.Translator(network, 32, torch.device('cpu'), 'bf16')
+    found, _ = looker.draw(picture)
+    attention, _ = looker.look(picture)
+    np.testing.assert_array_equal(attention, found.mask[0, 0].numpy())
+    assert attention.shape == (32, 32) and found.attention.dtype == torch.float32
+    assert len(np.unique(found.attention)) > 30   # of 64 cells: sigmoid's values keep their digits

@@ -14,12 +14,12 @@ from companions.label_transfer.networks import FACTOR
 from dataset import isic, pairing
 from dataset.splits import subset
 from engine import cache, files, images
-from engine.augment import Ranges
+from engine.augment import Window
 from engine.errors import InputError
 from engine.samples import Pictures
 
 KINDS = ('skin', 'brain')
-CUT = re.compile(r'_(flair_\d+|health)$')   # what prepare_BraTS and prepare_ISIC add to names
+CUT = re.compile(r'_(flair(\.nii)?_\d+|health)$')   # of slices, ours and published; of healthy skin
 GREY = 127   # masks of the published data have grey edges: lesion is what lies above
 # Folders of the published layout, of one part the first that is there; of 'healthy' the first with a picture.
 PARTS = {'A': ('trainA', '*_A_weak'), 'B': ('trainB', '*_B_weak'), 'Validation': ('val',),
@@ -196,8 +196,7 @@ def training_sets(cfg, a, b):
 
     cfg : INPUT_SIZE, LOAD_SIZE, FLIPS, SEED
     """
-    zoom, margin = cfg.LOAD_SIZE / cfg.INPUT_SIZE, (cfg.LOAD_SIZE - cfg.INPUT_SIZE) / cfg.INPUT_SIZE / 2
-    window = Ranges(0.0, 0.0, (margin, margin), (zoom, zoom), cfg.FLIPS)
+    window = Window(cfg.LOAD_SIZE, cfg.INPUT_SIZE, cfg.FLIPS, cfg.FLIPS, last=True)
     return {name: Pictures(part.images, {}, None, cfg.INPUT_SIZE, window, seed=2 * cfg.SEED + number)
             for number, (name, part) in enumerate((('a', a), ('b', b)))}
 

@@ -72,7 +72,7 @@ def main():
     crfs = [method for method in methods if method.endswith('crf')]
     alphas = dict.fromkeys(crfs, cfg.ALPHA) if cfg.ALPHA else teacher.alphas(crfs, cfg.EMPTY_CORNERS)
     out = Path(cfg.OUT) if cfg.OUT else layout.root / 'LabelTransfer' / 'masks' / cfg.SPLIT
-    drawn_as = {'version': VERSION, 'weights': teacher.fingerprint, 'kind': teacher.kind}
+    drawn_as = {'version': maps.VERSION, 'weights': teacher.fingerprint, 'kind': teacher.kind}
     of_crf = {method: {'alpha': alpha, 'empty_corners': cfg.EMPTY_CORNERS}
               for method, alpha in alphas.items()}
     with contextlib.ExitStack() as stack:
@@ -103,10 +103,6 @@ def main():
     if older:
         print(f'{out}: masks of another generator are those in {", ".join(older)}; '
               f'--METHODS={",".join(older)} draws them anew')
-
-
-# Below main(), where settings do not look.
-VERSION = 1   # raise it when the same weights and settings give other masks than before
 
 
 if __name__ == '__main__':

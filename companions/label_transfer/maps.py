@@ -7,6 +7,7 @@ import numpy as np
 
 from engine import cli, images
 
+VERSION = 2   # raise it when the same weights and settings give other masks than before
 SIDE = 256
 LOW, HIGH = 0.02, 0.99          # quantiles that normalisation takes for 0 and 1
 FIRM = 0.7                      # of the largest distance to the outside: surely within a lesion

@@ -117,7 +117,7 @@ class Attended:
     """What a generator sees before it draws, for B pictures.
 
     encoded, seen : (B, C, S / 4, S / 4) features and those that belong to the class
-    logits : (B, 2) of "is of my input's class", float32; attention : (B, 1, S / 4, S / 4) in (0, 1)
+    logits : (B, 2) of "is of my input's class"; attention : (B, 1, S / 4, S / 4) in (0, 1); both float32
     """
     encoded: torch.Tensor
     seen: torch.Tensor
@@ -127,7 +127,7 @@ class Attended:
     @property
     def mask(self):
         """The attention at the picture's size: (B, 1, S, S) float32."""
-        mask = self.attention.float()
+        mask = self.attention
         for _ in range(2):
             mask = F.interpolate(mask, scale_factor=2, mode='bilinear', align_corners=True)
         return mask
@@ -186,17 +186,17 @@ class Generator(nn.Module):
         attention = self.attend(seen).float()
         if self.centred:
             attention = attention - attention.mean((2, 3), keepdim=True)
-        return Attended(encoded, seen, logits, torch.sigmoid(attention).to(seen.dtype))
+        return Attended(encoded, seen, logits, torch.sigmoid(attention))
 
     def forward(self, pictures):
         """Pictures -> Translated."""
         found = self.look(pictures)
         style = self.style(found.seen.mean((2, 3)))
         gamma, beta = self.gamma(style), self.beta(style)
-        kept, mixed = found.encoded, found.seen
+        kept, mixed, attention = found.encoded, found.seen, found.attention.to(found.seen.dtype)
         for keep, change in zip(self.kept, self.changed, strict=True):
             kept = keep(kept)
-            mixed = found.attention * change(mixed, gamma, beta) + (1 - found.attention) * kept
+            mixed = attention * change(mixed, gamma, beta) + (1 - attention) * kept
         # From float32 on, or low precision would round the pictures' grey values to seven bits.
         drawn = (torch.tanh(draw(features).float()) for draw, features in (
             (self.to_fake, mixed), (self.to_recon, kept)))

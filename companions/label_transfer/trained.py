@@ -58,7 +58,8 @@ class Trained:
         self.require_validation('of the CRF, say alpha (--ALPHA=1 to 8), or leave it out: --METHODS='
                                 + ','.join(method for method in maps.METHODS if not method.endswith('crf')))
         held_out, path = self.held_out('Validation'), self.weights.with_name(ALPHAS)
-        facts = {'weights': self.fingerprint, 'validation': held_out.fingerprint, 'corners': empty_corners}
+        facts = {'version': maps.VERSION, 'weights': self.fingerprint,
+                 'validation': held_out.fingerprint, 'corners': empty_corners}
         known = files.read_json(path, 'alphas')
         known = known.get('alphas', {}) if known.get('facts') == facts else {}
         missing = [method for method in wanted if method not in known]
@@ -74,8 +75,9 @@ class Trained:
 def seen_before(run, source, pairs):
     """Lines that report pictures on which a run's networks were trained: parts may be dealt anew since.
 
-    run : folder; source : data.Source that is evaluated, pairs : of it. Names are asked where the training
-    pictures are no longer those that they were; runs of earlier versions do not name theirs.
+    run : folder; source : data.Source that is evaluated, pairs : of it. Names are asked where it is another
+    than the training's, or the training pictures are no longer those that they were; runs of earlier versions
+    do not name theirs.
     """
     config = checkpoints.read_config(run / 'config.json')
     settings, inputs = (config.get(part, {}) for part in ('settings', 'inputs'))
@@ -85,7 +87,8 @@ def seen_before(run, source, pairs):
                    for part, paths in (('A', own.diseased), ('B', own.healthy))]
     except InputError:   # they are not here
         present = []
-    if present == [inputs.get(part) for part in ('diseased', 'healthy')]:
+    # Parts of one folder do not overlap; another may hold the same cases.
+    if source.data == own.data and present == [inputs.get(part) for part in ('diseased', 'healthy')]:
         return []
     names = seen.names(run)
     if names is None:   # the lists' splits are the challenge's

@@ -45,9 +45,9 @@ class Translator(Looker):
     """Looks at pictures and draws them as the other class. network : networks.Generator"""
 
     def attention_of(self, placed):
-        """(Attention (1, 1, side / 4, side / 4), the two class logits) of a picture (1, 3, side, side)."""
+        """(Mask (1, 1, side, side), the two class logits) of a picture (1, 3, side, side)."""
         found = self.network.look(placed)
-        return found.attention, found.logits
+        return found.mask, found.logits
 
     @torch.no_grad()
     def draw(self, picture):
