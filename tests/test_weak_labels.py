@@ -534,6 +534,9 @@ def test_lits_volumes_become_patches_of_tumours(tmp_path, capsys):
     assert list(rows) == ['volume-0_1_1', 'volume-0_1_2', 'volume-12_2_1', 'volume-1_0_1', 'volume-1_3_1']
     assert {row['group'] for row in rows.values()} == {'volume-0', 'volume-1', 'volume-12'}
     assert min(rows[name]['iou'] for name in ('volume-0_1_1', 'volume-0_1_2')) > 0.85
+    ellipse = images.read_mask(lesions.folder(layout, 'LiTS') / 'ellipses/volume-1_3_1.png')
+    assert [rows['volume-1_3_1'][name] for name in lesions.ELLIPSE] == pytest.approx(
+        ellipses.fit(ellipse), abs=1e-4)
     # Axes as nibabel has them: x is the second one. 2 * 9 + 1 px and twice 18, halved: 27 either way.
     row = rows['volume-0_1_2']
     assert (row['picture_width'], row['picture_height']) == (54, 54)
@@ -954,6 +957,22 @@ def test_lesions_that_were_trained_on_are_not_scored_in_a_later_split(trained, t
     table = lesions.table(layout, 'HAM10000')
     assert said.value.faults == [f'{table}: {moved["name"]} is of Testing and was trained on']
     call(eval_WeakSN, *at, '--SEEN=True')
+    shutil.copytree(table.parent, table.parent.with_name('HAM10000_anew'))   # the same, prepared again
+    with pytest.raises(InputError, match=f'{moved["name"]} is of Testing and was trained on'):
+        call(eval_WeakSN, *at, '--DATA=HAM10000_anew')
+    moved['split'] = 'Training'
+    kept = json.loads(names)['groups'][0]
+    third = next(row for row in rows if row['split'] == 'Testing' and row is not moved)
+    for row in rows:   # each a group of its own, but one whose other pictures were trained on and are gone
+        row['group'] = kept if row is third else row['name']
+    lesions.write(layout, 'HAM10000', rows)
+    with pytest.raises(InputError) as said:
+        call(eval_WeakSN, *at)
+    assert said.value.faults == [
+        f'{table}: {third["name"]} is of Testing, and others of its group {kept} were trained on']
+    next(row for row in rows if row['split'] == 'Training')['group'] = kept   # torn apart, as by SPLIT=random
+    lesions.write(layout, 'HAM10000', rows)
+    call(eval_WeakSN, *at)
 
 
 def test_the_ellipses_alone_are_scored_without_a_network(drawn, tmp_path, capsys):
@@ -1034,9 +1053,11 @@ def test_the_papers_row_stands_beside_its_own_split_alone(drawn, tmp_path):
         lesions.write_facts(layout, 'HAM10000', about | {'settings': chosen})
         assert bool(paper.row(layout, 'HAM10000', 'Testing', 'a1l')) == there
         assert paper.row(layout, 'HAM10000', 'Validation', 'a1l') == {}
-    about |= {'settings': {'SPLIT': 'random', 'SEED': 1}, 'lesions': 9}
-    lesions.write_facts(layout, 'HAM10000', about)
-    assert paper.row(layout, 'HAM10000', 'Testing', 'a1l') == {} == paper.row(layout, 'mine', 'Testing', 'a1')
+    about |= {'settings': {'SPLIT': 'random', 'SEED': 1}}
+    for other in {'lesions': 9}, {'side': 240}, {'drawn': True}:
+        lesions.write_facts(layout, 'HAM10000', about | other)
+        assert paper.row(layout, 'HAM10000', 'Testing', 'a1l') == {} == paper.row(
+            layout, 'mine', 'Testing', 'a1')
 
 
 # --- The experiment

@@ -121,15 +121,21 @@ def check_data(cfg, layout, data, config, run):
 def seen_before(cfg, layout, data, config, run):
     """Lines that report lesions which the network was trained on: splits may have been dealt anew since.
 
-    Runs of earlier versions do not name theirs; they must have seen the present training patches.
+    Or others of their groups, where the present splits keep groups together. Runs of earlier versions do not
+    name theirs; they must have seen the present training patches.
     """
     trained, table = config.get('settings', {}), lesions.table(layout, cfg.DATA)
+    names, groups = seen.names(run), seen.names(run, 'groups') or set()
+    if names is not None:
+        places = {(row['group'], row['split']) for row in lesions.rows(layout, cfg.DATA)}
+        if len(places) > len({group for group, _ in places}):
+            groups = set()
+        return [f'{table}: {name} is of {cfg.SPLIT} and was trained on' if name in names else
+                f'{table}: {name} is of {cfg.SPLIT}, and others of its group {group} were trained on'
+                for name, group in zip(data.names, data.groups, strict=True)
+                if name in names or group in groups]
     if trained.get('DATA') != cfg.DATA:
         return []
-    names = seen.names(run)
-    if names is not None:
-        return [f'{table}: {name} is of {cfg.SPLIT} and was trained on' for name in data.names
-                if name in names]
     present = lesions.load(layout, cfg.DATA, 'Training', trained['TRAIN_IMAGES'], trained['SEED']).fingerprint
     recorded = str(config.get('inputs', {}).get('training'))
     if present.split('-')[0] == recorded.split('-')[0]:   # of the patches: their ellipses may be corrected

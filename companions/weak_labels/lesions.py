@@ -33,7 +33,7 @@ class Lesions:
 
     names : list of text; images : (N, P, P, 3) uint8; ellipses, masks : (N, P, P) uint8 of {0, 1}, masks None
     where true ones are missing; parameters : (N, 5) float, see ELLIPSE; sizes : [(width, height)] in px of
-    what each patch shows; fingerprint : text that changes with any pixel
+    what each patch shows; fingerprint : text that changes with any pixel; groups : of each, a text
     """
     names: list
     images: np.ndarray
@@ -42,6 +42,7 @@ class Lesions:
     parameters: np.ndarray
     sizes: list
     fingerprint: str
+    groups: list = ()
 
     @property
     def side(self):
@@ -159,7 +160,7 @@ def load(layout, data, split, limit=0, seed=0, workers=0):
                    parts['masks'].pixels if true else None,
                    np.array([[row[column] for column in ELLIPSE] for row in found]),
                    [(row['picture_width'], row['picture_height']) for row in found],
-                   '-'.join(part.fingerprint for part in parts.values()))
+                   '-'.join(part.fingerprint for part in parts.values()), [row['group'] for row in found])
 
 
 def mask_names(folder, names):

@@ -4,6 +4,7 @@ from companions.weak_labels import lesions
 # Lesions that the original's preparation leaves; its splits are those of SPLIT=random, of INDEX_FILES, and
 # of DeepLesion itself.
 LESIONS = {'HAM10000': 10_012, 'LiTS': 16_462, 'DeepLesion': 32_727}
+SIDE = 120   # px, of the patches in which errors and distances are counted
 PRINTED = 'IoU', 'Dice', 'VS', 'centre error', 'edge error', 'Hausdorff'   # by what its code computes
 MEANS = {
     ('DeepLesion', 'a1'): (63.02, 75.36, 80.65, 3.19, 9.21, 7.37),
@@ -18,11 +19,12 @@ MEANS = {
 
 
 def row(layout, data, split, method):
-    """{column: printed mean} of a method, percent and pixels; {} where data or split are not the paper's."""
+    """{column: printed mean} of a method, percent and pixels; {} where data, split or side are others."""
     facts = lesions.facts(layout, data)
     settings = facts.get('settings', {})
     same_split = {'HAM10000': (settings.get('SPLIT'), settings.get('SEED')) == ('random', 1),
                   'LiTS': bool(settings.get('INDEX_FILES')), 'DeepLesion': True}.get(data, False)
-    if split != 'Testing' or not same_split or facts.get('drawn') or facts.get('lesions') != LESIONS[data]:
+    known = facts.get('side') == SIDE and facts.get('lesions') == LESIONS.get(data) and not facts.get('drawn')
+    if split != 'Testing' or not same_split or not known:
         return {}
     return dict(zip(PRINTED, MEANS.get((data, method), ()), strict=False))

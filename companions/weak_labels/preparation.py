@@ -3,6 +3,7 @@
 A unit is what is read at once, such as a picture with its mask or a volume. A second run makes those alone
 whose sources or settings changed, or whose files are gone.
 """
+import contextlib
 import hashlib
 import json
 from collections import Counter
@@ -61,17 +62,21 @@ class Unit:
     about: str = ''
 
 
-def from_mask(name, group, picture, mask, side, split=''):
+def from_mask(name, group, picture, mask, side, split='', of_ellipse=False):
     """A whole picture with its mask as a Lesion, squashed to side x side; LeftOut where no ellipse fits.
 
     picture : (h, w, 3) uint8; mask : (H, W) of {0, 1}, perhaps of another size than the picture's
-    The ellipse is drawn at the mask's size; its parameters are fitted anew to the squashed mask.
+    The ellipse is drawn at the mask's size; its parameters are fitted anew to the squashed mask, or with
+    of_ellipse to the squashed ellipse where that can be, as the original has it for LiTS.
     """
     square = side, side
     try:
         full = ellipses.draw(ellipses.fit(mask), mask.shape[::-1])
         small, approximate = (images.resize_mask(one, square) for one in (mask, full))
         parameters = ellipses.fit(small)
+        if of_ellipse:
+            with contextlib.suppress(ValueError):   # it has too few corners
+                parameters = ellipses.fit(approximate)
         if not approximate.any():
             raise ValueError('no pixel lies within the ellipse')
     except ValueError as error:

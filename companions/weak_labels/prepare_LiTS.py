@@ -92,6 +92,7 @@ def box_of(mask):
 
 
 MARGIN = 18   # px, the original's 10 and 8
+OF_ELLIPSE = 'parameters of the ellipse'   # earlier versions fitted them to the mask
 
 
 def tumours(number, volume, segmentation, cfg):
@@ -112,7 +113,8 @@ def tumours(number, volume, segmentation, cfg):
                 continue
             grey = preparation.windowed(units[..., place][cut], cfg.WINDOW)
             picture = np.repeat(grey[..., None], 3, 2)
-            lesion = preparation.from_mask(name, f'volume-{number}', picture, mask[cut], cfg.PATCH_SIZE)
+            lesion = preparation.from_mask(name, f'volume-{number}', picture, mask[cut], cfg.PATCH_SIZE,
+                                           of_ellipse=True)
             if isinstance(lesion, preparation.Lesion):
                 iou = ellipses.overlap(lesion.ellipse, lesion.mask)
                 if not iou >= cfg.LEAST_IOU:
@@ -139,7 +141,7 @@ def main():
     layout = Layout(cfg.ROOT)
 
     def unit(number, *paths):
-        return preparation.Unit(f'volume-{number}', paths, lambda: tumours(number, *paths, cfg))
+        return preparation.Unit(f'volume-{number}', paths, lambda: tumours(number, *paths, cfg), OF_ELLIPSE)
 
     source = Path(cfg.SOURCE or layout.root / 'dataset' / 'LiTS')
     preparation.run(layout, cfg.DATA, cfg, [unit(*entry) for entry in find(source)],

@@ -203,7 +203,7 @@ def cluster(cfg, layout, train, validation):
 def write_facts(folder, train, validation, labels):
     """Write which lesions are trained on, and where there are clusters, which lesion is in which,
     clusters.csv, and some of each, clusters.png."""
-    seen.note(folder, train.names)
+    seen.note(folder, train.names, groups=train.groups)
     if labels[0] is None:
         return
     files.write_csv(folder / 'clusters.csv', [('name', 'cluster'), *(
