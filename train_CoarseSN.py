@@ -64,7 +64,7 @@ RANK_PADDED = False            # lists shorter than K are filled with zero error
 
 # --- Input and augmentation
 INPUT_SIZE = 224               # px, side of the square network input, a multiple of 16 (paper)
-CACHE_SIZE = 448               # px, side of the decoded pictures; twice the input loses no detail
+CACHE_SIZE = 448               # px, side of the decoded pictures; twice the input: 1 sample in 80 is enlarged
 INPUT_SCALING = 'unit'         # unit x/255 (released), symmetric, whitening (paper)
 ROTATION = 10.0                # degrees, either way (paper)
 SHEAR = 0.1                    # radians, either way (paper)

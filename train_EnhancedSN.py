@@ -39,6 +39,7 @@ PRETRAINED = 'auto'            # with START=pretrained, as in train_CoarseSN.py;
 VOC_WEIGHTS = 'models/deeplabv3plus_xception_VOC2012_epoch46_all.pth'   # file, see models/README.md
 XCEPTION65_WEIGHTS = 'models/xception65.tf_in1k.pth'                    # file, see models/README.md
 XCEPTION_WEIGHTS = 'models/xception-43020ad28.pth'                      # file, see models/README.md
+SMALL_START = True             # with START=pretrained, as in train_CoarseSN.py
 E_LAYER_START = 'identity'     # identity: the pyramid passes through it (ours), or random (released)
 E_LAYER_STD = 1.0              # identity: deviation of its weights for the maps, beside ones for the pyramid
 PROXY_THRESHOLD = 0.3          # mdc: part of a map's maximum from which on a pixel counts as lesion
@@ -65,7 +66,7 @@ RANK_PADDED = False            # lists shorter than K are filled with zero error
 
 # --- Input and augmentation
 INPUT_SIZE = 224               # px, side of the square network input, a multiple of 16 (paper)
-CACHE_SIZE = 448               # px, side of the decoded pictures; twice the input loses no detail
+CACHE_SIZE = 448               # px, side of the decoded pictures; twice the input: 1 sample in 80 is enlarged
 INPUT_SCALING = 'unit'         # unit x/255 (released), symmetric, whitening (paper)
 ROTATION = 10.0                # degrees, either way (paper)
 SHEAR = 0.1                    # radians, either way (paper)

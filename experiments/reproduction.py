@@ -5,7 +5,7 @@ import numpy as np
 
 from dataset import isic, splits
 from dataset.layout import Layout
-from engine import bootstrap, figures, hardware, scoring
+from engine import bootstrap, checkpoints, figures, hardware, scoring
 from experiments import line_charts, results, tables
 from experiments.declarations import points, split_of
 from mbdcnn import evaluation, networks, panels
@@ -46,6 +46,8 @@ class Reproduction:
             if not rows[-1].printed:
                 scored[row['label']] = by_seed
         notes = [f'{row["label"]}: {row["source"]}.' for row in declared['rows'] if 'source' in row]
+        for row in declared['rows']:
+            notes += self._kept_starts(row, split) if 'of' in row else []
         notes += [*declared.get('notes', ()), *self._facts(declared['rows'], scored, split, columns)]
         for first, second in declared.get('compare', ()):
             notes += _compared(first, second, scored, columns[0])
@@ -70,6 +72,15 @@ class Reproduction:
                 found[seed] = results.read([self.store.written(job)[0] for job in jobs], labels)
             why = why or without
         return found, why
+
+    def _kept_starts(self, row, split):
+        """A sentence where fine-tuning kept the weights that it began with, [] where it bettered all."""
+        tuned = [job.needs[0] for seed in self.seeds for job in self.declarations.scorings(row, split, seed)
+                 if job.needs and job.needs[0].start and self.store.finished(job)]
+        configs = [checkpoints.read_config(self.store.layout(job).weights(job.network)) for job in tuned]
+        kept = sum(config.get('finished', {}).get('best_step') == 0 for config in configs)
+        return [f'{row["label"]}: {kept} of {len(tuned)} trainings kept the weights that they began with.'
+                ] if kept else []
 
     def _of_folder(self, row, split):
         """As `_results`, of a row's folder of masks, whoever drew them: one training, for all that is known.

@@ -46,7 +46,7 @@ def coarse_for_training(cfg, images):
     Returns (network, what it starts from); also prints the latter.
     """
     unit = cfg.INPUT_SCALING == 'unit'
-    network = deeplabv3plus(cfg.NUM_CLASSES, cfg.DROPOUT, epsilon(cfg), getattr(cfg, 'SMALL_START', True))
+    network = deeplabv3plus(cfg.NUM_CLASSES, cfg.DROPOUT, epsilon(cfg), cfg.SMALL_START)
     return network, _start('coarse-SN', network, cfg, {
         'voc': ('PASCAL VOC weights', weights.load_voc),
         'xception65': ("timm's ImageNet Xception-65 as its encoder",
@@ -88,6 +88,7 @@ def enhanced_for_training(cfg, layout, images):
         state, file = coarse.state_dict(), None
     else:
         state = checkpoints.load_state(path, training(layout, 'CoarseSN'))
+        _say_what_differs(path, cfg)
         first, file = 'coarse-SN', path
     load_into, words, options = checkpoints.load_parameters, first, {}
     if cfg.TRANSFER == 'd-net':
@@ -129,15 +130,20 @@ def _calibration_inputs(images, cfg):
 def _fine_tuned(name, network, cfg):
     """Load all of INITIAL_WEIGHTS into a network; returns what it starts from, also printed."""
     path = checkpoints.found(cfg.INITIAL_WEIGHTS)
+    _say_what_differs(path, cfg)
     remedy = f'INITIAL_WEIGHTS must be weights of {name} with the same constants of the group Network'
     state = checkpoints.load_state(path, remedy)
     checkpoints.apply(checkpoints.load_parameters, network, state, path, remedy)
+    return _announce(name, 'weights to fine-tune', path)
+
+
+def _say_what_differs(path, cfg):
+    """Print which settings of first weights are others now; these do not show in the shapes."""
     trained = trained_settings(path)
-    for constant in ('INPUT_SCALING', 'RELU_SKIP'):   # these do not show in the shapes
+    for constant in ('INPUT_SCALING', 'RELU_SKIP'):
         now = getattr(cfg, constant, None)
         if trained.get(constant, now) != now:
             print(f'note: {path} was trained with {constant}={trained[constant]} and goes on with {now}')
-    return _announce(name, 'weights to fine-tune', path)
 
 
 def _announce(network, source, path=None):

@@ -338,7 +338,7 @@ def test_timms_file_is_renamed_and_written_for_the_encoder(place, tmp_path, monk
     place('--WEIGHTS=xception65')   # there already: checked alone
     cfg = SimpleNamespace(PRETRAINED='auto', VOC_WEIGHTS='missing.pth', XCEPTION65_WEIGHTS=str(path),
                           XCEPTION_WEIGHTS=str(path), INPUT_SCALING='unit', NUM_CLASSES=2, DROPOUT=True,
-                          INITIAL_WEIGHTS='', BN_EPS=0.0)
+                          INITIAL_WEIGHTS='', BN_EPS=0.0, SMALL_START=True)
     network, _ = networks.coarse_for_training(cfg, None)   # not the transplant, which would need pictures
     assert network.backbone.bn2.eps == 1e-3   # its own now; the file has it in the variance
     torch.testing.assert_close(network.backbone.bn2.running_var + 1e-3 - 1e-5,

@@ -308,6 +308,11 @@ rows = [{ label = 'r', of = 'tuned_{fold}', folds = 1 }]
     assert options['INITIAL_WEIGHTS'] == str(root / 'runs/coarse/models/CoarseSN/CoarseSN.pth')
     assert (root / 'runs/tuned_1/dataset').resolve() == (root / 'dataset').resolve()
     assert store.layout(declared.job('tuned_1')).root.name == 'tuned_1'
+    record = store.layout(declared.job('tuned_1')).run('CoarseSN') / 'config.json'
+    for step, said in ((40, []), (0, ['r: 1 of 1 trainings kept the weights that they began with.'])):
+        record.write_text(json.dumps({'finished': {'best_step': step}}))
+        notes = Reproduction(declared, store, (0,), {}).table('x').notes
+        assert [note for note in notes if 'kept' in note] == said
 
 
 # --- Commands, cost, ROOT's own stages

@@ -58,12 +58,18 @@ def trained(tmp_path_factory, pictures):
 
 
 @pytest.mark.parametrize('start, std', [('identity', 0.0), ('identity', 1.0), ('random', 1.0)])
-def test_enhanced_sn_begins_with_the_validation_score_of_coarse_sn(trained, pictures, start, std):
+def test_enhanced_sn_begins_with_the_validation_score_of_coarse_sn(trained, pictures, start, std, capsys):
     """Whatever the map, where its weights are 0; else without one."""
     layout, coarse = trained
     cfg = settings(E_LAYER_START=start, E_LAYER_STD=std)
     enhanced, said = networks.enhanced_for_training(cfg, layout, pictures)
     assert ('its E-layer as the identity' in said) == (start == 'identity')
+    assert 'goes on with' not in capsys.readouterr().out
+    record = layout.run('CoarseSN') / 'config.json'
+    record.write_text('{"settings": {"INPUT_SCALING": "whitening"}}')
+    networks.enhanced_for_training(cfg, layout, pictures)
+    record.unlink()
+    assert 'trained with INPUT_SCALING=whitening and goes on with unit' in capsys.readouterr().out
     rng = np.random.default_rng(2)
     masks = np.repeat(np.repeat(rng.integers(0, 2, (12, 8, 8), dtype=np.uint8), 8, 1), 8, 2)
     shown = np.ascontiguousarray(pictures[:, :SIDE, :SIDE])
@@ -147,16 +153,19 @@ def test_the_calibration_sees_pictures_as_training_will(pictures):
     torch.testing.assert_close(inputs, 2 * networks._calibration_inputs(pictures, settings()) - 1)
 
 
+@pytest.mark.parametrize('script', ['train_CoarseSN.py', 'train_EnhancedSN.py'])
 @pytest.mark.parametrize('recipe, expected', [('default', 0.01), ('paper', 0.01), ('released', 1.0)])
-def test_the_last_convolution_starts_as_the_recipe_says(recipe, expected):
-    values = resolved(REPOSITORY / 'train_CoarseSN.py', {'RECIPE': recipe, 'PRETRAINED': 'none'})
+def test_the_last_convolution_starts_as_the_recipe_says(script, recipe, expected):
+    values = resolved(REPOSITORY / script, {'RECIPE': recipe, 'PRETRAINED': 'none'})
     network, _ = networks.coarse_for_training(SimpleNamespace(**values | {'NUM_CLASSES': 2}), None)
     assert float(network.cls_conv.weight.detach().std()) == pytest.approx(expected, rel=0.15)
 
 
 def test_the_released_recipe_starts_as_the_release():
     enhanced = resolved(REPOSITORY / 'train_EnhancedSN.py', {'RECIPE': 'released'})
-    mask = resolved(REPOSITORY / 'train_MaskCN.py', {'RECIPE': 'released'})
+    mask, scored = (resolved(REPOSITORY / script, {'RECIPE': 'released'})
+                    for script in ('train_MaskCN.py', 'eval_MaskCN.py'))
+    assert mask['AMP'] == scored['AMP'] == 'fp32'
     assert enhanced['E_LAYER_START'] == 'random' and enhanced['BN_EPS'] == mask['BN_EPS'] == 1e-5
     assert mask['PRETRAINED_EXIT_FLOW'] is False
 
@@ -288,7 +297,8 @@ def test_the_long_recipe_trains_on_all_pictures_at_one_side():
 
 @pytest.mark.parametrize('transfer, words', [('e-layer', 'random weights'), ('none', 'random weights')])
 def test_enhanced_sn_can_start_as_coarse_sn_does(tmp_path, pictures, transfer, words, capsys):
-    cfg = settings(START='pretrained', PRETRAINED='none', TRANSFER=transfer, VOC_WEIGHTS='', BN_EPS=0.0)
+    cfg = settings(START='pretrained', PRETRAINED='none', SMALL_START=True, TRANSFER=transfer, VOC_WEIGHTS='',
+                   BN_EPS=0.0)
     torch.manual_seed(4)
     network, said = networks.enhanced_for_training(cfg, Layout(tmp_path), pictures)   # there is no coarse-SN
     assert said.startswith(words) and ('E-layer as the identity' in said) == (transfer == 'e-layer')

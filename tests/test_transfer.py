@@ -333,7 +333,8 @@ def fine_tune(network, path, **changes):
     cfg = SimpleNamespace(**{'INITIAL_WEIGHTS': str(path), 'PRETRAINED': 'voc', 'VOC_WEIGHTS': 'missing.pth',
                              'NUM_CLASSES': 3 if network == 'MaskCN' else 2, 'DROPOUT': True,
                              'RELU_SKIP': False, 'INPUT_CHANNEL': 4, 'TRANSFER': 'd-net',
-                             'BN_EPS': 0.0, 'START': 'coarse-sn', 'INPUT_SCALING': 'unit'} | changes)
+                             'BN_EPS': 0.0, 'START': 'coarse-sn', 'INPUT_SCALING': 'unit',
+                             'SMALL_START': True} | changes)
     if network == 'MaskCN':
         return networks.mask_for_training(cfg)
     build = networks.coarse_for_training if network == 'CoarseSN' else networks.enhanced_for_training
