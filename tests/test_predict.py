@@ -394,6 +394,20 @@ def test_an_interrupted_run_keeps_what_is_there_and_goes_on(tmp_path, predicted,
     assert predicted(out, tmp_path) == 0 and len(table(out)) == 5   # its output is not its input
 
 
+def test_outputs_of_other_predictions_among_the_pictures_are_left_out(tmp_path, predicted, capsys):
+    study = draw_pictures(tmp_path / 'study', '0.png', 'masks/mine.png')
+    assert predicted(study / 'first', study) == 0 and 'skipped' not in capsys.readouterr().out
+    draw_pictures(study / 'first', 'masks/2.png')   # of somebody else
+    assert predicted(study / 'first' / 'second', study) == 0
+    assert list(table(study / 'first' / 'second')) == ['0', 'first/masks/2', 'masks/mine']
+    assert f'(1): {study}/first (7 files of other predictions)' in capsys.readouterr().out
+    (study / 'first' / 'masks' / '2.png').unlink()
+    assert predicted(study / 'first', study) == 0 and list(table(study / 'first')) == ['0', 'masks/mine']
+    images.write_mask(study / 'first' / 'masks' / '0.png', np.eye(40))   # corrected by hand
+    third = tmp_path / 'third'
+    assert predicted(third, study) == 0 and list(table(third)) == ['0', 'masks/mine']
+
+
 def test_after_a_kill_what_it_wrote_is_known(tmp_path, predicted, monkeypatch):
     folder, out = draw_pictures(tmp_path / 'in', '0.png', '1.png'), tmp_path / 'out'
     saved = prediction_folder.PredictionFolder.save
