@@ -58,6 +58,22 @@ class PredictionFolder:
         """Whether a path without links (str) is a file below the folder that this program wrote."""
         return os.path.relpath(path, os.path.realpath(self.path)) in self.written
 
+    def follow(self, found):
+        """Note the new paths of pictures that were moved: gone from where they were, with their content among
+        `found`, [(path, wished name)]. They keep their names and outputs."""
+        gone, sources = {}, set()
+        for name, entry in self.pictures.items():
+            sources.add(entry['source'])
+            if not os.path.exists(entry['source']):
+                gone.setdefault(entry['fingerprint'], []).append(name)
+        new = [path for path, _ in found if gone and os.path.realpath(path) not in sources]
+        for path, content in zip(new, files.for_all(content_of, new, 'comparing'), strict=True):
+            if names := gone.get(content):   # of copies, the one that was called so
+                name = min(names, key=lambda name: Path(self.pictures[name]['source']).name != path.name)
+                names.remove(name)
+                row = self.pictures[name]['row'] | {'file': shown(path)}
+                self.pictures[name] |= {'source': os.path.realpath(path), 'row': row}
+
     def named(self, found):
         """[(path, name)] for [(path, wished name)]: an earlier run's name of the same file, else a new one.
 

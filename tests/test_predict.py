@@ -408,6 +408,21 @@ def test_outputs_of_other_predictions_among_the_pictures_are_left_out(tmp_path, 
     assert predicted(third, study) == 0 and list(table(third)) == ['0', 'masks/mine']
 
 
+def test_moved_pictures_keep_their_rows_and_outputs(tmp_path, predicted, monkeypatch):
+    folder, out = draw_pictures(tmp_path / 'in', '0.png', '1.png', 'a/1.png'), tmp_path / 'out'
+    shutil.copy(folder / '0.png', folder / '2.png')   # of one content
+    assert predicted(out, folder) == 0
+    before = table(out)
+    moved = folder.rename(tmp_path / 'moved')
+    (moved / '1.png').rename(moved / 'other.png')
+    shutil.copy(moved / 'a' / '1.png', tmp_path / 'copy.png')
+    (moved / '0.png').unlink()   # the second of its content is followed by name
+    monkeypatch.setattr(predict, 'write_pictures', None)   # nothing is predicted again
+    assert predicted(out, moved) == 0
+    lie = {'0': 'in/0.png', '1': 'moved/other.png', '2': 'moved/2.png', 'a/1': 'moved/a/1.png'}
+    assert table(out) == {name: row | {'file': f'{tmp_path}/{lie[name]}'} for name, row in before.items()}
+
+
 def test_after_a_kill_what_it_wrote_is_known(tmp_path, predicted, monkeypatch):
     folder, out = draw_pictures(tmp_path / 'in', '0.png', '1.png'), tmp_path / 'out'
     saved = prediction_folder.PredictionFolder.save
