@@ -84,7 +84,7 @@ def list_tasks(layout, cfg, fold_of):
             tasks.append((layout.coarse_for_classification(split), crops.SIDE, groups))
         if layout.segmentation_list(split).is_file():
             entries = isic.read_segmentation_list(layout, split)
-            groups = by_network(entries, lambda path: path.stem, folds_here)
+            groups = by_network(entries, isic.id_of, folds_here)
             tasks.append((layout.coarse_for_segmentation(split), 0, groups))
     if not tasks:
         isic.read_segmentation_list(layout, 'Training')   # says what is missing, and how to make it

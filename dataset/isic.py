@@ -42,7 +42,7 @@ def scan_folder(folder, kind):
                 not path.stem.endswith('_superpixels'))
         if path.suffix.lower() not in EXTENSIONS or path.name.startswith('.') or not fits:
             continue
-        image_id = path.stem.removesuffix(MASK_SUFFIX) if kind == 'masks' else path.stem
+        image_id = id_of_mask(path) if kind == 'masks' else id_of(path)
         if image_id in found:
             faults.append(f'{found[image_id]} and {path.name} have the same id')
             continue
@@ -172,8 +172,7 @@ def read_segmentation_list(layout, split):
         masks, _ = scan_folder(originals / 'Annotation', 'masks')
         _refuse_outdated(layout, folder, [
             (source, path) for image, mask in pairs
-            for source, path in ((images.get(image.stem), image),
-                                 (masks.get(mask.stem.removesuffix(MASK_SUFFIX)), mask))],
+            for source, path in ((images.get(id_of(image)), image), (masks.get(id_of_mask(mask)), mask))],
             ('dataset/extractPatch_seg_train.py',), 'dataset/list_seg.py')
     return pairs
 
@@ -231,9 +230,19 @@ def _refuse_outdated(layout, folder, made, script, lister, faults=()):
                          f'{layout.command(*script)}, then {layout.command(lister)}')
 
 
+def id_of(picture):
+    """Image id of a picture's path."""
+    return label_csv.plain_id(picture.stem)
+
+
+def id_of_mask(mask):
+    """Image id of the path of a mask, <id>_segmentation.png or <id>.png."""
+    return id_of(mask).removesuffix(MASK_SUFFIX)
+
+
 def image_id_of(crop):
     """Image id of a crop's path: `ISIC_0000001_15_3.png` and `ISIC_0000001.png` -> ISIC_0000001."""
-    return owner_of(crop.stem)
+    return owner_of(id_of(crop))
 
 
 def owner_of(stem):

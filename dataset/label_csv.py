@@ -8,6 +8,7 @@ Other columns are ignored, unless they say that a row is of another class, or of
 know.
 """
 import csv
+import unicodedata
 
 from dataset.classes import PAPER, plain
 from engine import files
@@ -87,9 +88,14 @@ def read_rows(path):
 
 
 def id_of(row, column):
-    """A row's image id: without the ending that the name of a picture file has."""
-    text = (row.get(column) or '').strip()
+    """A row's image id: without the ending that the name of a picture file has, in the form of `plain_id`."""
+    text = plain_id((row.get(column) or '').strip())
     return next((text[:-len(ending)] for ending in EXTENSIONS if text.lower().endswith(ending)), text)
+
+
+def plain_id(text):
+    """An image id as it is joined: in Unicode's NFC; file names from a Mac may spell ö as o and two dots."""
+    return unicodedata.normalize('NFC', text)
 
 
 def column_of(columns, known):

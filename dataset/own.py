@@ -100,7 +100,7 @@ def find(image_folder, mask_folder):
             is_mask = marked or own and path.is_relative_to(mask_folder)
             if is_mask != (what == 'masks'):
                 continue
-            image_id = path.stem.removesuffix(isic.MASK_SUFFIX) if what == 'masks' else path.stem
+            image_id = isic.id_of_mask(path) if what == 'masks' else isic.id_of(path)
             if image_id in found:
                 faults.append(f'{found[image_id]} and {path} have the same id')
             found.setdefault(image_id, path)

@@ -183,11 +183,12 @@ def record_split(layout, cases, table, split_of, group_of):
            'yes' if case.mask else 'no') for case in cases)])
     before = path.read_text(encoding='utf-8-sig', errors='replace') if path.is_file() else ''
     trained = sorted(layout.models.glob('*/*.pth'))
-    earlier = {row.get('image_id'): row.get('split') for row in csv.DictReader(io.StringIO(before))}
+    earlier = {label_csv.plain_id(row.get('image_id') or ''): row.get('split')
+               for row in csv.DictReader(io.StringIO(before))}
     moved = [f'{name}: would move from {split} to {split_of[name]}' if name in split_of else
              f'{name}: is no longer among the pictures' for name, split in earlier.items()
              if split_of.get(name) != split]
-    if None in earlier or None in earlier.values():
+    if '' in earlier or None in earlier.values():
         moved = [f'{path}: does not say an image_id and a split in each of its lines']
     if moved and trained:
         raise InputError(f'{path} would change', [

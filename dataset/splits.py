@@ -83,7 +83,7 @@ def segmentation(layout, split, size, coarse=False, limit=0, seed=0, workers=0):
     masks = cache.load(layout.cache, f'{name}_masks', [mask for _, mask in pairs], size, 'mask', workers)
     drawn = _drawn(layout, coarse and layout.coarse_for_segmentation(split), name, paths, size, workers)
     return Segmentation(pictures.pixels, masks.pixels, drawn and drawn.pixels,
-                        [path.stem for path in paths], _joined(pictures, masks, drawn))
+                        list(map(isic.id_of, paths)), _joined(pictures, masks, drawn))
 
 
 def with_extra(data, layout, folder, size, ratio, seed=0, workers=0):
@@ -117,7 +117,7 @@ def classification(layout, split, size, coarse=True, whole_only=False, limit=0, 
     name = f'{split}_cls' + (f'_{limit}' if limit else '')
     if whole_only:
         name += '_whole'
-        entries = [(path, label) for path, label in entries if path.stem == isic.image_id_of(path)]
+        entries = [(path, label) for path, label in entries if isic.id_of(path) == isic.image_id_of(path)]
     paths, labels = [path for path, _ in entries], np.array([label for _, label in entries])
     pictures = cache.load(layout.cache, f'{name}_images', paths, size, 'rgb', workers)
     drawn = _drawn(layout, coarse and layout.coarse_for_classification(split), name, paths, size, workers)
@@ -137,8 +137,8 @@ def unmasked(layout, masked, crop_size, size, coarse, workers=0):
     pictures, made from what segmentation reads, else from the original, else from the crop
     Raises InputError when there is no such image, and for every file that cannot be used.
     """
-    crops = {path.stem: path for path, _ in isic.read_classification_list(layout, 'Training')
-             if path.stem == isic.image_id_of(path)}
+    crops = {isic.id_of(path): path for path, _ in isic.read_classification_list(layout, 'Training')
+             if isic.id_of(path) == isic.image_id_of(path)}
     names = sorted(crops.keys() - set(masked))
     if not names:
         raise InputError('There is no training image without a pixel mask',
@@ -149,7 +149,7 @@ def unmasked(layout, masked, crop_size, size, coarse, workers=0):
     pictures = dict(crops)
     for part in (ADDED, 'Training'):
         pictures |= isic.scan_folder(layout.originals(part) / 'Images', 'pictures')[0]
-    pictures |= {image.stem: image for image, _ in isic.read_segmentation_list(layout, 'Training')}
+    pictures |= {isic.id_of(image): image for image, _ in isic.read_segmentation_list(layout, 'Training')}
     paths, stem = [crops[name] for name in names], f'Training_unmasked_{len(names)}'
     folder = coarse and layout.coarse_for_classification('Training')
     drawn = _drawn(layout, folder, stem, paths, crop_size, workers)

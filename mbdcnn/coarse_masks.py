@@ -220,7 +220,7 @@ def _on_present_pictures(layout, k, trained):
         its = checkpoints.read_config(main).get('settings', {})
         seen = splits.subset(isic.read_segmentation_list(layout, 'Training'), its.get('TRAIN_IMAGES', 0),
                              its.get('SEED', 0))
-        outside = sum(image.stem not in fold_of for image, _ in seen)
+        outside = sum(isic.id_of(image) not in fold_of for image, _ in seen)
         if outside:
             faults.append(f'{main}: was trained on {outside} pictures that no fold holds')
     return fold_of, faults

@@ -3,6 +3,7 @@ import csv
 import itertools
 import json
 import shutil
+import unicodedata
 from collections import Counter
 from dataclasses import replace
 from unittest.mock import Mock
@@ -15,10 +16,10 @@ import eval_MaskCN
 import predict
 import train_CoarseSN
 import train_MaskCN
-from dataset import check_data, classes, folds, isic, label_csv, prepare_own
+from dataset import check_data, classes, extraction, folds, isic, label_csv, prepare_own, splits
 from dataset.classes import PAPER, ClassTable
 from dataset.layout import SPLITS, Layout
-from engine import images
+from engine import files, images
 from engine.errors import InputError
 from mbdcnn import networks, stages
 from tests.test_data_scripts import state
@@ -309,6 +310,42 @@ def test_given_splits_and_patients_are_followed_and_a_straddling_one_is_refused(
         run()
     assert error.value.faults == ['p0 is in Training and p11 in Testing: they belong together',
                                   'p2 is in Validation and p3 in Training: they belong together']
+
+
+def make_few(folder, names, classes=('a', 'b')):
+    """A folder with pictures of these names in two classes in turn, their masks, and a csv."""
+    for number, name in enumerate(names):
+        images.write_png(folder / 'pictures' / f'{name}.png', smooth_picture(20, 20, seed=number))
+        images.write_mask(folder / 'masks' / f'{name}.png', np.eye(20, dtype=np.uint8))
+    files.write_csv(folder / 'labels.csv', [('image', 'label'), *zip(names, itertools.cycle(classes))])
+    return folder
+
+
+def test_names_that_are_spelt_in_two_forms_of_unicode_are_one(tmp_path, monkeypatch, capsys):
+    names = [f'lésion{number}' for number in range(8)]
+    mine, layout = make_few(tmp_path / 'mine', names), Layout(tmp_path / 'own')
+    for path in (mine / 'pictures').iterdir():   # as macOS spells them
+        path.rename(path.with_name(unicodedata.normalize('NFD', path.name)))
+    words = words_of(mine, layout.root)
+    call(monkeypatch, prepare_own, *words)
+    assert 'have no picture' not in capsys.readouterr().out
+    rows = split_rows(layout)
+    assert sorted(rows) == names and {row['mask'] for row in rows.values()} == {'yes'}
+    layout.weights('CoarseSN').parent.mkdir(parents=True)
+    layout.weights('CoarseSN').write_text('trained')
+    (layout.root / 'split.csv').write_text(   # of an earlier version
+        unicodedata.normalize('NFD', (layout.root / 'split.csv').read_text()))
+    call(monkeypatch, prepare_own, *words)
+    for split in SPLITS:   # the same where pictures were put by hand, and lists are of an earlier version
+        for path in list((layout.originals(split) / 'Images').iterdir()):
+            path.rename(path.with_name(unicodedata.normalize('NFD', path.name)))
+        assert isic.classification_images(layout, split) and isic.segmentation_images(layout, split)
+    extraction.write_lists(layout, extraction.classification_lines, layout.classification_list)
+    data = splits.classification(layout, 'Validation', 16, coarse=False, whole_only=True)
+    assert data.names == sorted(name for name in names if rows[name]['split'] == 'Validation')
+    shutil.copy(next((mine / 'pictures').glob('*1.png')), mine / 'pictures' / 'lésion2.png')
+    with pytest.raises(InputError, match='have the same id'):
+        call(monkeypatch, prepare_own, *words)
 
 
 def test_data_of_others_and_classes_without_pictures_are_refused(copied, monkeypatch):
