@@ -89,15 +89,12 @@ def find(image_folder, mask_folder):
     A mask is called <id>_segmentation.png, or <id>.png in a folder of its own.
     """
     pictures, masks, faults = {}, {}, []
-    own = mask_folder is not None and mask_folder.resolve() != image_folder.resolve()
+    of_masks = mask_folder is not None and mask_folder.resolve()
+    own = of_masks and of_masks != image_folder.resolve()
     for folder, found, what in ((image_folder, pictures, 'pictures'), (mask_folder, masks, 'masks')):
-        paths = sorted(folder.rglob('*')) if folder is not None and folder.is_dir() else []
-        for path in paths:
-            hidden = any(part.startswith('.') for part in path.relative_to(folder).parts)
-            if path.suffix.lower() not in images.EXTENSIONS or hidden or path.stem.endswith('_superpixels'):
-                continue
+        for path, place in _files_below(folder) if folder is not None else ():
             marked = path.stem.endswith(isic.MASK_SUFFIX)
-            is_mask = marked or own and path.is_relative_to(mask_folder)
+            is_mask = marked or own and place.is_relative_to(of_masks)
             if is_mask != (what == 'masks'):
                 continue
             image_id = isic.id_of_mask(path) if what == 'masks' else isic.id_of(path)
@@ -111,6 +108,17 @@ def find(image_folder, mask_folder):
     faults += [f'{path}: a crop of {isic.owner_of(image_id)} would have this name, rename it'
                for image_id, path in pictures.items() if isic.owner_of(image_id) != image_id]
     return dict(sorted(pictures.items())), masks, faults
+
+
+def _files_below(folder):
+    """[(path, the same from a folder without links)] of the pictures and masks below a folder, sorted."""
+    whole, found = folder.resolve(), []   # not each path: a picture may be a link to elsewhere
+    for path in sorted(folder.rglob('*')) if folder.is_dir() else ():
+        below = path.relative_to(folder)
+        if (path.suffix.lower() in images.EXTENSIONS and not path.stem.endswith('_superpixels')
+                and not any(part.startswith('.') for part in below.parts)):
+            found.append((path, whole / below))
+    return found
 
 
 def inspect(image, mask, resize_masks):

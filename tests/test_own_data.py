@@ -6,6 +6,7 @@ import shutil
 import unicodedata
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from unittest.mock import Mock
 
 import cv2
@@ -16,7 +17,7 @@ import eval_MaskCN
 import predict
 import train_CoarseSN
 import train_MaskCN
-from dataset import check_data, classes, extraction, folds, isic, label_csv, prepare_own, splits
+from dataset import check_data, classes, extraction, folds, isic, label_csv, own, prepare_own, splits
 from dataset.classes import PAPER, ClassTable
 from dataset.layout import SPLITS, Layout
 from engine import files, images
@@ -319,6 +320,18 @@ def make_few(folder, names, classes=('a', 'b')):
         images.write_mask(folder / 'masks' / f'{name}.png', np.eye(20, dtype=np.uint8))
     files.write_csv(folder / 'labels.csv', [('image', 'label'), *zip(names, itertools.cycle(classes))])
     return folder
+
+
+def test_masks_below_the_pictures_are_masks_however_their_folder_is_named(tmp_path, monkeypatch):
+    mine = make_few(tmp_path / 'mine', [f'p{number}' for number in range(8)])
+    (mine / 'masks').rename(mine / 'pictures' / 'masks')
+    (mine / 'link').symlink_to(mine / 'pictures')
+    monkeypatch.chdir(mine)
+    for folder, masks in (('pictures', mine / 'pictures' / 'masks'), ('pictures', 'link/masks'),
+                          ('link', 'pictures/masks'), (mine / 'pictures', 'pictures/masks')):
+        pictures, found, faults = own.find(Path(folder), Path(masks))
+        assert not faults and len(found) == len(pictures) == 8
+        assert all(path.parent.name != 'masks' for path in pictures.values())
 
 
 def test_names_that_are_spelt_in_two_forms_of_unicode_are_one(tmp_path, monkeypatch, capsys):
