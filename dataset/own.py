@@ -53,11 +53,11 @@ def make_table(labels, names=(), scored=()):
     return classes.ClassTable(table.names, table.scored, rare, table.words)
 
 
-def read(image_folder, mask_folder, labels, table, resize_masks=False, workers=0):
+def read(image_folder, mask_folder, labels, table, resize_masks=False, workers=0, root=None):
     """([Case] sorted by id, columns of the csv, notes) of what lies in two folders and below them.
 
     mask_folder : None without masks; labels : path of the csv; resize_masks : masks may have another size
-    than their pictures, in the same proportions. workers : threads, 0 = one for each core
+    than their pictures, in the same proportions. workers : threads, 0 = one for each core; root : see `find`
     Raises InputError with all faults at once: of the csv, pictures without a row, ids that occur twice,
     damaged files, and masks that are not binary or do not fit.
     """
@@ -65,7 +65,7 @@ def read(image_folder, mask_folder, labels, table, resize_masks=False, workers=0
     columns, rows, _ = label_csv.read_rows(labels)
     id_column = label_csv.column_of(columns, label_csv.IDS)
     rows = {label_csv.id_of(row, id_column): row for _, row in rows}
-    pictures, masks, found = find(image_folder, mask_folder)
+    pictures, masks, found = find(image_folder, mask_folder, root)
     faults += found
     if numbers:   # without any, the csv's fault says it all
         faults += [isic.unlabelled(image_id, path, labels) for image_id, path in pictures.items()
@@ -83,16 +83,17 @@ def read(image_folder, mask_folder, labels, table, resize_masks=False, workers=0
             for (image_id, image, mask), (size, _) in zip(pairs, looked_at, strict=True)], columns, notes
 
 
-def find(image_folder, mask_folder):
+def find(image_folder, mask_folder, root=None):
     """({image id: picture}, {image id: mask}, list of faults) of all that is below two folders.
 
     A mask is called <id>_segmentation.png, or <id>.png in a folder of its own.
+    root : folder of the experiment (Path); where it lies within one of the two, what is below it is left out
     """
     pictures, masks, faults = {}, {}, []
     of_masks = mask_folder is not None and mask_folder.resolve()
     own = of_masks and of_masks != image_folder.resolve()
     for folder, found, what in ((image_folder, pictures, 'pictures'), (mask_folder, masks, 'masks')):
-        for path, place in _files_below(folder) if folder is not None else ():
+        for path, place in _files_below(folder, root) if folder is not None else ():
             marked = path.stem.endswith(isic.MASK_SUFFIX)
             is_mask = marked or own and place.is_relative_to(of_masks)
             if is_mask != (what == 'masks'):
@@ -110,13 +111,20 @@ def find(image_folder, mask_folder):
     return dict(sorted(pictures.items())), masks, faults
 
 
-def _files_below(folder):
+def holds_root(folder, root):
+    """Whether an experiment root (Path) lies within a folder and is not the folder itself."""
+    return folder.resolve() in root.resolve().parents
+
+
+def _files_below(folder, root=None):
     """[(path, the same from a folder without links)] of the pictures and masks below a folder, sorted."""
     whole, found = folder.resolve(), []   # not each path: a picture may be a link to elsewhere
+    left_out = root.resolve() if root and holds_root(folder, root) else None
     for path in sorted(folder.rglob('*')) if folder.is_dir() else ():
         below = path.relative_to(folder)
         if (path.suffix.lower() in images.EXTENSIONS and not path.stem.endswith('_superpixels')
-                and not any(part.startswith('.') for part in below.parts)):
+                and not any(part.startswith('.') for part in below.parts)
+                and not (left_out and (whole / below).is_relative_to(left_out))):
             found.append((path, whole / below))
     return found
 

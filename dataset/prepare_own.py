@@ -1,6 +1,7 @@
 """Make an experiment root of your own pictures, masks and labels, stage 1 included.
 
-Reads   IMAGES   a folder of pictures (jpg, png or bmp) and all below it; a file's name is the picture's id
+Reads   IMAGES   a folder of pictures (jpg, png or bmp) and all below it, but for what is below ROOT; a file's
+                 name is the picture's id
         MASKS    the same of masks, <id>.png or <id>_segmentation.png, of all, some or none of the pictures
         LABELS   a csv: image,label; or a column of 0 and 1 for each class (ISIC-2018, ISIC-2019); or
                  metadata with image_id and dx (HAM10000); perhaps lesion_id, patient_id and split
@@ -70,7 +71,7 @@ def main():
     refuse_foreign(layout, labels)
     table = class_table(layout, labels, own_names(cfg.CLASSES), own_names(cfg.SCORED))
     cases, columns, notes = own.read(Path(cfg.IMAGES), Path(cfg.MASKS) if cfg.MASKS else None, labels, table,
-                                     cfg.RESIZE_MASKS, cfg.NUM_WORKERS)
+                                     cfg.RESIZE_MASKS, cfg.NUM_WORKERS, layout.root)
     group_of = own.groups(cases, columns, layout.cache)
     split_of = own.share_out(cases, columns, group_of, {
         'Validation': cfg.VALIDATION_SHARE, 'Testing': cfg.TESTING_SHARE}, cfg.SEED)
@@ -98,6 +99,12 @@ def check(cfg):
     if cfg.VALIDATION_SHARE + cfg.TESTING_SHARE >= 1:
         faults.append(f'VALIDATION_SHARE={cfg.VALIDATION_SHARE} and TESTING_SHARE={cfg.TESTING_SHARE}: '
                       'together they must leave a share for training')
+    layout = Layout(cfg.ROOT)
+    for name, folder in (('IMAGES', Path(cfg.IMAGES)), ('MASKS', Path(cfg.MASKS))):
+        mixed = layout.data.resolve().is_relative_to(folder.resolve())
+        if getattr(cfg, name) and mixed and not own.holds_root(folder, layout.root):
+            faults.append(f'{name}={folder}: a second run would find there what the first one puts below '
+                          f'ROOT={cfg.ROOT}; choose a new folder, --ROOT=...')
     return faults
 
 

@@ -334,6 +334,25 @@ def test_masks_below_the_pictures_are_masks_however_their_folder_is_named(tmp_pa
         assert all(path.parent.name != 'masks' for path in pictures.values())
 
 
+def test_a_root_among_the_pictures_is_not_taken_for_pictures(tmp_path, monkeypatch):
+    mine = make_few(tmp_path / 'mine', [f'p{number}' for number in range(8)])
+    (tmp_path / 'link').symlink_to(mine)
+    (mine / 'pictures' / 'own_too').mkdir()   # a name that begins alike
+    (mine / 'pictures' / 'p0.png').rename(mine / 'pictures' / 'own_too' / 'p0.png')
+    layout, state_of = Layout(mine / 'pictures' / 'own'), []
+    for root in (layout.root, tmp_path / 'link' / 'pictures' / 'own'):
+        call(monkeypatch, prepare_own, *words_of(mine, root))
+        state_of.append(state(layout.root))
+    assert state_of[0] == state_of[1] and len(split_rows(layout)) == 8
+    monkeypatch.chdir(mine)
+    before = state(mine)
+    for folder, root in (('.', '.'), ('pictures', mine / 'pictures'), ('new/dataset', 'new')):
+        with pytest.raises(InputError, match='settings') as error:
+            call(monkeypatch, prepare_own, f'--IMAGES={folder}', '--LABELS=labels.csv', f'--ROOT={root}')
+        fault, = error.value.faults
+        assert fault.startswith(f'IMAGES={folder}: ') and '--ROOT=' in fault and state(mine) == before
+
+
 def test_names_that_are_spelt_in_two_forms_of_unicode_are_one(tmp_path, monkeypatch, capsys):
     names = [f'lésion{number}' for number in range(8)]
     mine, layout = make_few(tmp_path / 'mine', names), Layout(tmp_path / 'own')
