@@ -240,4 +240,4 @@ def write(path, labels, classes=PAPER):
         rows = [COLUMNS, *((name, float(label == 1), float(label == 2)) for name, label in labels.items())]
     else:
         rows = [('image', 'label'), *((name, classes.names[label]) for name, label in labels.items())]
-    files.write_changed(path, ''.join(f'{",".join(map(str, row))}\n' for row in rows))
+    files.write_changed(path, files.csv_text(rows))

@@ -183,8 +183,7 @@ def refuse_empty(parts, table, layout):
 def record_split(layout, cases, table, split_of, group_of):
     """Write split.csv. Raises InputError where networks were trained and a picture changes its split or goes
     (to come back by another name, say): they would be tested on what they were trained on."""
-    path, text = layout.root / SPLIT_FILE, io.StringIO()
-    csv.writer(text, lineterminator='\n').writerows([
+    path, text = layout.root / SPLIT_FILE, files.csv_text([
         COLUMNS,
         *((case.image_id, table.names[case.label], split_of[case.image_id], group_of[case.image_id],
            'yes' if case.mask else 'no') for case in cases)])
@@ -203,7 +202,7 @@ def record_split(layout, cases, table, split_of, group_of):
             *(f'{weights}: was trained with it' for weights in trained)],
             'give the splits of split.csv in a column of the labels, choose another --ROOT, or move the '
             'networks away')
-    files.write_changed(path, text.getvalue())
+    files.write_changed(path, text)
 
 
 def place(layout, split, members, cfg):

@@ -109,9 +109,14 @@ def write_text(path, text):
 
 def write_csv(path, rows):
     """Write rows (the first one the header) as a csv file, completely or not at all."""
+    write_text(path, csv_text(rows))
+
+
+def csv_text(rows):
+    """Rows (the first one the header) as the text of a csv file."""
     text = io.StringIO()
     csv.writer(text, lineterminator='\n').writerows(rows)
-    write_text(path, text.getvalue())
+    return text.getvalue()
 
 
 def write_changed(path, text):

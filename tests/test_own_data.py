@@ -353,6 +353,24 @@ def test_a_root_among_the_pictures_is_not_taken_for_pictures(tmp_path, monkeypat
         assert fault.startswith(f'IMAGES={folder}: ') and '--ROOT=' in fault and state(mine) == before
 
 
+def test_commas_and_quotes_in_names_are_read_as_they_were_written(tmp_path, monkeypatch, capsys):
+    names = ['p,0', '"p1"', 'p"2', "p'3", '""', '"p5', '#6', 'p7"']
+    mine, layout = make_few(tmp_path / 'mine', names, ('nv', '"big" mole')), Layout(tmp_path / 'own')
+    for _ in range(2):
+        call(monkeypatch, prepare_own, *words_of(mine, layout.root))
+        assert sorted(split_rows(layout)) == sorted(names)
+    assert layout.classes.names == ('"big" mole', 'nv')
+    found = {}
+    for split in SPLITS:
+        found |= {image_id: label for image_id, _, label in isic.classification_images(layout, split)}
+        assert label_csv.read(layout.labels(split), layout.classes).items() <= found.items()
+        listed = {isic.image_id_of(path) for path, _ in isic.read_classification_list(layout, split)}
+        assert listed == {isic.id_of(path) for path, _ in isic.read_segmentation_list(layout, split)}
+    assert found == {name: 1 - number % 2 for number, name in enumerate(names)}
+    call(monkeypatch, check_data, f'--ROOT={layout.root}')
+    assert 'no faults' in capsys.readouterr().out
+
+
 def test_names_that_are_spelt_in_two_forms_of_unicode_are_one(tmp_path, monkeypatch, capsys):
     names = [f'lésion{number}' for number in range(8)]
     mine, layout = make_few(tmp_path / 'mine', names), Layout(tmp_path / 'own')
