@@ -9,6 +9,7 @@ from dataset import classes
 SPLITS = ('Training', 'Validation', 'Testing')
 ADDED = 'Training_Add'   # the paper's 1320 extra classification images; optional
 DRAWN = 'demo_data.json'   # dataset/make_demo_data.py leaves it with the pictures that it draws
+PH2 = 'IMD*.png'           # test pictures of the roots that dataset/prepare_PH2.py makes
 
 # A crop or mask list is named after the data it lists.
 SEGMENTATION_LISTS = {split: f'{split}_seg.txt' for split in SPLITS}
@@ -50,8 +51,12 @@ class Layout:
 
     @property
     def of_paper(self):
-        """True where the pictures may be the paper's: neither drawn nor with a class table of their own."""
-        return not self.drawn and not os.path.exists(self.data / classes.FILE)
+        """True where the pictures may be ISIC-2017's: not drawn, not PH2's, with no class table of their own.
+
+        The paper's scores of PH2 are in reproduce_tables.py alone.
+        """
+        tested = (self.originals('Testing') / 'Images').glob(PH2)
+        return not self.drawn and not os.path.exists(self.data / classes.FILE) and not any(tested)
 
     def command(self, script, *options):
         """The command that a reader should type for this root: python <script> [--ROOT=...] <options>.

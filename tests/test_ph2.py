@@ -285,6 +285,7 @@ def test_all_of_ph2_is_the_test_split_of_one_root(prepared):
             assert written.mode == 'L'
     assert len(isic.read_classification_list(whole, 'Testing')) == 12 * 9
     assert len(list(whole.crops('Testing').glob('*.png'))) == 12 * 9
+    assert Layout(prepared).of_paper and not whole.of_paper
 
 
 def test_folds_hold_what_their_table_says(prepared):

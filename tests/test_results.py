@@ -72,6 +72,19 @@ def test_what_the_evaluations_write_is_read_back(tmp_path, monkeypatch):
             summary['ci95'][column])
 
 
+@pytest.mark.parametrize(('picture', 'of_isic'), [('ISIC_0000001.jpg', True), ('IMD003.png', False)])
+def test_scores_on_ph2_stand_without_the_papers_of_isic(tmp_path, monkeypatch, capsys, picture, of_isic):
+    monkeypatch.setattr(bootstrap, 'RESAMPLES', 200)
+    layout = Layout(tmp_path)
+    path = layout.originals('Testing') / 'Images' / picture
+    path.parent.mkdir(parents=True)
+    path.touch()
+    evaluation.report_segmentation(layout, 'EnhancedSN', 'Testing', ids(3), {'plain': np.eye(3, 5)}, {})
+    part = classified(1, 60)
+    evaluation.report_classification(layout, 'Testing', part.names, {'9-crop': part.values}, part.labels, {})
+    assert capsys.readouterr().out.count(' paper ') == 2 * of_isic
+
+
 def test_every_bad_file_and_missing_label_is_named(tmp_path):
     head = 'image_id,nevus,melanoma,keratosis\n'
     texts = {'good': head + 'a,0.2,0.3,0.5\nb,1,0,0\n', 'short': head + 'c,0.2,0.3\nd,0.2,0.3,0.5\n',
