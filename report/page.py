@@ -21,6 +21,7 @@ SEGMENTERS = 'CoarseSN', 'EnhancedSN'
 GROUP = 3      # pictures in each of best, median and worst
 ERRORS = 24    # misclassified pictures that are shown, the most confident first
 PAIRED = 'JA', 'DI', 'thresholded JA'   # scores by which enhanced-SN is compared with coarse-SN
+OUTDATED = ' (outdated)'   # behind scores of other networks or pictures than the present ones
 
 
 def write(layout):
@@ -58,7 +59,8 @@ def page(layout, moment):
     return render(
         'report.html', title=f'MB-DCNN: report of {layout.root.resolve().name or layout.root}', moment=moment,
         recipes=sorted(filter(None, recipes)), drawn=evaluation.DRAWN_PICTURES if drawn else seen,
-        warnings=[*damaged, *_outdated(layout, evaluations)], splits=splits, evaluations=evaluations,
+        warnings=[*damaged, *itertools.chain(*(item['outdated'] for item in evaluations.values()))],
+        splits=splits, evaluations=evaluations,
         root='' if layout.root == Path('.') else f' --ROOT={shlex.quote(str(layout.root))}',
         segmentation=segmentation_scores(evaluations, beside_paper), differences=differences(evaluations),
         classification=classification_scores(evaluations, classes.tasks, beside_paper),
@@ -83,9 +85,12 @@ def evaluations_below(layout, damaged):
 
     summary : dict, the json; names : image ids; values : (N, 5) scores or (N, C) probabilities of the csv;
     labels : (N,) class numbers of mask-CN's images. The last three are None where `faults` (text) says why.
+    outdated : lines, why it is not of the networks in models/ or of the pictures that are listed now
     damaged : list that lines about unusable files are added to
     """
     found, classes = {}, layout.classes
+    current = {network: files.fingerprint(layout.weights(network))
+               for network in NETWORKS if layout.weights(network).is_file()}
     read = partial(evaluation.read_csv, classes=classes.names)
     for network, split in itertools.product(NETWORKS, SPLITS):
         path = layout.results / f'{network}_{split}.json'
@@ -102,7 +107,9 @@ def evaluations_below(layout, damaged):
             _, item['names'], item['values'] = rows
             if network == 'MaskCN':
                 item['labels'] = _labels(layout.labels(split), classes, item, summary, faults)
-        found[network, split] = item | {'summary': summary, 'faults': ''.join(faults)}
+        outdated = [*_other_weights(summary, current), *_other_pictures(layout, network, split, item)]
+        found[network, split] = item | {'summary': summary, 'faults': ''.join(faults), 'outdated': [
+            f'{network} on {split} was evaluated {line}.' for line in outdated]}
     return found
 
 
@@ -118,7 +125,7 @@ def _read(path, parse, damaged):
 
 
 def _json(path):
-    return files.json_object(path.read_text(encoding='utf-8'), 'settings', 'inputs')
+    return files.json_object(path.read_text(encoding='utf-8'), 'settings', 'inputs', 'weights')
 
 
 def _summary(path):
@@ -144,14 +151,28 @@ def _labels(path, classes, item, summary, faults):
     return None
 
 
-def _outdated(layout, evaluations):
-    """Lines about evaluations of weights that are no longer those in models/."""
-    current = {network: files.fingerprint(layout.weights(network))
-               for network in NETWORKS if layout.weights(network).is_file()}
-    return [f'{network} on {split} was evaluated with other weights of {part} than those now in models/.'
-            for (network, split), item in evaluations.items()
-            for part, used in (item['summary'].get('weights') or {}).items()
-            if current.get(part, used) != used]
+def _other_weights(summary, current):
+    """With what an evaluation was made that is no longer in models/. current : {network: fingerprint}"""
+    for part, used in summary.get('weights', {}).items():
+        if part not in current:
+            yield f'with weights of {part} that are no longer in models/'
+        elif current[part] != used:
+            yield f'with other weights of {part} than those now in models/'
+
+
+def _other_pictures(layout, network, split, item):
+    """On which pictures, by id, where the list of stage 1 is there and now names others."""
+    try:
+        if network == 'MaskCN':
+            entries = isic.read_list(layout.classification_list(split), layout.crops(split))
+        else:
+            entries = isic.read_list(layout.segmentation_list(split), layout.segmentation(split))
+    except InputError:   # without the pictures: what the scores are of cannot be known
+        return
+    names, listed = set(item['names'] or ()), {isic.image_id_of(path) for path, _ in entries}
+    if names and names != listed:
+        yield (f'on other pictures than those now listed: {len(names - listed)} of {len(names)} are no '
+               f'longer, {len(listed - names)} are new')
 
 
 def segmentation_scores(evaluations, with_paper=True):
@@ -160,12 +181,13 @@ def segmentation_scores(evaluations, with_paper=True):
     for split in SPLITS:
         rows = []
         for network in SEGMENTERS:
-            summary = evaluations.get((network, split), {}).get('summary', {})
+            item = evaluations.get((network, split), {})
+            summary, mark = item.get('summary', {}), OUTDATED if item.get('outdated') else ''
             printed = paper_scores.SEGMENTATION.get((network, split))
             if printed and with_paper:
                 rows.append({'title': f'{network}, paper', 'paper': True, 'cells': [
                     *(charts.percent(printed.get(name), 1) for name in scoring.COLUMNS), '']})
-            rows += [{'title': f'{network}, {kind}', 'cells': [
+            rows += [{'title': f'{network}, {kind}{mark}', 'cells': [
                 *(_score(summary[kind], name) for name in scoring.COLUMNS), str(summary['n'])]}
                 for kind in ('with TTA', 'without TTA') if summary.get(kind)]
         if any((network, split) in evaluations for network in SEGMENTERS):
@@ -206,7 +228,8 @@ def _difference_table(split, coarse, enhanced):
         mean, low, high = (f'{100 * value:+.1f}' for value in (found.mean, found.low, found.high))
         rows.append({'title': name, 'cells': [{'value': mean, 'interval': f'{low}, {high}'},
                                               bootstrap.p_in_words(found).replace('<=', '≤')]})
-    return {'caption': f'{split}: enhanced-SN minus coarse-SN, {kind}, paired over {len(order)} images',
+    mark = OUTDATED if coarse['outdated'] or enhanced['outdated'] else ''
+    return {'caption': f'{split}: enhanced-SN minus coarse-SN, {kind}, paired over {len(order)} images{mark}',
             'header': ['score', 'points', 'test'], 'rows': rows}
 
 
@@ -218,6 +241,7 @@ def classification_scores(evaluations, tasks, with_paper=True):
         if network != 'MaskCN':
             continue
         printed, summary = paper_scores.CLASSIFICATION.get(split, {}), item['summary']
+        mark = OUTDATED if item['outdated'] else ''
         kinds = {kind: summary[kind] for kind in ('9-crop', '1-crop') if summary.get(kind)}
 
         def row(title, paper, cells, printed=printed):
@@ -231,7 +255,8 @@ def classification_scores(evaluations, tasks, with_paper=True):
                  for name in ('mean AUC', 'balanced accuracy')]
         tables[split] = {
             'caption': f'{split}: {summary["n"]} images, percent, with 95 % intervals of the AUCs',
-            'header': ['score', *['paper'] * with_paper, *kinds], 'rows': rows,
+            'header': ['score', *['paper'] * with_paper, *(f'{kind}{mark}' for kind in kinds)],
+            'rows': rows,
             'undefined': any(scores.get('mean AUC') is None for scores in kinds.values())}
     return tables
 

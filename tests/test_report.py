@@ -19,7 +19,7 @@ from PIL import Image
 from dataset.classes import PAPER
 from dataset.layout import Layout
 from dataset.splits import Classification
-from engine import bootstrap, checkpoints, images, scoring
+from engine import bootstrap, checkpoints, files, images, scoring
 from engine.errors import InputError
 from mbdcnn import evaluation, paper_scores
 from report import charts
@@ -431,6 +431,32 @@ def test_damaged_and_foreign_files_are_named_and_the_rest_is_reported(empty):
                  f'{HOSTILE}: JA 100.0', 'no picture:', 'evaluated with other weights of EnhancedSN'):
         assert line in reader.text, line
     assert 'CoarseSN on Testing: mean' in reader.text and 'EnhancedSN, with TTA' in reader.text
+
+
+def test_scores_of_other_networks_or_pictures_than_the_present_are_marked(empty):
+    add_pictures(empty, 'Testing')
+    checkpoints.save({}, empty.weights('CoarseSN'))
+    facts = {'weights': {'CoarseSN': files.fingerprint(empty.weights('CoarseSN'))}}
+    add_segmentation(empty, 'CoarseSN', 'Testing', **facts)
+    add_segmentation(empty, 'EnhancedSN', 'Testing', weights={'MaskCN': '0' * 16})
+    add_classification(empty, 'Testing', LABELS, **facts)
+    found = report.evaluations_below(empty, [])
+    assert {key: item['outdated'] for key, item in found.items() if item['outdated']} == {
+        ('EnhancedSN', 'Testing'): ['EnhancedSN on Testing was evaluated with weights of MaskCN that are no '
+                                    'longer in models/.']}
+    lines = empty.segmentation_list('Testing').read_text().splitlines(keepends=True)
+    empty.segmentation_list('Testing').write_text(''.join(lines[2:]))   # as where splits are dealt anew
+    crop = 'ISIC_0000003_9_1.png'
+    write_png(empty.crops('Testing') / crop, np.zeros((4, 4), np.uint8))
+    empty.classification_list('Testing').write_text(f'{crop} 0\n')
+    text = Reader(report.page(empty, MOMENT)).text
+    for network, gone in (('CoarseSN', 2), ('EnhancedSN', 2), ('MaskCN', 11)):
+        assert (f'{network} on Testing was evaluated on other pictures than those now listed: {gone} of 12 '
+                'are no longer, 0 are new.') in text
+    for marked in ('CoarseSN, without TTA', 'EnhancedSN, with TTA', '1-crop', 'over 12 images'):
+        assert f'{marked} (outdated)' in text
+    rows = report.segmentation_scores(found)['Testing']['rows']   # of before: EnhancedSN's alone
+    assert [row['title'].endswith('(outdated)') for row in rows] == [False] * 3 + [True] * 2
 
 
 # In a browser
