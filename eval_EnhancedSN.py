@@ -56,11 +56,12 @@ def main():
     stages.check_sides(scales)
     pairs = isic.read_segmentation_list(layout, cfg.SPLIT)
     pictures, truths = map(list, zip(*pairs, strict=True))
-    used, coarse_paths = [layout.weights(cfg.NETWORK)], None
+    used, coarse_paths, inputs = [layout.weights(cfg.NETWORK)], None, {}
     evaluation.require_sound(layout, pairs)   # a fault found on the way would leave half of the results
     if cfg.NETWORK == 'EnhancedSN' and (kind := networks.trained_transfer(layout)) in networks.GUIDED:
         folder = layout.coarse_for_segmentation(cfg.SPLIT)
-        if 'coarse_masks' in transfer.require(layout, kind, [folder], ('MaskCN', 'EnhancedSN')):
+        inputs = transfer.require(layout, kind, [folder], ('MaskCN', 'EnhancedSN'))
+        if 'coarse_masks' in inputs:
             coarse_paths = splits.coarse_paths(layout, folder, pictures)
         used.append(layout.weights('MaskCN'))
     networks.warn_of_other_size(used[0], scales[0])
@@ -70,6 +71,8 @@ def main():
     scores = scoring.score_arrays(found, truths)   # each picture's masks pass by, plain and with TTA
     names = [picture.stem for picture in pictures]
     facts = evaluation.provenance(cfg, used, files.fingerprint(*itertools.chain(*pairs))) | {'scales': scales}
+    if cfg.NETWORK == 'EnhancedSN':
+        facts['coarse_sn'] = stages.coarse_sn_below(used[0], inputs)
     evaluation.report_segmentation(layout, cfg.NETWORK, cfg.SPLIT, names, scores, facts)
     panel = layout.results / f'{cfg.NETWORK}_{cfg.SPLIT}_panel.png'
     panels.evaluation_panel(segmenter, pairs, coarse_paths, scales[0],

@@ -95,3 +95,11 @@ def read_config(path):
     if found and config.get('inputs'):
         config['inputs'] = {'coarse_sn': found[1]} | config['inputs']
     return config | {part: BEFORE | config[part] for part in ('settings', 'inputs') if config.get(part)}
+
+
+def coarse_sn_below(path, inputs):
+    """Fingerprint of the coarse-SN whose masks an enhanced-SN reads, or else from which it began to learn.
+
+    path : of its weights; inputs : what transfer.require returned. None where its record does not say.
+    """
+    return (inputs.get('coarse_masks') or read_config(path).get('inputs', {})).get('coarse_sn')

@@ -203,18 +203,26 @@ def differences(evaluations):
         coarse, enhanced = (evaluations.get((network, split)) for network in SEGMENTERS)
         if not coarse or not enhanced:
             continue
-        if coarse['values'] is None or enhanced['values'] is None:
-            tables[split] = coarse['faults'] or enhanced['faults']
-        elif any(coarse['summary'].get(name) != enhanced['summary'].get(name) for name in ('n', 'data')) or \
-                set(coarse['names']) != set(enhanced['names']):
-            tables[split] = 'the two evaluations are not of the same pictures'
-        elif bool(coarse['summary'].get('with TTA')) != bool(enhanced['summary'].get('with TTA')):
-            tables[split] = 'one evaluation has test-time augmentation and the other has not'
-        elif coarse['summary'].get('scales') != enhanced['summary'].get('scales'):
-            tables[split] = 'the two evaluations are not at the same input sides'
-        else:
-            tables[split] = _difference_table(split, coarse, enhanced)
+        tables[split] = _no_difference(coarse, enhanced) or _difference_table(split, coarse, enhanced)
     return tables
+
+
+def _no_difference(coarse, enhanced):
+    """Why two evaluations cannot be compared, '' where they can."""
+    if coarse['values'] is None or enhanced['values'] is None:
+        return coarse['faults'] or enhanced['faults']
+    first, second = coarse['summary'], enhanced['summary']
+    if any(first.get(name) != second.get(name) for name in ('n', 'data')) or \
+            set(coarse['names']) != set(enhanced['names']):
+        return 'the two evaluations are not of the same pictures'
+    if bool(first.get('with TTA')) != bool(second.get('with TTA')):
+        return 'one evaluation has test-time augmentation and the other has not'
+    if first.get('scales') != second.get('scales'):
+        return 'the two evaluations are not at the same input sides'
+    below, scored = second.get('coarse_sn'), first.get('weights', {}).get('CoarseSN')
+    if below and scored and below != scored:
+        return f'enhanced-SN builds on another coarse-SN ({below}) than the one that was scored ({scored})'
+    return ''
 
 
 def _difference_table(split, coarse, enhanced):
@@ -228,9 +236,11 @@ def _difference_table(split, coarse, enhanced):
         mean, low, high = (f'{100 * value:+.1f}' for value in (found.mean, found.low, found.high))
         rows.append({'title': name, 'cells': [{'value': mean, 'interval': f'{low}, {high}'},
                                               bootstrap.p_in_words(found).replace('<=', '≤')]})
-    mark = OUTDATED if coarse['outdated'] or enhanced['outdated'] else ''
-    return {'caption': f'{split}: enhanced-SN minus coarse-SN, {kind}, paired over {len(order)} images{mark}',
-            'header': ['score', 'points', 'test'], 'rows': rows}
+    notes = OUTDATED if coarse['outdated'] or enhanced['outdated'] else ''
+    if not enhanced['summary'].get('coarse_sn'):
+        notes += '; on which coarse-SN the former builds is not recorded'
+    caption = f'{split}: enhanced-SN minus coarse-SN, {kind}, paired over {len(order)} images{notes}'
+    return {'caption': caption, 'header': ['score', 'points', 'test'], 'rows': rows}
 
 
 def classification_scores(evaluations, tasks, with_paper=True):

@@ -157,8 +157,8 @@ def full(tmp_path_factory):
     layout = Layout(tmp_path_factory.mktemp('report') / 'root')
     add_pictures(layout, 'Testing')
     facts = {'recipe': 'paper', 'data': 'da7ada7ada7a', 'settings': {'TTA': True}}
-    summaries = {network: add_segmentation(layout, network, 'Testing', **facts)
-                 for network in ('CoarseSN', 'EnhancedSN')}
+    summaries = {network: add_segmentation(layout, network, 'Testing', **facts, **more) for network, more in (
+        ('CoarseSN', {}), ('EnhancedSN', {'coarse_sn': 'c0a'}))}
     summaries['MaskCN'] = add_classification(layout, 'Testing', LABELS)
     add_maps(layout, 'Testing', LABELS)
     for network in report.NETWORKS:
@@ -261,8 +261,11 @@ def test_the_difference_is_paired_and_refuses_other_pictures(full):
         low, high = map(float, mean['interval'].split(', '))
         assert low < between < high and test.startswith('p ')
     assert [row['title'] for row in table['rows']] == ['JA', 'DI', 'thresholded JA']
-    assert 'enhanced-SN minus coarse-SN, with TTA, paired over 12 images' in page
-    coarse = found['CoarseSN', 'Testing']
+    assert 'enhanced-SN minus coarse-SN, with TTA, paired over 12 images<' in page
+    coarse, enhanced = found['CoarseSN', 'Testing'], found['EnhancedSN', 'Testing']
+    before = enhanced | {'summary': enhanced['summary'] | {'coarse_sn': None}}   # as of an earlier version
+    assert 'is not recorded' in report.differences(found | {('EnhancedSN', 'Testing'): before})['Testing'][
+        'caption']
     order = np.arange(12)[::-1]   # another order of the same pictures
     turned = coarse | {'names': coarse['names'][::-1], 'values': coarse['values'][order]}
     assert report.differences(found | {('CoarseSN', 'Testing'): turned})['Testing'] == table
@@ -270,6 +273,8 @@ def test_the_difference_is_paired_and_refuses_other_pictures(full):
                         ({'names': ('x', *coarse['names'][1:])}, 'not of the same pictures'),
                         ({'summary': coarse['summary'] | {'with TTA': None}}, 'test-time augmentation'),
                         ({'summary': coarse['summary'] | {'scales': [999]}}, 'same input sides'),
+                        ({'summary': coarse['summary'] | {'weights': {'CoarseSN': 'x'}}},
+                         'builds on another coarse-SN (c0a) than the one that was scored (x)'),
                         ({'values': None, 'faults': 'no csv'}, 'no csv')):
         assert why in report.differences(found | {('CoarseSN', 'Testing'): coarse | change})['Testing']
 

@@ -161,6 +161,8 @@ def test_segmentation_results_agree_with_each_other(chain, network):
     used = {'CoarseSN': ['CoarseSN'], 'EnhancedSN': ['EnhancedSN', 'MaskCN']}[network]
     assert result['weights'] == {
         name: files.fingerprint(chain.layout.weights(name)) for name in used}
+    assert result.get('coarse_sn') == (
+        files.fingerprint(chain.layout.weights('CoarseSN')) if network == 'EnhancedSN' else None)
     assert figure(stem.with_name(f'{stem.name}_panel.png')).std() > 10
     assert '<html' in (chain.layout.results / 'report.html').read_text(encoding='utf-8')
 

@@ -273,6 +273,16 @@ def test_a_run_of_before_belongs_to_the_coarse_sn_that_its_start_names(tmp_path,
     train(tmp_path, inputs={'training': 'a', 'coarse_sn': '12ab'}, read_config=stages.read_config)
 
 
+@pytest.mark.parametrize('inputs, config, below', [
+    ({'coarse_masks': {'coarse_sn': 'masks'}, 'mask_cn': 'x'}, {'inputs': {'coarse_sn': 'start'}}, 'masks'),
+    ({'mask_cn': 'x'}, {'inputs': {'coarse_sn': 'start'}}, 'start'),
+    ({}, {'inputs': {'training': 'a'}, 'start': 'coarse-SN (CoarseSN.pth, sha256 12ab...)'}, '12ab'),
+    ({}, {'inputs': {'training': 'a'}, 'start': 'random weights'}, None), ({}, {}, None)])
+def test_the_coarse_sn_below_is_that_of_the_masks_or_of_the_start(tmp_path, inputs, config, below):
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    assert stages.coarse_sn_below(tmp_path / 'EnhancedSN.pth', inputs) == below
+
+
 def test_a_run_of_before_the_constant_had_a_random_e_layer(tmp_path):
     made = {'script': 'train_EnhancedSN.py', 'settings': {'SEED': 0, 'E_LAYER_START': 'identity'}}
     assert not agree(made, {'SEED': 0})
