@@ -1,4 +1,6 @@
 """Scoring masks against the truth: arrays as they are found, or folders of png files by any method."""
+import contextlib
+
 import numpy as np
 
 from engine import bootstrap, files, images, metrics
@@ -7,6 +9,7 @@ from engine.errors import InputError
 SUFFIX = '_segmentation'   # behind the image id in the challenge's file names
 THRESHOLD = 0.65           # a JA below it counts as 0 in "thresholded JA" (the challenge of 2018)
 COLUMNS = *metrics.SEGMENTATION, 'thresholded JA'
+INCOMPLETE = 'INCOMPLETE'  # the file in a folder of masks that are being written, or were until a kill
 REMEDY = ('each method needs one binary png an image, <id>_segmentation.png or <id>.png, at the size of the '
           'true mask; enlarge smaller ones by nearest neighbour')
 
@@ -66,6 +69,25 @@ def _score_one(truth_path, paths):
     return counts, faults
 
 
+@contextlib.contextmanager
+def being_written(folder):
+    """Mark a folder as INCOMPLETE, making it where it is missing, until all of its masks are written.
+
+    Whatever ends this before, a kill too, leaves the mark: some masks may be of an earlier evaluation.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INCOMPLETE).write_text('These masks are being written, or that was interrupted: some may be of '
+                                     'an earlier evaluation.\n')
+    yield   # no finally: after an exception masks are missing, too
+    (folder / INCOMPLETE).unlink()
+
+
+def incomplete(folder):
+    """The line that reports a folder of masks whose writing was interrupted, '' for any other."""
+    return f'{folder}: was not finished, see {INCOMPLETE} in it; evaluate again' if (
+        folder / INCOMPLETE).exists() else ''
+
+
 def find_masks(folder, wanted):
     """({image id: path}, list of faults) of a folder's png files, named with or without SUFFIX.
 
@@ -73,7 +95,7 @@ def find_masks(folder, wanted):
     """
     if not folder.is_dir():
         return {}, [f'{folder}: is not a folder']
-    found, faults = {}, []
+    found, faults = {}, list(filter(None, [incomplete(folder)]))
     for path in sorted(folder.glob('[!.]*.png')):
         image_id = path.stem.removesuffix(SUFFIX)
         if image_id not in wanted:

@@ -168,7 +168,8 @@ def predict_to_disk(segmenter, paths, coarse_paths, scales, cfg, folder):
 
     coarse_paths : of the pictures, or None; scales : input sides in px; cfg : BATCH_SIZE, TTA
     A generator of what `inference.segment_files` yields, in order: the mask with TTA, where there is one, is
-    the one that is written, and the plain one need not be, since scoring takes arrays.
+    the one that is written, and the plain one need not be, since scoring takes arrays. Until all are written
+    the folder counts as incomplete, see scoring.being_written.
     Raises InputError when another process writes to the folder.
     """
     targets = predicted_paths(folder, [path.stem for path in paths])
@@ -176,7 +177,7 @@ def predict_to_disk(segmenter, paths, coarse_paths, scales, cfg, folder):
     folder.mkdir(parents=True, exist_ok=True)
     with files.lock(folder.with_name(f'.{folder.name}.lock'), InputError(
             'Two evaluations into one folder', [f'{folder}: another process writes there'],
-            'wait for it, or evaluate below another --ROOT')):
+            'wait for it, or evaluate below another --ROOT')), scoring.being_written(folder):
         # Of images that the list no longer has, or temporary files of a killed run; a scorer would meet them.
         for stale in set(folder.glob(f'*{MASK_SUFFIX}*.png')) - set(targets):   # hidden ones too
             stale.unlink()

@@ -309,12 +309,15 @@ def pictures(layout, segmented):
         except InputError as error:
             parts[-1]['why'] = error.faults[0]
             continue
+        folder = layout.results / f'{network}_{split}_masks'
+        if why := scoring.incomplete(folder):
+            parts[-1]['why'] = why
+            continue
         pairs = {image.stem: (image, truth) for image, truth in listed}
         names, scores = item['names'], item['values'][:, 0]
         groups = extremes(names, scores)
         chosen = [number for numbers in groups.values() for number in numbers]
-        masks = evaluation.predicted_paths(layout.results / f'{network}_{split}_masks',
-                                           [names[number] for number in chosen])
+        masks = evaluation.predicted_paths(folder, [names[number] for number in chosen])
         paths = [(*pairs.get(names[number], (None, None)), mask)
                  for number, mask in zip(chosen, masks, strict=True)]
         drawn = dict(zip(chosen, files.for_all(_drawn_or_why, paths, 'report: pictures'), strict=True))

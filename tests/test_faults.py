@@ -335,6 +335,30 @@ def test_a_folder_of_predicted_masks_holds_those_alone(tmp_path):
     assert sorted(path.name for path in out.iterdir()) == [f'{path.stem}_segmentation.png' for path in paths]
 
 
+def test_masks_of_an_interrupted_evaluation_count_as_unfinished_until_the_next(tmp_path, monkeypatch):
+    """From before the first mask changes: at any moment a kill leaves the mark."""
+    paths, _, truths = write_pictures(tmp_path)
+    pairs, out, write_mask = list(zip(paths, truths, strict=True)), tmp_path / 'out', images.write_mask
+    wanted = {path.stem: truth for path, truth in pairs}
+    evaluate(pairs, out)
+    before = scoring.score_folders({'ours': out}, wanted)
+
+    def write_marked(path, mask):
+        assert (out / scoring.INCOMPLETE).exists()
+        if path.stem.startswith(paths[2].stem):
+            raise KeyboardInterrupt
+        write_mask(path, mask)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(images, 'write_mask', write_marked)
+        evaluate(pairs, out)
+    with pytest.raises(InputError) as caught:
+        scoring.score_folders({'ours': out}, wanted)
+    assert caught.value.faults == [f'{out}: was not finished, see INCOMPLETE in it; evaluate again']
+    evaluate(pairs, out)
+    assert np.array_equal(scoring.score_folders({'ours': out}, wanted)['ours'], before['ours'])
+
+
 def evaluate(pairs, folder):
     """Score a tiny network on (picture, mask) paths: (N, 5); its masks go to the folder."""
     cfg = SimpleNamespace(BATCH_SIZE=3, TTA=False)

@@ -397,7 +397,8 @@ def test_one_evaluation_without_pictures_or_training_is_reported(empty):
     assert ('EnhancedSN on Validation is not there yet: '
             'python eval_EnhancedSN.py --SPLIT=Validation') in reader.text
     assert 'MaskCN has no training log: python train_MaskCN.py' in reader.text
-    assert 'pictures are missing' in reader.text and 'Testing' not in reader.text
+    assert 'Left out: ' in reader.text and 'Validation_seg.txt: is missing' in reader.text
+    assert 'Testing' not in reader.text
 
 
 def test_a_split_of_one_class_has_no_auc_and_no_roc_curve(empty):
@@ -462,6 +463,16 @@ def test_scores_of_other_networks_or_pictures_than_the_present_are_marked(empty)
         assert f'{marked} (outdated)' in text
     rows = report.segmentation_scores(found)['Testing']['rows']   # of before: EnhancedSN's alone
     assert [row['title'].endswith('(outdated)') for row in rows] == [False] * 3 + [True] * 2
+
+
+def test_masks_of_an_interrupted_evaluation_are_not_shown(empty):
+    add_pictures(empty, 'Testing')
+    add_segmentation(empty, 'CoarseSN', 'Testing')
+    segmented = [('CoarseSN', 'Testing', report.evaluations_below(empty, [])['CoarseSN', 'Testing'])]
+    assert report.pictures(empty, segmented)[0]['groups']
+    (empty.results / 'CoarseSN_Testing_masks' / scoring.INCOMPLETE).touch()
+    part, = report.pictures(empty, segmented)
+    assert 'was not finished' in part['why'] and not part['groups']
 
 
 # In a browser

@@ -234,16 +234,17 @@ def paths_of(pairs, folder):
 
 def written(pairs, found, folder, label):
     """Write the masks of one picture after another, as `segment_files` finds them; a generator of them."""
-    for path, masks in zip(paths_of(pairs, folder), found, strict=True):
-        images.write_mask(path, masks['plain'])
-        yield {label: masks['plain']}
+    with scoring.being_written(folder):
+        for path, masks in zip(paths_of(pairs, folder), found, strict=True):
+            images.write_mask(path, masks['plain'])
+            yield {label: masks['plain']}
 
 
 def forget(pairs, folder):
     """Remove the masks that `written` wrote in an earlier evaluation: other tables would take them."""
     stale = [path for path in paths_of(pairs, folder) if path.is_file()]
-    for path in stale:
-        path.unlink()
+    for path in [*stale, folder / scoring.INCOMPLETE]:
+        path.unlink(missing_ok=True)
     if stale:
         print(f'{folder}: {len(stale)} masks of an earlier evaluation were removed')
 

@@ -153,7 +153,7 @@ def write_masks(cfg, trained, data, folder):
     folder.mkdir(parents=True, exist_ok=True)
     with files.lock(folder.with_name(f'.{folder.name}.lock'), InputError(
             'Two evaluations into one folder', [f'{folder}: another process writes there'],
-            'wait for it, or evaluate below another --ROOT')):
+            'wait for it, or evaluate below another --ROOT')), scoring.being_written(folder):
         for stale in set(folder.glob('*.png')) - set(targets):
             stale.unlink()
         batches = [list(range(start, min(start + cfg.BATCH_SIZE, len(targets))))
