@@ -67,9 +67,6 @@ def parse_masks(text):
     return folders
 
 
-FEW = 30   # pictures; below, the tables say what a bootstrap cannot tell
-
-
 def baselines(cfg):
     """Names of the baselines that are asked for."""
     return [name for name in cfg.BASELINES.split(',') if name]
@@ -151,8 +148,7 @@ def markdown(summary):
         rows = [[found['score'], f'{found["first"]} - {found["second"]}',
                  percent(found['mean'], found['ci95'], '+'), f'{found["p"]:.2g}', f'{found["p_holm"]:.2g}']
                 for found in summary['differences']]
-        few = '; of so few pictures a bootstrap\'s p comes out too small' if summary['n'] < FEW else ''
-        parts += [f'Paired over the pictures{few}', tabulate(
+        parts += [f'Paired over the pictures{bootstrap.of_few(summary["n"])}', tabulate(
             rows, ['score', 'difference', 'points', 'p', 'p (Holm)'], 'github', disable_numparse=True)]
     return '\n\n'.join(parts) + '\n'
 

@@ -10,6 +10,8 @@ import numpy as np
 RESAMPLES = 1000           # drawn at a time, a chunk
 SMALL_P = 0.01             # below it, more are drawn: a thousand say little about one in a thousand
 MOST_RESAMPLES = 100_000   # ten times as many until p is no longer small, this many at most
+TIE = 1e-12                # differences up to it are none: means over seeds or folds are rounded
+FEW = 30                   # images; below, what is said of p says what a bootstrap cannot tell
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,8 @@ class Difference:
     mean: float
     low: float
     high: float
-    p: float
-    resamples: int   # that were drawn; p is no smaller than 2 / (resamples + 1)
+    p: float         # no smaller than a test that swaps both scores of images can find, see `difference`
+    resamples: int   # that were drawn; p is no smaller than 2 / (resamples + 1) either
 
 
 def draw(parts, seed=0, chunk=0):
@@ -51,10 +53,12 @@ def bounds(scores):
     return np.percentile(scores, [2.5, 97.5], axis=0)
 
 
-def difference(first, second, resampled):
+def difference(first, second, resampled, count):
     """Difference of two scores; None where no resample is defined.
 
     resampled : function of a chunk's number -> (R,) first minus second in each of its resamples
+    count : of images; p is at least 2 / 2 ** count, since both scores of an image can be swapped in no more
+        ways than that, however alike the resamples of a few images are
 
     p = 2 (b + 1) / (R + 1), at most 1, with b the resamples on the rarer side of zero (ties on both): what
     was measured counts as a resample, so p is never 0. The images are what is drawn; how much one training
@@ -63,11 +67,13 @@ def difference(first, second, resampled):
     found, chunks, most = resampled(0), 1, MOST_RESAMPLES // RESAMPLES
     if not len(found):
         return None
-    while two_sided(found) < SMALL_P and chunks < most:
+    least = min(1.0, 2 * 0.5 ** count)
+    while max(least, two_sided(found)) < SMALL_P and chunks < most:
         wanted = min(10 * chunks, most)
         found = np.concatenate([found, *map(resampled, range(chunks, wanted))])
         chunks = wanted
-    return Difference(float(first - second), *map(float, bounds(found)), two_sided(found), len(found))
+    return Difference(float(first - second), *map(float, bounds(found)), max(least, two_sided(found)),
+                      len(found))
 
 
 def p_in_words(difference):
@@ -76,9 +82,14 @@ def p_in_words(difference):
     return f'p {"<=" if least else "="} {difference.p:.{"3f" if difference.p >= SMALL_P else "1g"}}'
 
 
+def of_few(count):
+    """'; of so few images ...' where a p that stands before is of fewer than FEW, else ''."""
+    return '; of so few images a bootstrap\'s p comes out too small' if count < FEW else ''
+
+
 def two_sided(differences):
     """p of "they do not differ" from the differences in resamples, see `difference`."""
-    rarer = min((differences <= 0).sum(), (differences >= 0).sum())
+    rarer = min((differences <= TIE).sum(), (differences >= -TIE).sum())
     return float(min(1, 2 * (rarer + 1) / (len(differences) + 1)))
 
 
@@ -95,7 +106,7 @@ def paired_difference(first, second, seed=0):
     if first.shape != second.shape:
         raise ValueError(f'{len(first)} and {len(second)} scores must be of the same images')
     return difference(first.mean(), second.mean(), lambda chunk: draw([(len(first), ())], seed, chunk)[0]
-                      @ (first - second) / len(first))
+                      @ (first - second) / len(first), len(first))
 
 
 def intervals_of_areas(probabilities, labels, tasks, seed=0):

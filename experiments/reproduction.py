@@ -1,4 +1,5 @@
 """Tables and figures of experiments.toml, filled from the run folders that are finished."""
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +50,12 @@ class Reproduction:
         for row in declared['rows']:
             notes += self._kept_starts(row, split) if 'of' in row else []
         notes += [*declared.get('notes', ()), *self._facts(declared['rows'], scored, split, columns)]
-        for first, second in declared.get('compare', ()):
-            notes += _compared(first, second, scored, columns[0])
+        pairs = declared.get('compare', ())
+        tests = [note for pair in pairs for note in _compared(*pair, scored, columns[0])]
+        if tests:
+            counts = [result.count for label in itertools.chain(*pairs)
+                      for result in scored.get(label, {}).values()]
+            notes += [*tests, f'p is not corrected for the number of pairs{bootstrap.of_few(min(counts))}.']
         shown = f'Table {ROMAN.get(name, name)}'
         return tables.Table(shown, declared.get('title', ''), list(columns), rows, notes, name in ROMAN)
 

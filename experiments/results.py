@@ -125,7 +125,7 @@ def paired_difference(a, b, column, seed=0):
         return None
     means = [np.mean([score(result, column) for result in group]) for group in (first, second)]
     return bootstrap.difference(*means, lambda chunk: np.subtract(
-        *_resampled([first, second], column, seed, chunk)))
+        *_resampled([first, second], column, seed, chunk)), first[0].count)
 
 
 def _resampled(groups, column, seed, chunk=0):

@@ -236,7 +236,7 @@ def _difference_table(split, coarse, enhanced):
         mean, low, high = (f'{100 * value:+.1f}' for value in (found.mean, found.low, found.high))
         rows.append({'title': name, 'cells': [{'value': mean, 'interval': f'{low}, {high}'},
                                               bootstrap.p_in_words(found).replace('<=', '≤')]})
-    notes = OUTDATED if coarse['outdated'] or enhanced['outdated'] else ''
+    notes = (OUTDATED if coarse['outdated'] or enhanced['outdated'] else '') + bootstrap.of_few(len(order))
     if not enhanced['summary'].get('coarse_sn'):
         notes += '; on which coarse-SN the former builds is not recorded'
     caption = f'{split}: enhanced-SN minus coarse-SN, {kind}, paired over {len(order)} images{notes}'

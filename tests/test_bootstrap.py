@@ -144,6 +144,22 @@ def test_p_counts_what_was_measured_as_one_of_the_resamples(below, p):
     assert bootstrap.two_sided(differences) == p == bootstrap.two_sided(-differences)
 
 
+def test_ties_that_rounding_hides_are_ties():
+    """0.1 + 0.2 - 0.3 is 5.6e-17: means over seeds or folds of equal scores."""
+    hidden = np.array([0.1 + 0.2 - 0.3, 0.3 - 0.2 - 0.1, 0.0, 1.0])
+    assert bootstrap.two_sided(hidden) == bootstrap.two_sided(hidden.round(12)) == 1
+    assert bootstrap.two_sided(np.array([1e-9, 1e-9, 1e-9])) == 0.5
+
+
+@pytest.mark.parametrize('count, p', [(1, 1), (2, 0.5), (3, 0.25), (6, 1 / 32), (12, 2 / 4096)])
+def test_p_of_a_few_images_is_not_below_that_of_a_sign_test(count, p):
+    values = np.linspace(0.5, 0.8, count)
+    found = bootstrap.paired_difference(values + 0.1, values)
+    assert found.p == p and bootstrap.p_in_words(found) == f'p = {p:.{"3f" if p >= 0.01 else "1g"}}'
+    assert (found.resamples == 1000) == (p >= bootstrap.SMALL_P)   # more would not change it
+    assert 'too small' in bootstrap.of_few(count) and not bootstrap.of_few(bootstrap.FEW)
+
+
 def test_a_seed_fixes_the_draws_and_every_chunk_has_its_own():
     rng = np.random.default_rng(12)
     first, second = rng.random((2, 60))

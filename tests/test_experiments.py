@@ -215,7 +215,8 @@ def test_seeds_train_everything_anew_and_are_averaged(tmp_path, root, calls):
     cell = table.rows[0].cells['JA']
     assert len(cell.values) == 2 and cell.spread is not None
     assert cell.mean == pytest.approx(sum(cell.values) / 2)
-    assert any('"thirty" minus "ten"' in note for note in table.notes)
+    place, = (number for number, note in enumerate(table.notes) if '"thirty" minus "ten"' in note)
+    assert table.notes[place + 1].startswith('p is not corrected for the number of pairs; of so few images')
     assert any('also chose' in note and '500 validations' in note for note in table.notes)   # of validation
 
 

@@ -261,7 +261,8 @@ def test_the_difference_is_paired_and_refuses_other_pictures(full):
         low, high = map(float, mean['interval'].split(', '))
         assert low < between < high and test.startswith('p ')
     assert [row['title'] for row in table['rows']] == ['JA', 'DI', 'thresholded JA']
-    assert 'enhanced-SN minus coarse-SN, with TTA, paired over 12 images<' in page
+    assert 'enhanced-SN minus coarse-SN, with TTA, paired over 12 images; of so few images' in page
+    assert 'p is not corrected for the number of tests' in page.replace('\n', ' ')
     coarse, enhanced = found['CoarseSN', 'Testing'], found['EnhancedSN', 'Testing']
     before = enhanced | {'summary': enhanced['summary'] | {'coarse_sn': None}}   # as of an earlier version
     assert 'is not recorded' in report.differences(found | {('EnhancedSN', 'Testing'): before})['Testing'][
