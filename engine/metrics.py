@@ -35,7 +35,8 @@ def classification_scores(probabilities, labels, tasks):
     tasks : {name: class number}
     Returns {name: {'AUC', 'AP', 'AC', 'SE', 'SP', 'AC at 0.5', ...}, ..., 'mean AUC', 'balanced accuracy',
     'confusion': C lists, of each true class how often it was taken for each}. AUC and AP are None (and so is
-    the mean) where one class is absent; balanced accuracy is the mean recall of the classes that are there.
+    the mean) where one class is absent, SE without images of the class, SP without others; balanced accuracy
+    is the mean recall of the classes that are there.
     """
     from sklearn.metrics import (  # slow to import
         average_precision_score,
@@ -64,7 +65,8 @@ def classification_scores(probabilities, labels, tasks):
 
 
 def _decision_scores(prediction, truth):
-    row = segmentation_scores(confusion(prediction, truth))[0]
-    return {name: float(row[SEGMENTATION.index(f'pixel-{name}')]) for name in ('AC', 'SE', 'SP')}
+    tp, fp, fn, tn = confusion(prediction, truth).tolist()   # not the rule of masks, whose 0 / 0 is 1
+    return {'AC': (tp + tn) / truth.size, 'SE': tp / (tp + fn) if tp + fn else None,
+            'SP': tn / (tn + fp) if tn + fp else None}
 
 

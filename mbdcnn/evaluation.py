@@ -238,7 +238,8 @@ def report_classification(layout, split, names, results, labels, facts):
     results : {'9-crop': (N, C) probabilities, '1-crop': (N, C)}; labels : (N,) class numbers
     """
     classes, tasks = layout.classes, layout.classes.tasks
-    rows = [(name, *(f'{value:.8f}' for value in row))
+    # So many digits that float32 and means of nine survive: ties and ranks are those of the json's scores.
+    rows = [(name, *(f'{value:.12g}' for value in row))
             for name, row in zip(names, results['9-crop'], strict=True)]
     challenge = layout.results / f'MaskCN_{split}_challenge.csv'
     if classes.names == PAPER.names:   # of 2017, which leaves the nevi out; else of 2018 and 2019
@@ -258,7 +259,8 @@ def report_classification(layout, split, names, results, labels, facts):
                       [name for name in flat['9-crop'] if name != 'ci95'], paper, flat, f', {challenge}')
     absent = [task for task in tasks if scored['9-crop'][task]['AUC'] is None]
     if absent:
-        print(f'AUC and AP of {" and ".join(absent)} are undefined: the split holds one class only')
+        print(f'AUC, AP and one of SE and SP of {" and ".join(absent)} are undefined: the split holds one '
+              'class only')
     return summary
 
 

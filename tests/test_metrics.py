@@ -166,6 +166,10 @@ def test_one_class_alone_gives_none_and_no_crash(tmp_path, capsys, labels, undef
     for task in PAPER.tasks:
         missing = task in undefined
         assert (scores[task]['AUC'] is None) is (scores[task]['AP'] is None) is missing
+        truth = np.array(labels) == PAPER.tasks[task]
+        for suffix in ('', ' at 0.5'):
+            assert (scores[task][f'SE{suffix}'] is None) == (not truth.any())
+            assert (scores[task][f'SP{suffix}'] is None) == truth.all()
     assert scores['mean AUC'] is None
     bounds = bootstrap.intervals_of_areas(p, np.array(labels), PAPER.tasks)
     assert {name for name, pair in bounds.items() if pair is None} == {
@@ -173,9 +177,26 @@ def test_one_class_alone_gives_none_and_no_crash(tmp_path, capsys, labels, undef
     names = [f'ISIC_{number:07d}' for number in range(len(labels))]
     evaluation.report_classification(Layout(tmp_path), 'Validation', names, {'9-crop': p, '1-crop': p},
                                      np.array(labels), {'recipe': 'default'})
-    assert f'AUC and AP of {" and ".join(undefined)} are undefined' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f'AUC, AP and one of SE and SP of {" and ".join(undefined)} are undefined' in printed
+    lines = {line[:len('keratosis SE')]: line.split()[2:] for line in printed.splitlines()}
+    assert set(lines['keratosis SE']) == {'-'} != set(lines['keratosis SP'])   # no picture has one
     written = json.loads((tmp_path / 'results' / 'MaskCN_Validation.json').read_text())
     assert written['mean AUC'] is None and written['recipe'] == 'default'
+    assert written['keratosis']['SE'] is None is written['1-crop']['keratosis']['SE at 0.5']
+
+
+def test_the_csv_ranks_as_the_json_does(tmp_path):
+    """Also where a network is so sure that all probabilities of a class are tiny."""
+    rare = np.array([1e-9] * 5 + [1e-10] * 5 + [1 - 2e-9, 1 - 1e-9])
+    p = np.stack([1 - rare, rare, np.zeros(12)], 1)
+    labels = np.array([1] * 5 + [0] * 5 + [0, 1])
+    names = [f'ISIC_{number:07d}' for number in range(12)]
+    summary = evaluation.report_classification(Layout(tmp_path), 'Testing', names, {'9-crop': p, '1-crop': p},
+                                               labels, {})
+    _, _, read = evaluation.read_csv(tmp_path / 'results' / 'MaskCN_Testing.csv')
+    again = metrics.classification_scores(read, labels, PAPER.tasks)
+    assert again['melanoma']['AUC'] == summary['melanoma']['AUC'] != 0.5
 
 
 # --- Reports

@@ -407,6 +407,8 @@ def test_a_split_of_one_class_has_no_auc_and_no_roc_curve(empty):
     page = report.page(empty, MOMENT)
     assert 'melanoma AUC</th><td>94.6</td><td>–</td>' in page
     assert 'undefined' in page and 'no ROC curve' in page and 'Reliability diagram' in page
+    assert 'melanoma SE</th><td>–</td><td>–</td><td>–</td>' in page   # the paper prints none
+    assert 'melanoma SP</th><td>–</td><td>–</td>' not in page
 
 
 def test_labels_that_were_corrected_since_are_not_mixed_with_earlier_scores(empty):
