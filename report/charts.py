@@ -29,7 +29,8 @@ VARIABLES = {INK: 'currentColor'} | {colour: class_colour(number) for number, co
 DRAWING = {'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.size': 10, 'hatch.linewidth': 0.6,
            'text.color': INK, 'axes.edgecolor': INK, 'axes.labelcolor': INK, 'xtick.color': INK,
            'ytick.color': INK, 'grid.color': INK, 'hatch.color': INK, 'legend.frameon': False,
-           'legend.fontsize': 9, 'axes.spines.top': False, 'axes.spines.right': False}
+           'legend.fontsize': 9, 'axes.spines.top': False, 'axes.spines.right': False,
+           'text.parse_math': False}   # classes may be named with dollar signs
 
 
 def percent(value, factor=100):
@@ -147,17 +148,23 @@ def _score_chart(network, rows, names, monitor, tasks):
 
     def draw(figure):
         axes = figure.subplots()
+        shown = {}
         for number, (name, values) in enumerate(series.items()):
-            axes.plot(steps, values, label=name, markevery=_some(steps),
-                      **style(number, tasks.get(name.removesuffix(' AUC'))))
+            shown[name], = axes.plot(steps, values, markevery=_some(steps),
+                                     **style(number, tasks.get(name.removesuffix(' AUC'))))
         if place is not None:
-            axes.plot(steps[place], series[monitor][place], 'o', color=INK, fillstyle='none', markersize=11,
-                      label='best')
+            shown['best'], = axes.plot(steps[place], series[monitor][place], 'o', color=INK, fillstyle='none',
+                                       markersize=11)
         axes.set_ylabel('validation score')
         figures.steps_axis(axes)
         axes.grid(alpha=0.2)
-        axes.legend()
+        _legend(axes, shown)
     return chart(draw, f'Line chart. {caption}', caption)
+
+
+def _legend(axes, shown, place='best'):
+    """A legend of {label: line}. By themselves, labels that begin with an underscore are left out."""
+    axes.legend(list(shown.values()), list(shown), loc=place)
 
 
 def _some(points):
@@ -181,17 +188,18 @@ def _roc_chart(split, probabilities, labels, scores, areas, tasks):
     from sklearn.metrics import roc_curve
 
     def draw(figure):
-        axes = figure.subplots()
+        axes, shown = figure.subplots(), {}
         for number, (task, area) in enumerate(areas.items()):
             false, true, _ = roc_curve(labels == tasks[task], probabilities[:, tasks[task]])
             look = style(number, tasks[task])
-            axes.plot(false, true, label=f'{task}, AUC {100 * area:.1f} %', markevery=_some(false), **look)
-            axes.plot(1 - scores[task]['SP'], scores[task]['SE'], linestyle='', marker=look['marker'],
-                      color=INK, fillstyle='none', markersize=10, label=f'{task}, as decided')
-        axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (1, 4)), label='guessing')
+            shown[f'{task}, AUC {100 * area:.1f} %'], = axes.plot(false, true, markevery=_some(false), **look)
+            shown[f'{task}, as decided'], = axes.plot(
+                1 - scores[task]['SP'], scores[task]['SE'], linestyle='', marker=look['marker'], color=INK,
+                fillstyle='none', markersize=10)
+        shown['guessing'], = axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (1, 4)))
         axes.set(xlabel='1 - specificity', ylabel='sensitivity', aspect='equal')
         axes.grid(alpha=0.2)
-        axes.legend(loc='lower right')
+        _legend(axes, shown, 'lower right')
     told = ', '.join(f'{task} AUC {100 * area:.1f} %' for task, area in areas.items())
     caption = (f'{split}: {told}; 9 crops, n = {len(labels)}. "As decided": the point that the most '
                'probable class reaches.')
@@ -220,11 +228,11 @@ def reliability_chart(split, name, number, probabilities, labels):
 
     def draw(figure):
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.2))
-        top.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (1, 4)), label='perfect')
+        perfect, = top.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (1, 4)))
         top.vlines(predicted[held], low, high, color=CLASS[number % len(CLASS)], linewidth=1, alpha=0.6)
-        top.plot(predicted[held], share[held], label=name, color=CLASS[number % len(CLASS)], **STYLES[0])
+        observed, = top.plot(predicted[held], share[held], color=CLASS[number % len(CLASS)], **STYLES[0])
         top.set(ylabel='observed share', ylim=(-0.04, 1.04), xlim=(0, 1))
-        top.legend(loc='upper left')
+        top.legend([perfect, observed], ['perfect', name], loc='upper left')
         top.grid(alpha=0.2)
         bars = bottom.bar((np.arange(BINS) + 0.5) / BINS, counts, 0.8 / BINS, facecolor='none', hatch='////',
                           edgecolor=CLASS[number % len(CLASS)])

@@ -373,6 +373,18 @@ def test_the_page_is_a_function_of_the_files(full):
     assert re.sub(r'<time.*?</time>', '', page) == re.sub(r'<time.*?</time>', '', full[2])
 
 
+@pytest.mark.parametrize('name', ['$x$', r'$\frac{$', '_a & <b>'])
+def test_names_of_classes_stand_in_the_charts_as_they_are(name):
+    """They are neither formulas nor left out of legends, as Matplotlib would have it."""
+    rows = [{'step': step, 'mean AUC': 0.5, f'{name} AUC': 0.1 * step} for step in range(3)]
+    p = np.random.default_rng(0).dirichlet(np.ones(2), 12)
+    curves = charts.curve_charts('MaskCN', rows, {name: 1})[-1]
+    roc, = charts.roc_charts('Testing', p, np.arange(12) % 2, {name: 1})
+    bins = charts.reliability_chart('Testing', name, 1, p, np.arange(12) % 2)
+    for drawn, label in ((curves, f'{name} AUC'), (roc, f'{name}, as decided'), (bins, name)):
+        assert f'>{escape(label)}</text>' in drawn['svg'].replace('&quot;', '&#34;')
+
+
 # Roots where something is missing
 
 def test_an_empty_root_is_refused(empty):
