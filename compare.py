@@ -150,6 +150,8 @@ def markdown(summary):
                 for found in summary['differences']]
         parts += [f'Paired over the pictures{bootstrap.of_few(summary["n"])}', tabulate(
             rows, ['score', 'difference', 'points', 'p', 'p (Holm)'], 'github', disable_numparse=True)]
+    if summary['split'] == 'Validation':
+        parts.append(scoring.SELECTED.format(''))
     return '\n\n'.join(parts) + '\n'
 
 

@@ -9,6 +9,9 @@ from engine.errors import InputError
 SUFFIX = '_segmentation'   # behind the image id in the challenge's file names
 THRESHOLD = 0.65           # a JA below it counts as 0 in "thresholded JA" (the challenge of 2018)
 COLUMNS = *metrics.SEGMENTATION, 'thresholded JA'
+# To be said beside all scores of the validation split.
+SELECTED = ("Where the validation images also chose a network's weights, as in our trainings, its scores on "
+            'them are too high{}.')
 INCOMPLETE = 'INCOMPLETE'  # the file in a folder of masks that are being written, or were until a kill
 REMEDY = ('each method needs one binary png an image, <id>_segmentation.png or <id>.png, at the size of the '
           'true mask; enlarge smaller ones by nearest neighbour')

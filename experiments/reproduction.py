@@ -14,7 +14,6 @@ from mbdcnn.inference import maps_of_files
 
 ROMAN = {str(number): roman for number, roman in enumerate('I II III IV V VI VII VIII IX X'.split(), 1)}
 ROWS = 8   # of a figure of pictures
-SELECTED = "The validation images also chose each network's weights, so its scores on them are too high{}."
 # The largest of 500 normal values lies 3.0 deviations above their mean on average. JA of one network's late
 # validations has a deviation of 0.2 to 0.5 in docs/measurements.md.
 LUCK = (': JA by 0.6 to 1.5 for the best of the 500 validations that the paper has, by noise alone, where it '
@@ -120,7 +119,7 @@ class Reproduction:
         trained = ' or '.join(map(str, sorted({len(by_seed) for by_seed in scored.values() if by_seed})))
         seeds = f'{trained} training seeds' if trained != '1' else \
             'one training of each network, whose chance the intervals do not cover'
-        selected = SELECTED.format(LUCK if 'JA' in columns else '')
+        selected = scoring.SELECTED.format(LUCK if 'JA' in columns else '')
         chosen = [selected] if any(of == 'Validation' for of, _ in sets) else []
         first = [evaluation.DRAWN_PICTURES] if drawn else []
         return [*first, f'{counts}; recipe {self.store.recipe}; {seeds}.', *chosen]

@@ -292,6 +292,8 @@ def _report(layout, network, split, rows, content, shown, paper, kinds, more='')
         columns = {'paper': [paper.get(name, '-') for name in shown], **columns}
     print(tabulate({'': shown, **columns}, 'keys', 'plain', disable_numparse=True,
                    colalign=('left', *['right'] * len(columns))))
+    if split == 'Validation':
+        print(scoring.SELECTED.format(''))
     print(f'written: {stem}.csv, {stem}.json{more}')
     return summary
 

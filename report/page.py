@@ -59,6 +59,7 @@ def page(layout, moment):
     return render(
         'report.html', title=f'MB-DCNN: report of {layout.root.resolve().name or layout.root}', moment=moment,
         recipes=sorted(filter(None, recipes)), drawn=evaluation.DRAWN_PICTURES if drawn else seen,
+        selected=scoring.SELECTED.format('') if 'Validation' in splits else '',
         warnings=[*damaged, *itertools.chain(*(item['outdated'] for item in evaluations.values()))],
         splits=splits, evaluations=evaluations,
         root='' if layout.root == Path('.') else f' --ROOT={shlex.quote(str(layout.root))}',

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import compare
 from dataset.layout import Layout
 from engine import images, metrics, scoring
 from engine.errors import InputError
@@ -153,7 +154,9 @@ def test_one_method_alone_has_no_differences_and_no_scatter(root):
     root.results.mkdir(exist_ok=True)
     (root.results / 'compare_Testing.png').write_bytes(b'of an earlier comparison')
     text = run_script('compare.py', root.root, masks_of(root, 'good'), '--THRESHOLD=0.9')
-    assert 'good' in text and 'p (Holm)' not in text and 'below 90 %' in text
+    summary = json.loads((root.results / 'compare_Testing.json').read_text())
+    assert scoring.SELECTED.format('') in compare.markdown(summary | {'split': 'Validation'})
+    assert 'good' in text and 'p (Holm)' not in text and 'below 90 %' in text and 'also chose' not in text
     assert not (root.results / 'compare_Testing.png').exists()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dataset.layout import Layout
-from engine import settings, trainer
+from engine import scoring, settings, trainer
 from engine.bootstrap import Difference
 from engine.cli import Interrupted
 from engine.errors import InputError
@@ -380,5 +380,5 @@ def test_tables_of_the_test_set_do_not_speak_of_validation(tmp_path, root, calls
     shown = Reproduction(declared, store, (0,), {})
     results = {row['label']: shown._results(row, 'Validation')[0] for row in rows if 'of' in row}
     for columns, luck in ((['JA', 'DI'], reproduction.LUCK), (['mean AUC'], '')):   # its figures are of JA
-        assert reproduction.SELECTED.format(luck) in shown._facts(rows, results, 'Validation', columns)
+        assert scoring.SELECTED.format(luck) in shown._facts(rows, results, 'Validation', columns)
         assert not any('also chose' in note for note in shown._facts(rows, results, 'Testing', columns))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dataset.classes import PAPER
 from dataset.layout import Layout
-from engine import bootstrap, images, metrics
+from engine import bootstrap, images, metrics, scoring
 from mbdcnn import evaluation
 
 QUICK = settings(max_examples=100, deadline=None)
@@ -179,6 +179,7 @@ def test_one_class_alone_gives_none_and_no_crash(tmp_path, capsys, labels, undef
                                      np.array(labels), {'recipe': 'default'})
     printed = capsys.readouterr().out
     assert f'AUC, AP and one of SE and SP of {" and ".join(undefined)} are undefined' in printed
+    assert scoring.SELECTED.format('') in printed   # of validation
     lines = {line[:len('keratosis SE')]: line.split()[2:] for line in printed.splitlines()}
     assert set(lines['keratosis SE']) == {'-'} != set(lines['keratosis SP'])   # no picture has one
     written = json.loads((tmp_path / 'results' / 'MaskCN_Validation.json').read_text())
@@ -216,4 +217,5 @@ def test_segmentation_report_holds_every_image_and_both_means(tmp_path, capsys):
         assert summary['without TTA'][name] == pytest.approx(scores['plain'][:, k].mean())
     written = json.loads((tmp_path / 'results' / 'EnhancedSN_Testing.json').read_text())
     assert written == summary and written['n'] == 6 and written['recipe'] == 'paper'
-    assert '80.4' in capsys.readouterr().out   # the paper's JA stands beside
+    printed = capsys.readouterr().out
+    assert '80.4' in printed and 'also chose' not in printed   # the paper's JA stands beside

@@ -262,6 +262,7 @@ def test_the_difference_is_paired_and_refuses_other_pictures(full):
         assert low < between < high and test.startswith('p ')
     assert [row['title'] for row in table['rows']] == ['JA', 'DI', 'thresholded JA']
     assert 'enhanced-SN minus coarse-SN, with TTA, paired over 12 images; of so few images' in page
+    assert 'also chose' not in page   # of validation alone
     assert 'p is not corrected for the number of tests' in page.replace('\n', ' ')
     coarse, enhanced = found['CoarseSN', 'Testing'], found['EnhancedSN', 'Testing']
     before = enhanced | {'summary': enhanced['summary'] | {'coarse_sn': None}}   # as of an earlier version
@@ -410,6 +411,7 @@ def test_one_evaluation_without_pictures_or_training_is_reported(empty):
     assert ('EnhancedSN on Validation is not there yet: '
             'python eval_EnhancedSN.py --SPLIT=Validation') in reader.text
     assert 'MaskCN has no training log: python train_MaskCN.py' in reader.text
+    assert scoring.SELECTED.format('') in reader.text
     assert 'Left out: ' in reader.text and 'Validation_seg.txt: is missing' in reader.text
     assert 'Testing' not in reader.text
 
