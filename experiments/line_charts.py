@@ -43,9 +43,8 @@ def draw(panels, ylabel, title, paths):
                      for y in values or () if y is not None)
     handles = {}
     for axes, panel in zip(grid, panels, strict=True):
-        _panel(axes, panel, styles)
+        handles |= _panel(axes, panel, styles)
         axes.set_ylim(*heights)
-        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if any(one.paper for one in drawn):
         handles['paper'] = Line2D([], [], color='dimgray', marker='D', fillstyle='none', linestyle='none')
     grid[0].set_ylabel(ylabel)
@@ -55,31 +54,38 @@ def draw(panels, ylabel, title, paths):
 
 
 def _panel(axes, panel, styles):
-    """The series of one panel, side by side; styles : {label: number of colour and marker}."""
+    """The series of one panel, side by side: {label: what a legend shows of it}.
+
+    styles : {label: number of colour and marker}
+    """
     from matplotlib.transforms import ScaledTranslation  # slow to import
     ticks = list(dict.fromkeys(x for one in panel.series for x in (*one.x, *one.paper)))
     named = any(isinstance(x, str) for x in ticks)
     place = {x: number if named else x for number, x in enumerate(ticks)}
     axes.set(xlabel=panel.xlabel, xscale='log' if panel.log else 'linear')
+    drawn = {}
     for number, one in enumerate(panel.series):
         shift = (number - (len(panel.series) - 1) / 2) * DODGE
         move = ScaledTranslation(shift / 72, 0, axes.figure.dpi_scale_trans)
         style = styles[one.label]
-        _draw(axes, one, place, f'C{style % 10}', MARKERS[style % len(MARKERS)], axes.transData + move)
+        marker = MARKERS[style % len(MARKERS)]
+        drawn[one.label] = _draw(axes, one, place, f'C{style % 10}', marker, axes.transData + move)
     axes.set_xticks(list(place.values()), list(map(str, ticks)))
     axes.minorticks_off()
     axes.set_xlim(*_range(place.values(), panel.log))   # matplotlib's own is misled by the shifts
     axes.grid(alpha=0.3)
+    return drawn
 
 
 def _draw(axes, one, place, colour, marker, transform):
-    """One series: its line with bars, open where a point was not run, and the paper's points."""
+    """One series: its line with bars, open where a point was not run, and the paper's points; the former."""
     y, low, high = (np.array(values, dtype=float) for values in (one.y, one.low or one.y, one.high or one.y))
-    axes.errorbar([place[x] for x in one.x], y, [y - low, high - y], color=colour, marker=marker,
-                  markersize=5, capsize=3 if one.low else 0, linewidth=1.3, elinewidth=1, label=one.label,
-                  transform=transform)
+    bars = axes.errorbar([place[x] for x in one.x], y, [y - low, high - y], color=colour, marker=marker,
+                         markersize=5, capsize=3 if one.low else 0, linewidth=1.3, elinewidth=1,
+                         transform=transform)
     axes.plot([place[x] for x in one.paper], list(one.paper.values()), 'D', color=colour, fillstyle='none',
               markersize=8, transform=transform)
+    return bars
 
 
 def _range(values, log=False):

@@ -53,6 +53,11 @@ def test_all_points_and_bars_lie_inside_the_axes(drawn, options):
     assert (found > [box.x0, box.y0]).all() and (found < [box.x1, box.y1]).all()
 
 
+def test_labels_that_begin_with_an_underscore_stand_in_the_legend(drawn):
+    legend, = drawn([Series('_own', K, TWO.y), ONE]).figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ['_own', 'enhanced-SN', 'paper']
+
+
 def test_ticks_are_the_given_x_and_the_papers_points_are_hollow(drawn):
     axes = drawn([ONE, TWO])
     assert axes.get_xticks().tolist() == K
