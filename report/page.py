@@ -170,7 +170,8 @@ def _other_pictures(layout, network, split, item):
             entries = isic.read_list(layout.segmentation_list(split), layout.segmentation(split))
     except InputError:   # without the pictures: what the scores are of cannot be known
         return
-    names, listed = set(item['names'] or ()), {isic.image_id_of(path) for path, _ in entries}
+    names, listed = set(map(label_csv.plain_id, item['names'] or ())), {
+        isic.image_id_of(path) for path, _ in entries}
     if names and names != listed:
         yield (f'on other pictures than those now listed: {len(names - listed)} of {len(names)} are no '
                f'longer, {len(listed - names)} are new')

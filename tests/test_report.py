@@ -482,6 +482,13 @@ def test_scores_of_other_networks_or_pictures_than_the_present_are_marked(empty)
     assert [row['title'].endswith('(outdated)') for row in rows] == [False] * 3 + [True] * 2
 
 
+def test_pictures_are_the_listed_ones_whichever_way_unicode_spells_them(empty, monkeypatch):
+    monkeypatch.setitem(globals(), 'NAMES', ['mo\u0308le', *NAMES[1:]])   # as a Mac has it
+    add_pictures(empty, 'Testing')
+    add_segmentation(empty, 'EnhancedSN', 'Testing', weights={})
+    assert report.evaluations_below(empty, [])['EnhancedSN', 'Testing']['outdated'] == []
+
+
 def test_masks_of_an_interrupted_evaluation_are_not_shown(empty):
     add_pictures(empty, 'Testing')
     add_segmentation(empty, 'CoarseSN', 'Testing')
