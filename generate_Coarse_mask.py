@@ -155,11 +155,13 @@ def main():
             place = layout.fold(number) if number else layout
             segmenters[number] = networks.load_segmenter(place, 'CoarseSN', process.device, cfg.AMP)
             networks.warn_of_other_size(place.weights('CoarseSN'), cfg.INPUT_SIZE)
-        begun = [(coarse_masks.begin(layout, folder, facts, cfg, anew=not cfg.RESUME), side, groups)
-                 for folder, side, groups in tasks]
-        images.require_photographs([path for record, _, groups in begun for pictures in groups.values()
-                                    for path, _ in missing(pictures, record)])
-        for record, side, groups in begun:
+        # Before a folder is begun: that removes masks of another drawing, and it counts as incomplete.
+        images.require_photographs([
+            path for folder, _, groups in tasks for path, _ in missing(
+                list(itertools.chain(*groups.values())),
+                coarse_masks.opened(layout, folder, facts, anew=not cfg.RESUME)[0])])
+        for folder, side, groups in tasks:
+            record = coarse_masks.begin(layout, folder, facts, cfg, anew=not cfg.RESUME)
             for number, pictures in sorted(groups.items()):
                 by = f' by {layout.fold(number).coarse_sn}' if number else ''
                 draw_masks(segmenters[number], pictures, record, side, cfg, process, by)

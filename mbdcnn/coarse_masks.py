@@ -55,6 +55,15 @@ def _of_other_networks(before, facts):
         FOLDS in before and FOLDS in facts and before[FOLDS] != facts[FOLDS])
 
 
+def opened(layout, folder, facts, anew=False):
+    """(engine.contents.Record of a mask folder, whether `begin` keeps its masks); else it holds none."""
+    record = splits.coarse_record(layout, folder)
+    keep = record.head.get('facts') == facts and not anew
+    if not keep:
+        record.made.clear()
+    return record, keep
+
+
 def begin(layout, folder, facts, cfg, anew=False):
     """Ready a mask folder; returns its engine.contents.Record, to which finished masks are to be noted.
 
@@ -63,8 +72,7 @@ def begin(layout, folder, facts, cfg, anew=False):
     """
     folder.mkdir(parents=True, exist_ok=True)
     files.remove_abandoned(folder, age=0)
-    record = splits.coarse_record(layout, folder)
-    keep = record.head.get('facts') == facts and not anew
+    record, keep = opened(layout, folder, facts, anew)
     record.begin({'facts': facts, 'complete': False, 'settings': vars(cfg)}, keep)
     former = [] if keep else list(folder.glob('*.png'))
     for mask in former:

@@ -82,7 +82,7 @@ FATAL = {
     'dataset/list_seg.py': (('*.txt', 2, ''), ('*.txt', 1, '')),
     'train_CoarseSN.py': TRAINING,
     'generate_Coarse_mask.py': (('made_by.json', 1, ''), ('*.png', 5, ' 0 of '), ('*.png', 40, ' 4 of '),
-                                ('made_by.json', 4, ' 43 of '), ('made_by.json', 9, 'Testing_EnhancedSN')),
+                                ('made_by.json', 4, ' 43 of '), ('made_by.json', 12, '')),
     'train_MaskCN.py': TRAINING,
     'train_EnhancedSN.py': TRAINING,
     'eval_MaskCN.py': (('*.npy', 2, ''), ('*_Validation.csv', 1, ''), ('*_Validation.json', 1, ''),

@@ -455,8 +455,8 @@ def test_damaged_files_are_named_with_a_remedy(chain, sibling):
     enlarged = sibling('CoarseSN')
     enlarged.coarse_masks.unlink()
     enlarge(enlarged.weights('CoarseSN'))
-    spoilt = sibling('CoarseSN')
-    spoilt.coarse_masks.unlink()
+    spoilt = sibling('CoarseSN', masks='copy')
+    masks = {path: path.read_bytes() for path in spoilt.coarse_masks.rglob('*') if path.is_file()}
     (spoilt.root / 'dataset').unlink()
     shutil.copytree(chain.root / 'dataset', spoilt.root / 'dataset')
     pictures = [isic.read_classification_list(spoilt, 'Training')[0][0],
@@ -470,7 +470,7 @@ def test_damaged_files_are_named_with_a_remedy(chain, sibling):
             ('generate_Coarse_mask.py', enlarged), ('eval_MaskCN.py', huge),
             ('generate_Coarse_mask.py', spoilt))), expect=2)
     assert all(f'  - {picture}: is damaged' in looked_at for picture in pictures)
-    assert not list(spoilt.coarse_masks.rglob('*.png'))
+    assert masks == {path: path.read_bytes() for path in masks}   # nothing is drawn, removed or begun
     for text, path in ((drawn, enlarged.weights('CoarseSN')), (scored, huge.weights('MaskCN'))):
         assert f'{path}: ' in text and 'not finite' in text and 'LEARNING_RATE' in text, text
     assert not list(enlarged.coarse_masks.rglob('*.png')) and not huge.results.exists()
