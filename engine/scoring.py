@@ -1,5 +1,6 @@
 """Scoring masks against the truth: arrays as they are found, or folders of png files by any method."""
 import contextlib
+import unicodedata
 
 import numpy as np
 
@@ -94,14 +95,16 @@ def incomplete(folder):
 def find_masks(folder, wanted):
     """({image id: path}, list of faults) of a folder's png files, named with or without SUFFIX.
 
-    wanted : image ids; files of other kinds and hidden ones are left alone
+    wanted : image ids; files of other kinds and hidden ones are left alone. Names may be spelt in either form
+        of Unicode
     """
     if not folder.is_dir():
         return {}, [f'{folder}: is not a folder']
     found, faults = {}, list(filter(None, [incomplete(folder)]))
+    known = {unicodedata.normalize('NFC', name): name for name in wanted}
     for path in sorted(folder.glob('[!.]*.png')):
-        image_id = path.stem.removesuffix(SUFFIX)
-        if image_id not in wanted:
+        image_id = known.get(unicodedata.normalize('NFC', path.stem.removesuffix(SUFFIX)))
+        if image_id is None:
             faults.append(f'{path}: is of no image of this split')
         elif image_id in found:
             faults.append(f'{path}: {image_id} is there twice, see {found[image_id].name}')

@@ -2,6 +2,7 @@
 import csv
 import itertools
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -81,6 +82,14 @@ def test_a_folders_scores_are_those_pixel_by_pixel_and_the_challenges(root, tmp_
     ours = scoring.thresholded(found['good'], 0.65)
     np.testing.assert_allclose(ours.mean(0), theirs.macro_average[columns], atol=1e-12)
     assert 0 < np.count_nonzero(scoring.thresholded(found['poor'], 0.65)[:, 5]) < COUNT
+
+
+@pytest.mark.parametrize('forms', [('NFC', 'NFD'), ('NFD', 'NFC'), ('NFD', 'NFD')])
+def test_masks_are_found_whichever_way_unicode_spells_their_names(tmp_path, forms):
+    wanted, named = (unicodedata.normalize(form, 'm\xf6le') for form in forms)
+    path = tmp_path / f'{named}_segmentation.png'
+    images.write_mask(path, np.eye(8))
+    assert scoring.find_masks(tmp_path, [wanted]) == ({wanted: path}, [])
 
 
 def test_every_mask_at_fault_is_named_at_once(root):
