@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -690,6 +691,16 @@ def test_names_with_dots_stay_whole(tmp_path):
         f'{name},10,20,50,20,30,10,30,30' for name in ('scan.001', 'scan.002', 'scan.003.PNG', 'p.jpg'))]))
     found, faults = prepare_folder.read_diameters(table)
     assert list(found) == ['scan.001', 'scan.002', 'scan.003', 'p'] and not faults
+
+
+@pytest.mark.parametrize('forms', itertools.product(('NFC', 'NFD'), repeat=2))
+def test_diameters_are_found_whichever_way_unicode_spells_their_names(tmp_path, forms):
+    named, told = (unicodedata.normalize(form, 'm\xf6le') for form in forms)
+    images.write_png(tmp_path / 'pictures' / f'{named}.png', np.full((60, 80, 3), 40, np.uint8))
+    (tmp_path / 'told.csv').write_text(f'image,x1,y1,x2,y2,x3,y3,x4,y4\n{told}.png,20,30,60,30,40,20,40,40\n')
+    (_, path, _, row), = prepare_folder.find(SimpleNamespace(
+        IMAGES=tmp_path / 'pictures', MASKS='', DIAMETERS=tmp_path / 'told.csv'))
+    assert path.stem == named and row['ends'][0] == [20, 30, 60, 30]
 
 
 def test_any_folder_with_diameters(tmp_path):

@@ -26,7 +26,7 @@ if __name__ == '__main__':
 import numpy as np
 
 from companions.weak_labels import ellipses, preparation
-from dataset import isic, own
+from dataset import isic, label_csv, own
 from dataset.layout import SPLITS, Layout
 from engine import cli, files, images, scoring, settings
 from engine.errors import InputError
@@ -59,7 +59,8 @@ def read_diameters(path):
                 raise ValueError(f'has no column {", ".join(sorted(missing))}')
             for row in reader:
                 where, name = f'{path}, line {reader.line_num}', Path(row['image'] or '')
-                name = name.stem if name.suffix.lower() in images.EXTENSIONS else name.name   # as scan.001
+                name = label_csv.plain_id(   # not the ending of scan.001
+                    name.stem if name.suffix.lower() in images.EXTENSIONS else name.name)
                 try:
                     ends = [float(row[column]) for column in ENDS]
                     ellipses.from_diameters(ends[:4], ends[4:])
