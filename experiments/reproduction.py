@@ -168,6 +168,8 @@ class Reproduction:
                                                        [image for image, _ in pairs])
         if 'enhanced mask' in of:
             drawn = self.store.layout(of['enhanced mask']).results / f'EnhancedSN_{split}_masks'
+            if why := scoring.incomplete(drawn):   # a scoring of before may be finished all the same
+                return [], why
             masks['enhanced mask'] = evaluation.predicted_paths(drawn, [image.stem for image, _ in pairs])
         maps = {key: self._maps(job, pairs, masks.get('coarse mask')) for key, job in of.items()
                 if key.startswith('CAM')}

@@ -1,12 +1,15 @@
 """The graph of experiments: what is shared, what is run again, what is refused."""
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from dataset import isic
 from dataset.layout import Layout
 from engine import scoring, settings, trainer
 from engine.bootstrap import Difference
@@ -382,3 +385,18 @@ def test_tables_of_the_test_set_do_not_speak_of_validation(tmp_path, root, calls
     for columns, luck in ((['JA', 'DI'], reproduction.LUCK), (['mean AUC'], '')):   # its figures are of JA
         assert scoring.SELECTED.format(luck) in shown._facts(rows, results, 'Validation', columns)
         assert not any('also chose' in note for note in shown._facts(rows, results, 'Testing', columns))
+
+
+def test_masks_of_an_interrupted_evaluation_are_in_no_figure(tmp_path, root):
+    figure = "[figure.f]\npictures = ['image', 'enhanced mask']\nchoose = 'spread'\n" \
+             "of = { 'enhanced mask' = 'enhanced' }\n"
+    declared, layout = declare(tmp_path, SYSTEM + figure), Layout(root)
+    store = Mock(layout=lambda _: layout, data_root=lambda _: layout)
+    shown = Reproduction(declared, store, (0,), {})
+    folder = layout.results / 'EnhancedSN_Validation_masks'
+    for image, truth in isic.read_segmentation_list(layout, 'Validation'):
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(truth, folder / f'{image.stem}_segmentation.png')
+    assert shown.panel('f', tmp_path)[1] == '' and (tmp_path / 'figure_f.png').is_file()
+    (folder / scoring.INCOMPLETE).touch()
+    assert shown.panel('f', tmp_path) == ([], scoring.incomplete(folder))

@@ -37,7 +37,7 @@ from companions.weak_labels import (
     train_WeakSN,
 )
 from dataset.layout import SPLITS, Layout
-from engine import checkpoints, cli, images, trainer
+from engine import checkpoints, cli, figures, images, scoring, trainer
 from engine.errors import InputError
 from experiments import costs, results, tables
 from experiments.declarations import Declarations
@@ -941,6 +941,21 @@ def test_the_evaluation_scores_what_the_network_finds(trained, tiny, drawn, caps
     paths = lesions.mask_names(Path(f'{stem}_masks'), data.names)
     assert [images.image_size(path) for path in paths] == data.sizes
     assert images.image_size(Path(f'{stem}_panel.png'))[0] > 300
+
+
+def test_masks_of_an_interrupted_evaluation_are_not_in_the_panel_of_another(drawn, tmp_path, monkeypatch):
+    data, layout, titles = lesions.load(drawn, 'HAM10000', 'Validation'), Layout(tmp_path), []
+    folder = layout.results / 'WeakSN_a1_Validation_masks'
+    for path, size in zip(lesions.mask_names(folder, data.names), data.sizes, strict=True):
+        images.write_mask(path, np.ones(size[::-1], np.uint8))
+    (layout.results / 'WeakSN_a1_Validation.json').write_text(json.dumps({'data': data.fingerprint}))
+    monkeypatch.setattr(figures, 'panel', lambda rows, columns, path: titles.append(columns[3:]))
+    cfg = SimpleNamespace(METHOD='mask', SPLIT='Validation', PANEL_IMAGES=2)
+    shown = data, data.masks, np.ones((len(data.names), len(shape_scores.COLUMNS))), ''
+    eval_WeakSN.draw_panel(cfg, layout, *shown)
+    (folder / scoring.INCOMPLETE).touch()
+    eval_WeakSN.draw_panel(cfg, layout, *shown)
+    assert titles == [['A1', 'true masks'], ['true masks']]
 
 
 def test_lesions_that_were_trained_on_are_not_scored_in_a_later_split(trained, tiny, drawn, tmp_path):

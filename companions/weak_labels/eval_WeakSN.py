@@ -184,8 +184,9 @@ def draw_panel(cfg, layout, data, found, scores, path):
         stem = layout.results / f'WeakSN_{method}_{cfg.SPLIT}'
         record = files.read_json(stem.with_suffix('.json'))
         if title not in shown and record.get('data') == data.fingerprint:
-            paths = lesions.mask_names(stem.with_name(f'{stem.name}_masks'), data.names)
-            if all(paths[number].is_file() for number in chosen):
+            folder = stem.with_name(f'{stem.name}_masks')
+            paths = lesions.mask_names(folder, data.names)
+            if not scoring.incomplete(folder) and all(paths[number].is_file() for number in chosen):
                 shown[title] = {number: images.resize_mask(images.read_mask(paths[number]),
                                                            (data.side, data.side)) for number in chosen}
     titles = [title for title in TITLES.values() if title in shown]
