@@ -984,8 +984,8 @@ def test_lesions_that_were_trained_on_are_not_scored_in_a_later_split(trained, t
     assert said.value.faults == [f'{table}: {moved["name"]} is of Testing and was trained on']
     call(eval_WeakSN, *at, '--SEEN=True')
     shutil.copytree(table.parent, table.parent.with_name('HAM10000_anew'))   # the same, prepared again
-    with pytest.raises(InputError, match=f'{moved["name"]} is of Testing and was trained on'):
-        call(eval_WeakSN, *at, '--DATA=HAM10000_anew')
+    with pytest.raises(InputError, match=f'{moved["name"]} is of Testing .* trained on, if HAM10000 means'):
+        call(eval_WeakSN, *at, '--DATA=HAM10000_anew')   # of other data, names may be alike by chance
     moved['split'] = 'Training'
     kept = json.loads(names)['groups'][0]
     third = next(row for row in rows if row['split'] == 'Testing' and row is not moved)

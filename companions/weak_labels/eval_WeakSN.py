@@ -130,8 +130,10 @@ def seen_before(cfg, layout, data, config, run):
         places = {(row['group'], row['split']) for row in lesions.rows(layout, cfg.DATA)}
         if len(places) > len({group for group, _ in places}):
             groups = set()
-        return [f'{table}: {name} is of {cfg.SPLIT} and was trained on' if name in names else
-                f'{table}: {name} is of {cfg.SPLIT}, and others of its group {group} were trained on'
+        own = trained.get('DATA')
+        doubt = '' if own == cfg.DATA else f', if {own} means the same by this name'
+        return [f'{table}: {name} is of {cfg.SPLIT} and was trained on{doubt}' if name in names else
+                f'{table}: {name} is of {cfg.SPLIT}, and others of its group {group} were trained on{doubt}'
                 for name, group in zip(data.names, data.groups, strict=True)
                 if name in names or group in groups]
     if trained.get('DATA') != cfg.DATA:
