@@ -161,7 +161,7 @@ def require_photographs(paths):
             raise InputError('A picture cannot be used', faults)
 
     files.for_all(check, paths, 'looking at pictures', summary='Pictures that cannot be used',
-                  remedy='bring these files back whole (stage 1 writes its own anew), then run this again')
+                  remedy='replace these files (stage 1 writes its own anew), then run this again')
 
 
 def _photograph_faults(path, size, mode, orientation):

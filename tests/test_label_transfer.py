@@ -845,11 +845,11 @@ def test_students_learn_the_teachers_masks_and_their_average_redraws_them(traine
     assert capsys.readouterr().out.count('already trained') == 2   # the redrawn masks are the same again
 
 
-def test_masks_of_another_teacher_or_picture_are_not_learnt(trained_root, tmp_path):
+def test_masks_of_another_teacher_or_picture_are_not_learnt(trained_root, tmp_path, monkeypatch):
     teacher = trained.load(trained_root, ALONE, 'auto')
     (first, path, _), (second, other, _), *rest = teacher.pairs('Training')
     for layout, weights in (trained_root, 'older'), (Layout(tmp_path), teacher.fingerprint):
-        with pytest.raises(InputError, match='crf: holds no masks by(.|\n)*--SPLIT=Training --METHODS=crf'):
+        with pytest.raises(InputError, match='crf: holds no masks as(.|\n)*--SPLIT=Training --METHODS=crf'):
             train_student.teacher_masks(layout, [(first, path, None)], 'crf', 16, weights)
     pairs = [(first, path, None), (second, path, None), ('new', other, None), *rest]
     with pytest.raises(InputError) as said:
@@ -866,6 +866,9 @@ def test_masks_of_another_teacher_or_picture_are_not_learnt(trained_root, tmp_pa
     masks = train_student.teacher_masks(Layout(tmp_path), teacher.pairs('Training'), 'threshold', 16,
                                         teacher.fingerprint)
     assert masks.shape == (6, 16, 16)
+    monkeypatch.setattr(train_student.maps, 'VERSION', train_student.maps.VERSION + 1)
+    with pytest.raises(InputError, match='threshold: holds no masks as'):
+        train_student.teacher_masks(trained_root, pairs[:1], 'threshold', 16, teacher.fingerprint)
 
 
 def test_rows_are_of_the_evaluated_generator_alone(trained_root, tmp_path, capsys, monkeypatch):

@@ -115,14 +115,14 @@ def teacher_masks(layout, pairs, method, side, weights):
     """The masks that generate_masks drew of training pictures: (N, side, side) uint8 {0, 1}.
 
     weights : fingerprint of the teacher's
-    Raises InputError where they are of other weights, else naming every one that is missing or of another
-    picture.
+    Raises InputError where they are of other weights or drawn as earlier versions did, else naming every one
+    that is missing or of another picture.
     """
     folder = layout.root / 'LabelTransfer' / 'masks' / 'Training' / method
     record, above = recorded(folder, layout)
     paths = [folder / f'{name}{isic.MASK_SUFFIX}.png' for name, _, _ in pairs]
-    faults = [f'{folder}: holds no masks by the present teacher']
-    if record.head.get('weights') == weights:
+    faults = [f'{folder}: holds no masks as the present teacher draws them']
+    if (record.head.get('weights'), record.head.get('version')) == (weights, maps.VERSION):
         sources = record.contents.of_all([picture for _, picture, _ in pairs], 'training pictures: reading')
         present = record.contents.of_all(paths, 'masks: reading')
         faults = [f'{path}: {"is not as it was drawn of the present picture" if own else "is missing"}'
