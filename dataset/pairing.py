@@ -1,7 +1,7 @@
 """Pictures and masks of two folders, paired by name."""
 from pathlib import Path
 
-from dataset import isic
+from dataset import isic, label_csv
 from engine import images
 from engine.errors import InputError
 
@@ -9,8 +9,8 @@ NAMES = 'one mask a picture, of the same name (a suffix _segmentation is dropped
 
 
 def stem_of(path):
-    """A file's name without extension and, in whatever letters, without `_segmentation`."""
-    stem = path.stem
+    """A file's name as ids are joined, without extension and, in whatever letters, `_segmentation`."""
+    stem = label_csv.plain_id(path.stem)
     return stem[:-len(isic.MASK_SUFFIX)] if stem.lower().endswith(isic.MASK_SUFFIX) else stem
 
 

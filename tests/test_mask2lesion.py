@@ -358,6 +358,13 @@ def test_a_training_starts_from_public_weights_and_reads_prepared_files(folders,
     torch.testing.assert_close(kept[name], published('instance')[name])
 
 
+def test_pictures_and_masks_pair_up_whichever_way_unicode_spells_their_names(tmp_path):
+    image, mask = tmp_path / 'images/mo\u0308le.png', tmp_path / 'masks/m\xf6le_segmentation.png'
+    for path in image, mask:
+        images.write_mask(path, np.eye(8))
+    assert pairing.pair_up(image.parent, mask.parent) == [('m\xf6le', image, mask)]
+
+
 def test_all_folders_that_make_no_pairs_are_named_before_any_is_written(folders, tmp_path):
     images.write_png(folders[0] / 'ISIC_4.png', np.zeros((40, 40, 3), np.uint8))
     images.write_png(folders[1] / 'ISIC_5.png', np.zeros((40, 40), np.uint8))
